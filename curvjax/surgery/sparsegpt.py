@@ -5,6 +5,7 @@ algorithm 1.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from curvjax.surgery.pattern import Pattern, most_zeros
 from curvjax.surgery.second_moment import compensated, inverse_root, moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import Cut, Progress, prune_in_order, residual_streams
 from curvjax.surgery.sparsity import apportioned, require_room, sparsity_plan
+
+_RUN = 16  # inputs of a block between two lazy updates within it
 
 
 class Reconstruction(NamedTuple):
@@ -193,27 +196,45 @@ def _visit(number, carry, *, width, gone, factor, counts, block, every):
 
 
 def _pruned_block(part, gone, upper, count, every):
-    """One block after its inputs were visited in order: weights, mask, and errors w / U_ii of what went."""
-    run = every or part.shape[0]
-    variances = jnp.diagonal(upper) ** 2
+    """One block after its inputs were visited in order: weights, mask, and errors w / U_ii of what went.
+
+    The moves within the block are lazy too, run by run; a run fits the cache where a block does not.
+    """
+    width, outputs = part.shape
+    run = every or math.gcd(width, _RUN)
+    kept = jnp.ones(part.shape, bool) if every else _kept(_keys(part, gone, upper), count, by_output=False)
 
     def visit_run(number, carry):
         part, kept, errors = carry
         at = number * run
-        weights, absent = (jax.lax.dynamic_slice(array, (at, 0), (run, part.shape[1])) for array in (part, gone))
-        saliency = weights**2 / jax.lax.dynamic_slice(variances, (at,), (run,))[:, None]
-        keys = jnp.where(absent, 0, order_keys(saliency))
-        kept = jax.lax.dynamic_update_slice(kept, _kept(keys, count, by_output=every > 0), (at, 0))
-        return jax.lax.fori_loop(at, at + run, remove, (part, kept, errors))
+        weights, absent, stays = (jax.lax.dynamic_slice(rows, (at, 0), (run, outputs)) for rows in (part, gone, kept))
+        beyond = jax.lax.dynamic_slice(upper, (at, 0), (run, width))
+        inside = jax.lax.dynamic_slice(beyond, (0, at), (run, run))
+        if every:
+            stays = _kept(_keys(weights, absent, inside), count, by_output=True)
+        weights, missed = _removed(weights, stays, inside)
+        part = compensated(part, beyond, missed, at + run)
+        new = (part, weights), (kept, stays), (errors, missed)
+        return tuple(jax.lax.dynamic_update_slice(whole, rows, (at, 0)) for whole, rows in new)
 
-    def remove(i, carry):
-        part, kept, errors = carry
-        error = jnp.where(kept[i], 0.0, part[i]) / upper[i, i]
-        return part - upper[i][:, None] * error[None, :], kept, errors.at[i].set(error)
+    return jax.lax.fori_loop(0, width // run, visit_run, (part, kept, jnp.zeros_like(part)))
 
-    carry = (part, jnp.ones(part.shape, bool), jnp.zeros_like(part))
-    part, kept, errors = jax.lax.fori_loop(0, part.shape[0] // run, visit_run, carry)
-    return jnp.where(kept, part, 0.0), kept, errors
+
+def _removed(weights, kept, upper):
+    """A run whose inputs were visited in order: weights, and errors w / U_ii of what went."""
+
+    def visit(i, carry):
+        weights, errors = carry
+        error = jnp.where(kept[i], 0.0, weights[i]) / upper[i, i]
+        return weights - upper[i][:, None] * error[None, :], errors.at[i].set(error)
+
+    weights, errors = jax.lax.fori_loop(0, len(weights), visit, (weights, jnp.zeros_like(weights)))
+    return jnp.where(kept, weights, 0.0), errors
+
+
+def _keys(weights, gone, upper):
+    """Integers in the order of w^2 / U_ii^2, zero where a weight is gone already."""
+    return jnp.where(gone, 0, order_keys(weights**2 / jnp.diagonal(upper)[:, None] ** 2))
 
 
 def _kept(keys, count, *, by_output):
