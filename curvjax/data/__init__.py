@@ -1,10 +1,14 @@
 """Calibration, training and task data: reading, sampling, splitting, packing."""
 
 from curvjax.data.batch import Batch as Batch
+from curvjax.data.batch import SharedRows as SharedRows
 from curvjax.data.demonstration import demonstration_texts as demonstration_texts
 from curvjax.data.documents import Document as Document
 from curvjax.data.documents import documents_hash as documents_hash
 from curvjax.data.documents import sections as sections
+from curvjax.data.few_shot import FewShot as FewShot
+from curvjax.data.few_shot import few_shot as few_shot
+from curvjax.data.few_shot import with_examples as with_examples
 from curvjax.data.files import read_path as read_path
 from curvjax.data.packing import Arrangement as Arrangement
 from curvjax.data.packing import Piece as Piece
@@ -13,6 +17,9 @@ from curvjax.data.packing import microbatches as microbatches
 from curvjax.data.packing import pack as pack
 from curvjax.data.packing import take as take
 from curvjax.data.packing import windows as windows
+from curvjax.data.prefix_tree import SharedArrangement as SharedArrangement
+from curvjax.data.prefix_tree import common_beginning as common_beginning
+from curvjax.data.prefix_tree import share_prefixes as share_prefixes
 from curvjax.data.sources import SOURCES as SOURCES
 from curvjax.data.sources import read_documents as read_documents
 from curvjax.data.splits import Splits as Splits

@@ -1,6 +1,6 @@
-"""The one shape in which token data reach a model."""
+"""The shapes in which token data reach a model."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from jaxtyping import Array, Float, Int
 
@@ -18,3 +18,18 @@ class Batch(NamedTuple):
     weights: Float[Array, "B T"]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
+
+
+class SharedRows(NamedTuple):
+    """Rows of prefix trees: a text is a path from a root, and a common beginning is there once in its row.
+
+    tokens: `[B, T]`. positions: `[B, T]` place in the text, from 0. reach: `[B, T]` how many columns after a token the
+    last one lies that continues it; 0 on padding.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    reach: Int[Array, "B T"]
+
+
+AnyRows = TypeVar("AnyRows", bound=Batch | SharedRows)

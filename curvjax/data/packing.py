@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from curvjax.data.batch import Batch
+from curvjax.data.batch import AnyRows, Batch
 from curvjax.data.documents import Document
 from curvjax.data.tokens import Encoder, encode_pair
 
@@ -128,11 +128,11 @@ def take(batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
     return jax.tree.map(lambda leaf: leaf[jnp.asarray(rows, jnp.int32)], batch)
 
 
-def microbatches(batch: Batch, size: int) -> Iterator[Batch]:
+def microbatches(batch: AnyRows, size: int) -> Iterator[AnyRows]:
     """The batch in parts of `size` rows, the last filled up with rows of padding: one shape, one compilation.
 
     Yields:
-      Batches of `[size, T]`.
+      The same of `[size, T]`.
 
     Raises:
       ValueError: if `size` is below 1.

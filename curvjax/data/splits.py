@@ -90,6 +90,11 @@ def split_documents(
     return splits
 
 
+def content_hash(item: Item) -> str:
+    """SHA-256, in hexadecimal, of the content with its white space made even: equal where two items are the same."""
+    return hashlib.sha256(" ".join(item.content.split()).encode()).hexdigest()
+
+
 def _share_counts(total: int, shares: tuple[float, float, float] | None) -> tuple[int, int, int]:
     if shares is None or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         msg = f"shares must not be negative and must sum to 1; got {shares}."
@@ -102,7 +107,7 @@ def _share_counts(total: int, shares: tuple[float, float, float] | None) -> tupl
 def _shuffled_groups(items: Iterable[Item], seed: int) -> list[list[Item]]:
     groups: dict[str, list[Item]] = {}
     for item in items:
-        groups.setdefault(item.group or _content_hash(item), []).append(item)
+        groups.setdefault(item.group or content_hash(item), []).append(item)
     shuffled = sorted(groups, key=lambda name: _shuffle_key(seed, name))
     return [sorted(groups[name], key=repr) for name in shuffled]
 
@@ -119,17 +124,13 @@ def _filled(groups: Iterable[list[Item]], sizes: tuple[int, int, int], *, exact:
 
 
 def _require_disjoint(splits: Splits) -> None:
-    contents = ({_content_hash(item): item.id for item in part} for part in splits)
+    contents = ({content_hash(item): item.id for item in part} for part in splits)
     for one, other in combinations(contents, 2):
         shared = one.keys() & other.keys()
         if shared:
             pair = next((one[key], other[key]) for key in shared)
             msg = f"{len(shared)} contents lie on two sides, e.g. documents {pair}; put them in one group."
             raise ValueError(msg)
-
-
-def _content_hash(item: Item) -> str:
-    return hashlib.sha256(" ".join(item.content.split()).encode()).hexdigest()
 
 
 def _shuffle_key(seed: int, name: str) -> str:

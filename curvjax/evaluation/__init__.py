@@ -1,7 +1,11 @@
 """How good a model is, and how sure of that one can be: perplexity, ranked choice, paired differences."""
 
 from curvjax.evaluation.choice import Choice as Choice
+from curvjax.evaluation.choice import encode_choices as encode_choices
 from curvjax.evaluation.choice import ranked_choice as ranked_choice
+from curvjax.evaluation.continuations import Continuations as Continuations
+from curvjax.evaluation.continuations import Pair as Pair
+from curvjax.evaluation.continuations import continuation_scores as continuation_scores
 from curvjax.evaluation.paired import ChoiceDifference as ChoiceDifference
 from curvjax.evaluation.paired import Difference as Difference
 from curvjax.evaluation.paired import paired_choice as paired_choice
@@ -9,5 +13,6 @@ from curvjax.evaluation.paired import paired_difference as paired_difference
 from curvjax.evaluation.perplexity import Perplexity as Perplexity
 from curvjax.evaluation.perplexity import perplexity as perplexity
 from curvjax.evaluation.scoring import Progress as Progress
+from curvjax.evaluation.scoring import Scores as Scores
 from curvjax.evaluation.scoring import Targets as Targets
 from curvjax.evaluation.scoring import target_log_probabilities as target_log_probabilities

@@ -14,7 +14,7 @@ class Perplexity(NamedTuple):
     """nll: mean negative log-likelihood of the counted tokens, nats. perplexity: its exponential.
 
     standard_error: of `nll`, rows as clusters; nan for a single row. tokens: how many count. row_nll: `[B]` summed
-    nats of each row. row_tokens: `[B]` counted tokens of each row.
+    nats of each row. row_tokens: `[B]` counted tokens of each row. tokens_read: by the model, without padding.
     """
 
     nll: float
@@ -23,6 +23,7 @@ class Perplexity(NamedTuple):
     tokens: int
     row_nll: Float[np.ndarray, " B"]
     row_tokens: Float[np.ndarray, " B"]
+    tokens_read: int
 
 
 def perplexity(model: Decoder, batch: Batch, *, rows_at_once: int = 8, progress: Progress | None = None) -> Perplexity:
@@ -47,10 +48,11 @@ def perplexity(model: Decoder, batch: Batch, *, rows_at_once: int = 8, progress:
         raise ValueError(msg)
     targets = Targets(row, column, np.asarray(batch.targets)[row, column])
     scores = target_log_probabilities(model, batch, targets, rows_at_once=rows_at_once, progress=progress)
-    row_nll = np.bincount(row, -scores, minlength=len(weights))
+    row_nll = np.bincount(row, -scores.log_probability, minlength=len(weights))
     row_tokens = np.bincount(row, minlength=len(weights)).astype(float)
     nll, error = clustered_mean(row_nll, row_tokens)
-    return Perplexity(nll, float(np.exp(nll)), error, len(row), row_nll, row_tokens)
+    read = int(np.sum(np.asarray(batch.segments) > 0))
+    return Perplexity(nll, float(np.exp(nll)), error, len(row), row_nll, row_tokens, read)
 
 
 def clustered_mean(sums: Float[np.ndarray, " B"], counts: Float[np.ndarray, " B"]) -> tuple[float, float]:

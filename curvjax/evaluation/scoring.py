@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from curvjax.data import Batch, microbatches
+from curvjax.data import Batch, SharedRows, microbatches
 from curvjax.models import Decoder
+from curvjax.models.attention import Branches
 
 Progress = Callable[[int, int], None]
 """Told `(done, all)` rows after each microbatch."""
@@ -27,55 +28,68 @@ class Targets(NamedTuple):
     token: Int[np.ndarray, " N"]
 
 
+class Scores(NamedTuple):
+    """log_probability: `[N]` nats, float64, of each target. greedy: `[N]` whether no other token is likelier."""
+
+    log_probability: Float[np.ndarray, " N"]
+    greedy: Bool[np.ndarray, " N"]
+
+
 def target_log_probabilities(
-    model: Decoder, batch: Batch, targets: Targets, *, rows_at_once: int, progress: Progress | None = None
-) -> Float[np.ndarray, " N"]:
-    """log p(token | everything before it in its segment), for every target.
+    model: Decoder, rows: Batch | SharedRows, targets: Targets, *, rows_at_once: int, progress: Progress | None = None
+) -> Scores:
+    """log p(token | everything before it in its text), for every target.
 
     Only positions that predict a target are given a vocabulary's logits. Blocks are compiled one at a time, so alike
     layers of alike models share one compilation.
 
     Args:
       model: used through `embed`, `layers` and `readout` alone.
-      batch: `[B, T]` its tokens, positions and segments; targets and weights play no part.
+      rows: `[B, T]` tokens, positions and who sees whom; targets and weights of a `Batch` play no part.
       targets: several may share a position.
       rows_at_once: rows in memory at a time.
       progress: called after each microbatch.
 
-    Returns:
-      `[N]` log-probabilities, nats, in float64.
-
     Raises:
-      ValueError: if a segment is longer than the model was made for, or `rows_at_once` is below 1.
+      ValueError: if a text is longer than the model was made for, or `rows_at_once` is below 1.
     """
-    longest = 1 + int(batch.positions.max())
-    if longest > model.config.max_positions:
-        msg = (
-            f"a document of {longest} tokens, but the model takes at most {model.config.max_positions}: cut it shorter."
-        )
-        raise ValueError(msg)
-    rows_at_once = min(rows_at_once, batch.tokens.shape[0])
+    require_positions(model, 1 + int(rows.positions.max()), what="a document")
+    count = rows.tokens.shape[0]
+    rows_at_once = min(rows_at_once, count)
     outer = nnx.clone(model)
     outer.layers = nnx.List([])
     ends, blocks = nnx.split(outer), [nnx.split(block) for block in model.layers]
-    scores = np.zeros(len(targets.row))
-    for number, part in enumerate(microbatches(batch, rows_at_once)):
+    scores = np.zeros((2, len(targets.row)))
+    for number, part in enumerate(microbatches(rows, rows_at_once)):
         first = number * rows_at_once
         inside = np.flatnonzero((first <= targets.row) & (targets.row < first + rows_at_once))
         x_BTD = _embed(*ends, part.tokens, part.positions)
+        segments = part.segments if isinstance(part, Batch) else Branches(part.positions, part.reach)
         for graph, state in blocks:
-            x_BTD = _block(graph, state, x_BTD, part.positions, part.segments)
+            x_BTD = _block(graph, state, x_BTD, part.positions, segments)
         for chunk in np.split(inside, range(_READOUT, len(inside), _READOUT)):
-            scores[chunk] = _chunk(ends, x_BTD, targets.row[chunk] - first, targets.column[chunk], targets.token[chunk])
+            places = targets.row[chunk] - first, targets.column[chunk], targets.token[chunk]
+            scores[:, chunk] = _chunk(ends, x_BTD, *places)
         if progress is not None:
-            progress(min(first + rows_at_once, batch.tokens.shape[0]), batch.tokens.shape[0])
-    return scores
+            progress(min(first + rows_at_once, count), count)
+    return Scores(scores[0], scores[1] > 0)
+
+
+def require_positions(model: Decoder, tokens: int, *, what: str) -> None:
+    """Refuse what is longer than the model was made for; `what` begins the sentence, "a document".
+
+    Raises:
+      ValueError: if `tokens` are more than its `max_positions`.
+    """
+    if tokens > model.config.max_positions:
+        msg = f"{what} of {tokens} tokens, but the model takes at most {model.config.max_positions}: cut it shorter."
+        raise ValueError(msg)
 
 
 def _chunk(ends: tuple[nnx.GraphDef, nnx.State], x_BTD: Array, *places: np.ndarray) -> np.ndarray:
     count = len(places[0])
     padded = (jnp.asarray(np.pad(place, (0, _READOUT - count)), jnp.int32) for place in places)
-    return np.asarray(_readout(*ends, x_BTD, *padded))[:count]
+    return np.asarray(_readout(*ends, x_BTD, *padded))[:, :count]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,7 +98,7 @@ def _embed(graph: nnx.GraphDef, state: nnx.State, tokens: Array, positions: Arra
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _block(graph: nnx.GraphDef, state: nnx.State, x_BTD: Array, positions: Array, segments: Array) -> Array:
+def _block(graph: nnx.GraphDef, state: nnx.State, x_BTD: Array, positions: Array, segments: Array | Branches) -> Array:
     return nnx.merge(graph, state)(x_BTD, positions, segments)
 
 
@@ -92,4 +106,5 @@ def _block(graph: nnx.GraphDef, state: nnx.State, x_BTD: Array, positions: Array
 def _readout(graph: nnx.GraphDef, state: nnx.State, x_BTD: Array, row: Array, column: Array, token: Array) -> Array:
     logits_NV = nnx.merge(graph, state).readout(x_BTD[row, column][None])[0]
     picked = jnp.take_along_axis(logits_NV, token[:, None], axis=1)[:, 0]
-    return picked - jax.nn.logsumexp(logits_NV, axis=1)  # half the time of a whole log_softmax
+    log_probability = picked - jax.nn.logsumexp(logits_NV, axis=1)  # half the time of a whole log_softmax
+    return jnp.stack([log_probability, picked >= jnp.max(logits_NV, axis=1)])

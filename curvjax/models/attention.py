@@ -1,5 +1,7 @@
 """Causal self-attention with grouped keys, windows, packed documents and soft caps."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,21 @@ from jax.typing import DTypeLike
 from curvjax.models.config import DecoderConfig
 from curvjax.models.linear import Linear, RMSNorm
 from curvjax.models.rope import rotated
+
+
+class Branches(NamedTuple):
+    """Who sees whom in rows where texts share the tokens of their common beginnings, laid out depth first.
+
+    positions_BT: `[B, T]` place in the text, from 0. reach_BT: `[B, T]` how many columns after a token the last one
+    lies that continues it; 0 on padding.
+    """
+
+    positions_BT: jax.Array
+    reach_BT: jax.Array
+
+
+Segments = jax.Array | Branches
+"""`[B, T]` number of the document in its row, as in `Batch`; or `Branches`."""
 
 
 class Attention(nnx.Module):
@@ -31,7 +48,7 @@ class Attention(nnx.Module):
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
         self.window, self.rope = config.layer_window(layer), config.layer_rope(layer)
 
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: Segments) -> jax.Array:
         """`[B, T, D]` to `[B, T, D]`; see `visible_BTS` for who sees whom."""
         B, T, _ = x_BTD.shape
         q_BTHh = self.q_proj(x_BTD).reshape(B, T, -1, self.head_dim)
@@ -57,17 +74,32 @@ def _head_norm(config: DecoderConfig, *, dtype: DTypeLike) -> RMSNorm:
     return RMSNorm(config.head_dim, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype)
 
 
-def visible_BTS(segments_BT: jax.Array, window: int | None) -> jax.Array:
-    """Whether token T sees token S: not later, in the same segment, and fewer than `window` tokens back.
+def visible_BTS(segments_BT: Segments, window: int | None) -> jax.Array:
+    """Whether token T sees token S: not later, in the same text, and fewer than `window` tokens back.
 
     Padding is segment 0: no document sees it, and it sees only padding, so that no softmax is over nothing.
     """
-    place = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
-    back_TS = place[:, None] - place[None, :]
+    if isinstance(segments_BT, Branches):
+        return _branch_visible_BTS(segments_BT, window)
+    back_TS = _back_TS(segments_BT.shape[1])
     near_TS = back_TS >= 0
     if window is not None:
         near_TS &= back_TS < window
     return near_TS[None, :, :] & (segments_BT[:, :, None] == segments_BT[:, None, :])
+
+
+def _branch_visible_BTS(branches: Branches, window: int | None) -> jax.Array:
+    # depth first, what continues S lies in the columns S .. S + reach(S), and nothing else does
+    back_1TS = _back_TS(branches.reach_BT.shape[1])[None, :, :]
+    seen_BTS = (back_1TS >= 0) & (back_1TS <= branches.reach_BT[:, None, :])
+    if window is not None:  # columns between the two may hold other branches
+        seen_BTS &= branches.positions_BT[:, :, None] - branches.positions_BT[:, None, :] < window
+    return seen_BTS
+
+
+def _back_TS(length: int) -> jax.Array:
+    place = jnp.arange(length, dtype=jnp.int32)
+    return place[:, None] - place[None, :]
 
 
 def attended(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from curvjax.models.attention import Attention
+from curvjax.models.attention import Attention, Segments
 from curvjax.models.config import DecoderConfig
 from curvjax.models.linear import Embedding, LayerNorm, Linear, RMSNorm
 
@@ -52,8 +52,8 @@ class Block(nnx.Module):
         self.post_feedforward_layernorm = norm(config, dtype=dtype) if config.sandwich_norm else None
         self.pre_norm = config.pre_norm
 
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        """The residual stream `[B, T, D]` after this layer; positions and segments as in `Batch`."""
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: Segments) -> jax.Array:
+        """The residual stream `[B, T, D]` after this layer; positions as in `Batch`, segments too or `Branches`."""
         if self.pre_feedforward_layernorm is not None and self.post_feedforward_layernorm is not None:
             mixed = self.self_attn(self.input_layernorm(x_BTD), positions_BT, segments_BT)
             x_BTD += self.post_attention_layernorm(mixed)
@@ -111,7 +111,7 @@ class Decoder(nnx.Module):
         tokens_BT: jax.Array,
         *,
         positions_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
+        segments_BT: Segments | None = None,
     ) -> jax.Array:
         """Next-token logits `[B, T, V]`. By default each row is one document; see `Batch` for packed ones."""
         if positions_BT is None:

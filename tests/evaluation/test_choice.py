@@ -3,7 +3,7 @@ import pytest
 
 from curvjax.data import Question, encode_pair
 from curvjax.evaluation import ranked_choice
-from curvjax.evaluation.choice import _choice, _plan
+from curvjax.evaluation.choice import _choice
 from curvjax.models import parameters, with_parameters
 from tests.data.encoders import Characters
 from tests.evaluation.plain import text_log_probabilities
@@ -60,18 +60,25 @@ def test_means_and_standard_errors_are_over_questions(model):
 
 def test_leading_blanks_are_no_characters():
     question = Question("blanks", ("x", "x"), (" ab", " abcdef"), 1)
-    choice = _choice(np.asarray([[-2.0, -5.4]]), [question])  # per character -1 and -0.9; with blanks -0.67 and -0.77
+    choice = _choice(
+        np.asarray([[-2.0, -5.4]]), [question], 0
+    )  # per character -1 and -0.9; with blanks -0.67 and -0.77
     assert not choice.correct[0]
     assert choice.correct_per_character[0]
 
 
-def test_the_longest_of_nested_continuations_is_read_for_all():
-    pieces, targets = _plan(QUESTIONS[:1], Characters(), ())
-    assert ["".join(map(chr, piece.tokens)) for piece in pieces] == ["Which?  abc "]
-    assert sorted(set(map(tuple, targets[:, [2, 4]].tolist()))) == sorted({
-        (ord(token), choice) for choice, text in enumerate(QUESTIONS[0].continuations) for token in " " + text
-    })
-    assert len(_plan(QUESTIONS, Characters(), ()).pieces) == 1 + 2 + 2 + 1
+def test_what_choices_and_questions_begin_with_is_read_once(model):
+    read = [
+        ranked_choice(model, Characters(), questions, length=64).tokens_read
+        for questions in (QUESTIONS, *zip(QUESTIONS))
+    ]
+    assert read[1:] == [
+        len("Which?  abc "),
+        len("Another one:") + len(" ye") + len("n"),
+        2 * len("so that Ann left") - 8,
+        30 + 8,
+    ]
+    assert read[0] == sum(read[1:])
 
 
 def test_empty_context_needs_a_prefix(model):

@@ -9,7 +9,7 @@ from tests.data.encoders import Characters
 
 def result(row_nll, row_tokens):
     nll, error = clustered_mean(row_nll, row_tokens)
-    return Perplexity(nll, np.exp(nll), error, int(row_tokens.sum()), row_nll, row_tokens)
+    return Perplexity(nll, np.exp(nll), error, int(row_tokens.sum()), row_nll, row_tokens, 0)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

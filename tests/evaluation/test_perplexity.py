@@ -26,6 +26,7 @@ def test_perplexity_is_the_exponential_of_the_mean_over_counted_tokens(model):
     picked = picked[..., 0]
     result = perplexity(model, batch)
     assert result.tokens == sum(map(len, TEXTS)) == result.row_tokens.sum()
+    assert result.tokens_read == 2 * result.tokens - len(TEXTS)  # the prompts too, the last tokens not
     np.testing.assert_allclose(result.nll, -(picked * batch.weights).sum() / batch.weights.sum(), rtol=2e-6)
     assert result.perplexity == np.exp(result.nll)
     np.testing.assert_allclose(result.row_nll, -(picked * batch.weights).sum(axis=1), rtol=2e-6)

@@ -35,13 +35,16 @@ def test_scores_are_the_whole_models(model, batch, variant, rows_at_once):
     model, targets = variant(model), everywhere(batch)
     wanted = batch_log_probabilities(model, batch)[targets.row, targets.column, targets.token]
     scores = target_log_probabilities(model, batch, targets, rows_at_once=rows_at_once)
-    np.testing.assert_allclose(scores, wanted, rtol=2e-6)  # float32 logits
+    np.testing.assert_allclose(scores.log_probability, wanted, rtol=2e-6)  # float32 logits
 
 
 def test_one_position_may_predict_several_tokens_in_any_order(model, batch):
     every = Targets(np.repeat([1, 0], 128), np.repeat([3, 5], 128), np.tile(np.arange(128), 2))
-    scores = target_log_probabilities(model, batch, every, rows_at_once=1)
-    np.testing.assert_allclose(np.exp(scores).reshape(2, 128).sum(axis=1), 1, rtol=1e-6)
+    log_probability, greedy = target_log_probabilities(model, batch, every, rows_at_once=1)
+    np.testing.assert_allclose(np.exp(log_probability).reshape(2, 128).sum(axis=1), 1, rtol=1e-6)
+    assert np.array_equal(
+        np.flatnonzero(greedy), [log_probability[:128].argmax(), 128 + log_probability[128:].argmax()]
+    )
 
 
 def test_progress_counts_rows_up_to_all(model, batch):
