@@ -3,9 +3,12 @@
 from curvjax.models.attention import Attention as Attention
 from curvjax.models.checkpoint import Checkpoint as Checkpoint
 from curvjax.models.checkpoint import Restored as Restored
+from curvjax.models.checkpoint import checkpoint_schema as checkpoint_schema
+from curvjax.models.checkpoint import described_model as described_model
 from curvjax.models.checkpoint import is_checkpoint as is_checkpoint
 from curvjax.models.checkpoint import load_arrays as load_arrays
 from curvjax.models.checkpoint import load_checkpoint as load_checkpoint
+from curvjax.models.checkpoint import model_description as model_description
 from curvjax.models.checkpoint import save_arrays as save_arrays
 from curvjax.models.checkpoint import save_checkpoint as save_checkpoint
 from curvjax.models.config import DecoderConfig as DecoderConfig
@@ -32,6 +35,7 @@ from curvjax.models.linear import RMSNorm as RMSNorm
 from curvjax.models.linear import affine as affine
 from curvjax.models.load import Loaded as Loaded
 from curvjax.models.load import load_model as load_model
+from curvjax.models.parameters import arrays_hash as arrays_hash
 from curvjax.models.parameters import parameter_shapes as parameter_shapes
 from curvjax.models.parameters import parameters as parameters
 from curvjax.models.parameters import weights_hash as weights_hash

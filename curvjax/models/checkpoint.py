@@ -86,6 +86,43 @@ def is_checkpoint(path: str | Path) -> bool:
     return (Path(path) / _MARK).is_file()
 
 
+def checkpoint_schema(directory: str | Path) -> str | None:
+    """The kind and version of the checkpoint in `directory`; None where no checkpoint lies, or one without.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    if not is_checkpoint(directory):
+        return None
+    found = _read(Path(directory).resolve(), None).custom_metadata
+    return found.get("schema") if isinstance(found, dict) else None
+
+
+def model_description(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a checkpoint says of a model beside its arrays, as JSON: config and tokenizer."""
+    return {
+        "config": dataclasses.asdict(config),
+        "tokenizer": {
+            "json": tokenizer.backend.to_str(),
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+    }
+
+
+def described_model(description: Mapping[str, Any]) -> tuple[DecoderConfig, Tokenizer]:
+    """The config and the tokenizer of `model_description`.
+
+    Raises:
+      KeyError: if an entry is missing.
+      TypeError: if one is of another type or unknown.
+      ValueError: if a value is out of range.
+    """
+    config, saved = _config(description["config"]), description["tokenizer"]
+    backend = tokenizers.Tokenizer.from_str(saved["json"])
+    return config, Tokenizer(backend, bos_id=saved["bos_id"], eos_id=saved["eos_id"])
+
+
 def save_checkpoint(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer) -> None:
     """Write all that `load_checkpoint` needs to rebuild `model`, whole or not at all.
 
@@ -104,15 +141,7 @@ def save_checkpoint(model: Decoder, directory: str | Path, *, tokenizer: Tokeniz
         strange = sorted(path for path in held | wanted if held.get(path) != wanted.get(path))
         msg = f"{len(strange)} variables are not those of the model's config, e.g. {strange[:3]}; merge adapters first."
         raise ValueError(msg)
-    description = {
-        "schema": _MODEL_SCHEMA,
-        "config": dataclasses.asdict(model.config),
-        "tokenizer": {
-            "json": tokenizer.backend.to_str(),
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-        },
-    }
+    description = {"schema": _MODEL_SCHEMA} | model_description(model.config, tokenizer)
     save_arrays(parameters(model), directory, description=description)
 
 
@@ -138,14 +167,12 @@ def load_checkpoint(directory: str | Path, *, dtype: DTypeLike = jnp.float32) ->
     """
     arrays, description = load_arrays(directory, schema=_MODEL_SCHEMA, dtype=dtype)
     try:
-        config = _config(description["config"])
-        saved = description["tokenizer"]
-        backend = tokenizers.Tokenizer.from_str(saved["json"])
+        config, tokenizer = described_model(description)
         model = with_parameters(abstract_decoder(config, dtype=dtype), arrays)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{directory}: not a model that this version can rebuild: {error}."
         raise ValueError(msg) from error
-    return Restored(model, Tokenizer(backend, bos_id=saved["bos_id"], eos_id=saved["eos_id"]))
+    return Restored(model, tokenizer)
 
 
 def _read(directory: Path, shapes: dict[str, jax.ShapeDtypeStruct] | None) -> Any:

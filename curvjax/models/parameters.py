@@ -66,8 +66,13 @@ def with_parameters(module: Module, values: Mapping[str, jax.Array]) -> Module:
 
 def weights_hash(module: nnx.Module) -> str:
     """SHA-256, in hexadecimal, of all parameters' names, dtypes, shapes and bytes."""
+    return arrays_hash(parameters(module))
+
+
+def arrays_hash(arrays: Mapping[str, jax.Array]) -> str:
+    """SHA-256, in hexadecimal, of arrays by name: names, dtypes, shapes and bytes, in whatever order they come."""
     digest = hashlib.sha256()
-    for path, value in sorted(parameters(module).items()):
+    for path, value in sorted(arrays.items()):
         array = np.ascontiguousarray(value)
         digest.update(f"{path}|{array.dtype}|{array.shape}|".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)

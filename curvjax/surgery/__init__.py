@@ -8,6 +8,7 @@ from curvjax.surgery.costs import Cost as Cost
 from curvjax.surgery.costs import adapter_costs as adapter_costs
 from curvjax.surgery.costs import adapter_size as adapter_size
 from curvjax.surgery.costs import upcycled_costs as upcycled_costs
+from curvjax.surgery.dense import dense_equivalent as dense_equivalent
 from curvjax.surgery.depth import drop_layers as drop_layers
 from curvjax.surgery.depth import renumbered as renumbered
 from curvjax.surgery.dora import DoRALinear as DoRALinear
@@ -20,9 +21,12 @@ from curvjax.surgery.factorize import Factorized as Factorized
 from curvjax.surgery.factorize import FactorizedLinear as FactorizedLinear
 from curvjax.surgery.factorize import Factors as Factors
 from curvjax.surgery.factorize import factorize as factorize
+from curvjax.surgery.factorize import factorize_asvd as factorize_asvd
 from curvjax.surgery.factorize import factorize_aware as factorize_aware
+from curvjax.surgery.factorize import factorize_scaled as factorize_scaled
 from curvjax.surgery.factorize import factorize_svd as factorize_svd
 from curvjax.surgery.factorize import merge_factors as merge_factors
+from curvjax.surgery.factorize import saving_ranks as saving_ranks
 from curvjax.surgery.gptq import Rounded as Rounded
 from curvjax.surgery.gptq import Sweep as Sweep
 from curvjax.surgery.gptq import gptq as gptq
@@ -66,6 +70,14 @@ from curvjax.surgery.quantize import quantize_nearest as quantize_nearest
 from curvjax.surgery.router import Router as Router
 from curvjax.surgery.router import balance_loss as balance_loss
 from curvjax.surgery.router import watched as watched
+from curvjax.surgery.saved import REBUILT_SCHEMA as REBUILT_SCHEMA
+from curvjax.surgery.saved import is_rebuilt as is_rebuilt
+from curvjax.surgery.saved import load_rebuilt as load_rebuilt
+from curvjax.surgery.saved import model_hash as model_hash
+from curvjax.surgery.saved import save_rebuilt as save_rebuilt
+from curvjax.surgery.shrinkage import ShrinkPlan as ShrinkPlan
+from curvjax.surgery.shrinkage import shrink as shrink
+from curvjax.surgery.shrinkage import shrink_plan as shrink_plan
 from curvjax.surgery.sparsegpt import Reconstruction as Reconstruction
 from curvjax.surgery.sparsegpt import prune_sparsegpt as prune_sparsegpt
 from curvjax.surgery.sparsegpt import sparsegpt as sparsegpt
