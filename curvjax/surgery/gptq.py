@@ -26,7 +26,14 @@ from curvjax.surgery.codes import (
     weight_of,
 )
 from curvjax.surgery.quantize import QuantizationPlan, Quantized, quantized
-from curvjax.surgery.second_moment import compensated, inverse_root, moments_of, output_error, require_hessian
+from curvjax.surgery.second_moment import (
+    compensated,
+    inverse_root,
+    moments_of,
+    output_error,
+    require_hessian,
+    visited,
+)
 from curvjax.surgery.sequential import Progress, edit_in_order, residual_streams
 
 
@@ -203,12 +210,21 @@ def _visit(start, carry, *, width, factor, owners, bits):
 def _rounded_block(part, upper, scales, zeros, bits):
     """Codes of one block whose inputs are visited in order, and errors (w - q) / U_ii."""
 
-    def visit(i, carry):
-        part, codes, errors = carry
-        code = encoded(part[i], scales[i], zeros[i], bits)
-        error = (part[i] - weight_of(code, scales[i], zeros[i])) / upper[i, i]
-        return part - upper[i][:, None] * error[None, :], codes.at[i].set(code), errors.at[i].set(error)
+    def change(at, weights, inside):
+        grids = (jax.lax.dynamic_slice(rows, (at, 0), weights.shape) for rows in (scales, zeros))
+        return weights, *_rounded_run(weights, inside, *grids, bits)
 
-    carry = (part, jnp.zeros(part.shape, jnp.uint8), jnp.zeros_like(part))
-    _, codes, errors = jax.lax.fori_loop(0, part.shape[0], visit, carry)
-    return codes, errors
+    return visited(part, upper, change, marks=jnp.uint8)[1:]
+
+
+def _rounded_run(weights, upper, scales, zeros, bits):
+    """The same of one run."""
+
+    def visit(i, carry):
+        weights, codes, errors = carry
+        code = encoded(weights[i], scales[i], zeros[i], bits)
+        error = (weights[i] - weight_of(code, scales[i], zeros[i])) / upper[i, i]
+        return weights - upper[i][:, None] * error[None, :], codes.at[i].set(code), errors.at[i].set(error)
+
+    carry = (weights, jnp.zeros(weights.shape, jnp.uint8), jnp.zeros_like(weights))
+    return jax.lax.fori_loop(0, len(weights), visit, carry)[1:]

@@ -4,12 +4,16 @@ Source: Frantar & Alistarh, "Optimal Brain Compression", 2022, section 3; Franta
 Quantization for Generative Pre-trained Transformers", 2022, step 3 (the Cholesky form of the inverse).
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 _TRIES = 4
+_RUN = 16  # inputs between two lazy updates within a block: a run stays in the cache, where a block does not
 
 
 def moments_of(inputs: Float[Array, "N I"]) -> Float[Array, "I I"]:
@@ -84,6 +88,42 @@ def compensated(
     """
     later = jnp.arange(kernel.shape[0])[None, :] >= end
     return kernel - jnp.matmul(jnp.where(later, upper, 0.0).T, errors, precision="highest")
+
+
+def visited(
+    block: Float[Array, "B O"],
+    upper: Float[Array, "B B"],
+    change: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
+    *,
+    marks: DTypeLike,
+    run: int = 0,
+) -> tuple[Float[Array, "B O"], Array, Float[Array, "B O"]]:
+    """A block of inputs after its runs were changed in order, each moving the later ones to make up for its errors.
+
+    Args:
+      block: `[block, out]` weights.
+      upper: `[block, block]` part of U.
+      change: `(first input of the run, its weights [run, out], its part of U [run, run]) -> (weights, marks, errors)`,
+        each `[run, out]`; an error is the change of a weight / U_ii.
+      marks: type of the marks.
+      run: inputs in a run, a divisor of the block; 0: what suits the cache.
+
+    Returns:
+      Weights, marks and errors, `[block, out]`.
+    """
+    width, outputs = block.shape
+    run = run or math.gcd(width, _RUN)
+
+    def visit(number, carry):
+        at = number * run
+        beyond = jax.lax.dynamic_slice(upper, (at, 0), (run, width))
+        weights = jax.lax.dynamic_slice(carry[0], (at, 0), (run, outputs))
+        found = change(at, weights, jax.lax.dynamic_slice(beyond, (0, at), (run, run)))
+        moved = (compensated(carry[0], beyond, found[2], at + run), *carry[1:])
+        return tuple(jax.lax.dynamic_update_slice(*each, (at, 0)) for each in zip(moved, found, strict=True))
+
+    carry = (block, jnp.zeros(block.shape, marks), jnp.zeros_like(block))
+    return jax.lax.fori_loop(0, width // run, visit, carry)
 
 
 @jax.jit

@@ -5,7 +5,6 @@ algorithm 1.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,11 +18,16 @@ from curvjax.models import Decoder
 from curvjax.surgery.masks import Pruned
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern, most_zeros
-from curvjax.surgery.second_moment import compensated, inverse_root, moments_of, output_error, require_hessian
+from curvjax.surgery.second_moment import (
+    compensated,
+    inverse_root,
+    moments_of,
+    output_error,
+    require_hessian,
+    visited,
+)
 from curvjax.surgery.sequential import Cut, Progress, prune_in_order, residual_streams
 from curvjax.surgery.sparsity import apportioned, require_room, sparsity_plan
-
-_RUN = 16  # inputs of a block between two lazy updates within it
 
 
 class Reconstruction(NamedTuple):
@@ -196,28 +200,19 @@ def _visit(number, carry, *, width, gone, factor, counts, block, every):
 
 
 def _pruned_block(part, gone, upper, count, every):
-    """One block after its inputs were visited in order: weights, mask, and errors w / U_ii of what went.
+    """One block after its inputs were visited in order: weights, mask, and errors w / U_ii of what went."""
+    chosen = None if every else _kept(_keys(part, gone, upper), count, by_output=False)
 
-    The moves within the block are lazy too, run by run; a run fits the cache where a block does not.
-    """
-    width, outputs = part.shape
-    run = every or math.gcd(width, _RUN)
-    kept = jnp.ones(part.shape, bool) if every else _kept(_keys(part, gone, upper), count, by_output=False)
+    def change(at, weights, inside):
+        if chosen is None:
+            absent = jax.lax.dynamic_slice(gone, (at, 0), weights.shape)
+            kept = _kept(_keys(weights, absent, inside), count, by_output=True)
+        else:
+            kept = jax.lax.dynamic_slice(chosen, (at, 0), weights.shape)
+        weights, errors = _removed(weights, kept, inside)
+        return weights, kept, errors
 
-    def visit_run(number, carry):
-        part, kept, errors = carry
-        at = number * run
-        weights, absent, stays = (jax.lax.dynamic_slice(rows, (at, 0), (run, outputs)) for rows in (part, gone, kept))
-        beyond = jax.lax.dynamic_slice(upper, (at, 0), (run, width))
-        inside = jax.lax.dynamic_slice(beyond, (0, at), (run, run))
-        if every:
-            stays = _kept(_keys(weights, absent, inside), count, by_output=True)
-        weights, missed = _removed(weights, stays, inside)
-        part = compensated(part, beyond, missed, at + run)
-        new = (part, weights), (kept, stays), (errors, missed)
-        return tuple(jax.lax.dynamic_update_slice(whole, rows, (at, 0)) for whole, rows in new)
-
-    return jax.lax.fori_loop(0, width // run, visit_run, (part, kept, jnp.zeros_like(part)))
+    return visited(part, upper, change, marks=bool, run=every)
 
 
 def _removed(weights, kept, upper):
