@@ -69,11 +69,13 @@ def peft_config(
       Entries for JSON.
 
     Raises:
-      ValueError: if no module has a rank, or a rank is negative.
+      ValueError: if no module has a rank, or a rank is negative or not whole.
     """
     adapted = {name: rank for name, rank in ranks.items() if rank}
-    if not adapted or min(adapted.values()) < 0:
-        msg = f"an adapter needs a module with a rank above 0, and no rank below; got {dict(ranks)}."
+    wrong = {name: rank for name, rank in adapted.items() if not isinstance(rank, int | np.integer) or rank < 0}
+    if wrong or not adapted:
+        shown = dict(list((wrong or ranks).items())[:3])
+        msg = f"an adapter needs a module with a rank above 0, and whole ranks, none below; got {shown}."
         raise ValueError(msg)
     alphas = {name: _alpha(scales[name], rank, rank_stabilised) for name, rank in adapted.items()}
     widest = max(adapted, key=lambda name: adapted[name])
@@ -85,10 +87,10 @@ def peft_config(
         "bias": "none",
         "lora_dropout": 0.0,
         "use_rslora": rank_stabilised,
-        "r": adapted[widest],
+        "r": int(adapted[widest]),
         "lora_alpha": alphas[widest],
         "target_modules": list(adapted),
-        "rank_pattern": adapted,
+        "rank_pattern": {name: int(rank) for name, rank in adapted.items()},
         "alpha_pattern": alphas,
     }
 

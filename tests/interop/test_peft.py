@@ -173,9 +173,9 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert [file.name for file in (tmp_path / "empty").iterdir()] == ["adapter_config.json"]
 
 
-@pytest.mark.parametrize("ranks", [{}, {Q1: 0, UP10: 0}, {Q1: 2, UP10: -1}])
+@pytest.mark.parametrize("ranks", [{}, {Q1: 0, UP10: 0}, {Q1: 2, UP10: -1}, {Q1: 2, UP10: 1.5}])
 def test_a_configuration_without_ranks_is_refused(ranks):
-    with pytest.raises(ValueError, match="needs a module with a rank above 0, and no rank below"):
+    with pytest.raises(ValueError, match="needs a module with a rank above 0, and whole ranks, none below"):
         peft_config(ranks, dict.fromkeys(ranks, 1.0), base="base")
 
 
