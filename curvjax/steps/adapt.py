@@ -7,8 +7,8 @@ from typing import Literal
 import jax
 
 from curvjax.artefacts import Record, require_model, require_target
-from curvjax.data import Document, pack
-from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, save_arrays, weights_hash
+from curvjax.data import Batch, Document, pack, split_documents
+from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, save_arrays
 from curvjax.steps.progress import Progress, labelled
 from curvjax.surgery import (
     adapter_size,
@@ -20,6 +20,7 @@ from curvjax.surgery import (
     constant_scale,
     count_lora,
     lora_parameters,
+    model_hash,
     principal_start,
     projections,
     rank_stabilised_scale,
@@ -67,8 +68,20 @@ class AdaptSettings:
     """Experts a token goes to; all of them where there are fewer."""
     balance: float = 0.01
     """Weight of the loss that spreads tokens over experts; without experts it is nothing."""
+    selection: int = 0
+    """Documents held out to stop early by, and to keep the best adapters; as near as groups allow. 0: none, no stop."""
+    select_every: int = 10
+    """Steps between looks at them."""
+    patience: int = 5
+    """Looks in a row without improvement that end the training."""
+    devices: int | None = 1
+    """Devices to split the rows of a step over; None: all. Their number divides rows / accumulate."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of frozen weights and activations; adapters, logits and losses are float32."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
+    tensorboard: bool = False
+    """Also keep the metrics as event files for TensorBoard."""
     seed: int = 1
     """Of the adapters' start and of the order of rows."""
 
@@ -90,7 +103,7 @@ def adapt(
       allocation: record of allocation.json, target "rank" or "experts".
       documents: training documents.
       settings: how to train.
-      directory: receives checkpoints, metrics.jsonl and adapter/.
+      directory: receives training/ with checkpoints and metrics.jsonl, and adapter/.
       progress: told of the steps done.
       label: what the progress is called.
 
@@ -98,8 +111,8 @@ def adapt(
       The adapted model.
 
     Raises:
-      ValueError: if the allocation is of another target or model, a setting does not fit its target, or the adapters
-        have other parameters than planned.
+      ValueError: if the allocation is of another target or model, a setting does not fit its target, the adapters have
+        other parameters than planned, or holding out documents leaves none to train on.
     """
     target, amounts = allocation["target"], allocated_amounts(loaded.model, allocation)
     directory = Path(directory)
@@ -107,9 +120,10 @@ def adapt(
     born = _born(loaded.model, target, amounts, settings)
     planned = _planned(loaded.model, target, amounts, settings)
     _require_plan(planned, count_lora(born))
+    training, selection = _batches(loaded, documents, settings)
     fitted = fit(
         born,
-        pack(documents, loaded.tokenizer, length=settings.length),
+        training,
         steps=settings.steps,
         rows_per_step=settings.rows,
         seed=settings.seed,
@@ -119,8 +133,14 @@ def adapt(
         accumulate=settings.accumulate,
         balance=settings.balance,
         dropout=settings.dropout,
+        selection=selection,
+        select_every=settings.select_every,
+        patience=settings.patience,
+        devices=settings.devices,
+        precision=settings.precision,
         directory=directory / "training",
         checkpoint_every=settings.checkpoint_every,
+        tensorboard=settings.tensorboard,
         progress=labelled(progress, label),
     )
     description = {
@@ -131,6 +151,11 @@ def adapt(
         "parameters": {"planned": planned, "realised": count_lora(fitted.model)},
         "settings": asdict(settings),
         "losses": fitted.losses.tolist(),
+        "selection": {
+            "steps": fitted.selection_steps.tolist(),
+            "losses": fitted.selection_losses.tolist(),
+            "best_step": fitted.best_step,
+        },
     }
     if not is_checkpoint(directory / "adapter"):  # one that is there is of this run: `fit` refuses any other
         save_arrays(lora_parameters(fitted.model), directory / "adapter", description=description)
@@ -144,7 +169,7 @@ def load_adapter(model: Decoder, directory: str | Path) -> Decoder:
       ValueError: if they were trained on other weights.
     """
     found = load_arrays(directory, schema=ADAPTER_SCHEMA)
-    require_model(found.description, weights_hash(model), source=directory)
+    require_model(found.description, model_hash(model), source=directory)
     settings = AdaptSettings(**found.description["settings"])
     born = _born(model, found.description["target"], found.description["amounts"], settings)
     return with_lora_parameters(born, found.arrays)
@@ -158,8 +183,24 @@ def allocated_amounts(model: Decoder, allocation: Record) -> dict[str, int]:
       KeyError: if it names a unit the model lacks.
     """
     require_target(allocation, "rank", "experts", need="adapters need")
-    require_model(allocation, weights_hash(model), source="the allocation")
+    require_model(allocation, model_hash(model), source="the allocation")
     return by_projection(model, {unit["name"]: unit["amount"] for unit in allocation["units"]})
+
+
+def _batches(loaded: Loaded, documents: list[Document], settings: AdaptSettings) -> tuple[Batch, Batch | None]:
+    """Rows to train on, and to select on where documents are held out for that."""
+    held = settings.selection
+    if not held:
+        return pack(documents, loaded.tokenizer, length=settings.length), None
+    if not 0 < held < len(documents):
+        msg = f"selection must be from 0 to {len(documents) - 1}, it leaves something to train on; got {held}."
+        raise ValueError(msg)
+    share = held / len(documents)  # shares and not counts: groups of documents stay together, and all are used
+    splits = split_documents(documents, seed=settings.seed, shares=(1 - share, share, 0.0))
+    training, selection = (
+        pack(part, loaded.tokenizer, length=settings.length) for part in (splits.calibration, splits.selection)
+    )
+    return training, selection
 
 
 def _born(model: Decoder, target: str, amounts: dict[str, int], settings: AdaptSettings) -> Decoder:

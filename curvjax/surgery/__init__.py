@@ -42,8 +42,6 @@ from curvjax.surgery.lora import lora_parameters as lora_parameters
 from curvjax.surgery.lora import lora_ranks as lora_ranks
 from curvjax.surgery.lora import merge_lora as merge_lora
 from curvjax.surgery.lora import rank_stabilised_scale as rank_stabilised_scale
-from curvjax.surgery.lora import train_only as train_only
-from curvjax.surgery.lora import trained_parameters as trained_parameters
 from curvjax.surgery.lora import uniform_start as uniform_start
 from curvjax.surgery.lora import with_lora_parameters as with_lora_parameters
 from curvjax.surgery.magnitude import magnitude_mask as magnitude_mask
@@ -91,6 +89,9 @@ from curvjax.surgery.structured import Shrunk as Shrunk
 from curvjax.surgery.structured import input_scores as input_scores
 from curvjax.surgery.structured import prune_channels as prune_channels
 from curvjax.surgery.structured import prune_heads as prune_heads
+from curvjax.surgery.trained import train_only as train_only
+from curvjax.surgery.trained import trained_parameters as trained_parameters
+from curvjax.surgery.trained import with_trained_parameters as with_trained_parameters
 from curvjax.surgery.upcycle import ExpertMLP as ExpertMLP
 from curvjax.surgery.upcycle import upcycle as upcycle
 from curvjax.surgery.wanda import input_energies as input_energies

@@ -6,7 +6,7 @@ from Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with Lo
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from curvjax.layers import layer_index
 from curvjax.models import Linear, with_parameters
 from curvjax.surgery.projections import projections, rebuilt, select
 
@@ -154,29 +153,6 @@ def merge_lora(model: Module) -> Module:
     return rebuilt(model, dict.fromkeys(adapters(model), _merged))
 
 
-def train_only(model: Module, layers: Iterable[int]) -> Module:
-    """A copy of `model` whose adapters learn in the given layers only; elsewhere they stay as they are.
-
-    Args:
-      model: a model with adapters.
-      layers: integer layer indices; -1 stands for a head outside the stack.
-
-    Returns:
-      A new model; arrays are shared.
-
-    Raises:
-      KeyError: if one of the layers has no adapter.
-    """
-    copy, chosen = nnx.clone(model), set(layers)
-    bare = sorted(chosen - {layer_index(path) for path in adapters(copy)})
-    if bare:
-        msg = f"{len(bare)} of the layers to train have no adapter: {bare[:5]}."
-        raise KeyError(msg)
-    for path, adapter in adapters(copy).items():
-        adapter.trained = layer_index(path) in chosen
-    return copy
-
-
 def lora_parameters(model: nnx.Module) -> dict[str, jax.Array]:
     """Adapter matrices by path, `layers.3.self_attn.q_proj.lora_a`, in layer order."""
     return {
@@ -184,12 +160,6 @@ def lora_parameters(model: nnx.Module) -> dict[str, jax.Array]:
         for path, adapter in adapters(model).items()
         for name, matrix in adapter.matrices().items()
     }
-
-
-def trained_parameters(model: nnx.Module) -> dict[str, jax.Array]:
-    """Those of `lora_parameters` that learn: all, until `train_only`."""
-    learning = {path for path, adapter in adapters(model).items() if adapter.trained}
-    return {path: array for path, array in lora_parameters(model).items() if path.rpartition(".")[0] in learning}
 
 
 def with_lora_parameters(model: Module, values: Mapping[str, jax.Array]) -> Module:

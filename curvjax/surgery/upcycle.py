@@ -36,9 +36,13 @@ class LinearExperts(nnx.Module):
         y_ENO = jnp.matmul(x_eNI, self.kernel[...])
         return y_ENO if self.bias is None else y_ENO + self.bias[...][:, None, :]
 
+    def arrays(self) -> dict[str, nnx.Variable]:
+        """Kernel and, where there is one, bias."""
+        return {"kernel": self.kernel} | ({} if self.bias is None else {"bias": self.bias})
+
 
 class ExpertMLP(nnx.Module):
-    """sum_e g_e(x) down_e(act(gate_e(x)) * up_e(x)), g: a `Router`."""
+    """sum_e g_e(x) down_e(act(gate_e(x)) * up_e(x)), g: a `Router`. trained: whether experts and router learn."""
 
     def __init__(self, mlp: MLP, router: Router):
         assert mlp.gate_proj is not None
@@ -47,7 +51,7 @@ class ExpertMLP(nnx.Module):
         self.gate_proj = LinearExperts(mlp.gate_proj, experts)
         self.up_proj = LinearExperts(mlp.up_proj, experts)
         self.down_proj = LinearExperts(mlp.down_proj, experts)
-        self.activation = mlp.activation
+        self.activation, self.trained = mlp.activation, True
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """`[B, T, D]` to `[B, T, D]`."""
@@ -56,11 +60,18 @@ class ExpertMLP(nnx.Module):
         gates_NE, y_END = self.router(x_1ND[0]), self.down_proj(hidden_ENF)
         return jnp.einsum("ne,end->nd", gates_NE.astype(y_END.dtype), y_END).reshape(x_BTD.shape)
 
+    def matrices(self) -> dict[str, nnx.Variable]:
+        """All arrays of router and experts, by name."""
+        maps = {"gate_proj": self.gate_proj, "up_proj": self.up_proj, "down_proj": self.down_proj}
+        experts = {f"{name}.{part}": array for name, one in maps.items() for part, array in one.arrays().items()}
+        return {"router.weight": self.router.weight} | experts
+
 
 def upcycle(model: Decoder, experts: Mapping[str, int | np.integer], *, key: jax.Array, top_k: int = 2) -> Decoder:
     """A copy of `model` whose MLPs are mixtures of the given numbers of experts, and equal logits up to rounding.
 
-    Experts and routers are parameters of the model like any other, in place of the MLP's.
+    Experts and routers are parameters of the model like any other, in place of the MLP's; they are what
+    `curvjax.training.fit` trains, with adapters where there are any.
 
     Args:
       model: a decoder with gated MLPs.

@@ -1,7 +1,8 @@
-"""Fine-tuning of adapters: a pure step, a host loop, checkpoints that resume to the same numbers."""
+"""Fine-tuning of adapters and experts: a pure step, a host loop, checkpoints that resume to the same numbers."""
 
 from curvjax.training.fit import Fitted as Fitted
 from curvjax.training.fit import fit as fit
+from curvjax.training.precision import in_precision as in_precision
 from curvjax.training.schedule import step_rows as step_rows
 from curvjax.training.schedule import warmup_cosine as warmup_cosine
 from curvjax.training.step import Losses as Losses

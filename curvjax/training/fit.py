@@ -1,30 +1,46 @@
-"""Fine-tune the adapters of a model, resumably."""
+"""Fine-tune the adapters and experts of a model, resumably."""
 
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
 from curvjax.data import Batch, take
 from curvjax.models import Decoder
-from curvjax.surgery import lora_parameters, trained_parameters, with_lora_parameters
+from curvjax.surgery import trained_parameters, with_trained_parameters
+from curvjax.training.devices import everywhere, row_mesh
+from curvjax.training.event_files import require_tensorboard
+from curvjax.training.precision import in_precision
 from curvjax.training.run_directory import RunDirectory, Snapshot, run_identity
 from curvjax.training.schedule import step_rows
+from curvjax.training.selection import EarlyStopping
 from curvjax.training.step import Recipe, begin_training, train_step
+
+Metrics = dict[str, int | float]
 
 
 class Fitted(NamedTuple):
-    """model: with its adapters trained. losses: `[steps]` mean cross-entropy of each step's rows, nats."""
+    """model: with what learned, as it was after `best_step` steps. losses: `[S]` of each step's rows, nats; S steps.
+
+    selection_losses: `[L]` mean cross-entropy on the selection rows, nats, after `selection_steps` `[L]` steps. Without
+    selection there are none, and `best_step` is the last.
+    """
 
     model: Decoder
-    losses: Float[np.ndarray, " steps"]
+    losses: Float[np.ndarray, " S"]
+    selection_losses: Float[np.ndarray, " L"]
+    selection_steps: Int[np.ndarray, " L"]
+    best_step: int
 
 
 def fit(
@@ -41,11 +57,17 @@ def fit(
     accumulate: int = 1,
     balance: float = 0.0,
     dropout: float = 0.0,
+    selection: Batch | None = None,
+    select_every: int = 10,
+    patience: int = 5,
+    devices: int | None = 1,
+    precision: DTypeLike | None = None,
     directory: str | Path | None = None,
     checkpoint_every: int = 50,
+    tensorboard: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
-    """A copy of `model` with its adapters trained on `batch` by AdamW; everything else is frozen.
+    """A copy of `model` with its adapters and upcycled experts trained on `batch` by AdamW; everything else is frozen.
 
     Minimises the mean cross-entropy over counted tokens [M1], and the balance loss of routers where it has a weight.
     Each row with a counted token comes once an epoch. The rows, the rate and the dropout of a step depend on `seed` and
@@ -53,86 +75,181 @@ def fit(
     numbers.
 
     Args:
-      model: a decoder with adapters; see `add_lora`, `add_experts` and `train_only`.
+      model: a decoder with adapters or experts; see `add_lora`, `add_experts`, `upcycle` and `train_only`.
       batch: all training rows; rows without a counted token are never drawn.
       steps: optimiser steps.
       rows_per_step: rows in a step, at most the number that count.
       seed: of the order of rows and of dropout, not negative.
       learning_rate: the peak; see `warmup_cosine`.
       warmup: steps of linear rise, fewer than `steps`.
-      weight_decay: AdamW's, on the adapter matrices.
+      weight_decay: AdamW's, on all that learns.
       clip: greatest norm of the gradient.
       accumulate: microbatches a step is split into, a divisor of `rows_per_step`; bounds the memory.
       balance: weight of the routers' `balance_loss` beside the cross-entropy, whose losses are reported without it.
       dropout: share of the adapters' inputs left out of each step.
-      directory: keeps run.json, metrics.jsonl (step, loss, balance, tokens, learning_rate, gradient_norm, seconds) and
-        the checkpoint to resume from; None keeps nothing.
+      selection: rows that are not trained on; what learns is given back as it was at their least mean cross-entropy.
+        None: as it is at the end.
+      select_every: steps between looks at them, and before the first and after the last; see `EarlyStopping`.
+      patience: looks in a row without improvement that end the training.
+      devices: of this process, to split each microbatch over; None: all. Their number divides a microbatch's rows.
+      precision: of frozen weights and activations, see `in_precision`; None: as `model` has them.
+      directory: keeps run.json, metrics.jsonl (step, loss, balance, tokens, learning_rate, gradient_norm, seconds; or
+        step, selection_loss, seconds) and the checkpoint to resume from; None keeps nothing.
       checkpoint_every: steps between checkpoints; there is always one at the end.
+      tensorboard: whether `directory` gets event files with the same metrics, in tensorboard/.
       progress: called with (steps done, steps in all).
 
     Returns:
-      The trained copy and the loss of every step.
+      The trained copy and the loss of every step and look.
 
     Raises:
-      ValueError: if a setting is out of range, the model has no adapters, `directory` holds another run, or a loss or
-        gradient is not finite.
+      ValueError: if a setting is out of range, the model has nothing to train, `directory` holds another run, or a loss
+        or gradient is not finite.
+      ModuleNotFoundError: if `tensorboard` is asked for and tensorboardX is not installed.
     """
     recipe = Recipe(steps, learning_rate, warmup, weight_decay, clip, accumulate, balance, dropout)
-    rows_that_count = np.flatnonzero(np.asarray(batch.weights).sum(axis=1) > 0)
-    _check(model, recipe, rows_per_step, seed, checkpoint_every, len(rows_that_count))
-    identity = recipe._asdict() | {"rows_per_step": rows_per_step, "seed": seed}
-    state, losses = Snapshot(begin_training(model, recipe), np.zeros(steps, np.float32))
-    with nullcontext() if directory is None else RunDirectory(directory, run_identity(model, batch, identity)) as run:
+    rows, mesh = _counted(batch), row_mesh(devices)
+    settings = {"rows_per_step": rows_per_step, "seed": seed, "devices": 1 if mesh is None else mesh.size}
+    if selection is not None:
+        settings |= {"select_every": select_every, "patience": patience}
+    _require_ranges(recipe._asdict() | settings | {"checkpoint_every": checkpoint_every}, len(rows))
+    _require_parts(rows_per_step, accumulate, settings["devices"])
+    _require_content(model, selection)
+    if tensorboard:
+        _require_events(directory)
+    width = None if precision is None else jnp.dtype(precision).name
+    identity = run_identity(model, batch, selection, recipe._asdict() | settings | {"precision": width})
+    part = rows_per_step // accumulate
+    stopping = EarlyStopping(selection, every=select_every, patience=patience, steps=steps, rows=part, mesh=mesh)
+    computing = everywhere(model if width is None else in_precision(model, width), mesh)
+    work = _Work(computing, recipe, everywhere(batch, mesh), rows, rows_per_step, seed, mesh, stopping)
+    state = everywhere(begin_training(model, recipe), mesh)
+    now = Snapshot(state, np.zeros(steps, np.float32), stopping.begin(state.trained))
+    kept = nullcontext() if directory is None else RunDirectory(directory, identity, tensorboard=tensorboard)
+    with kept as run:
         if run is not None:
-            state, losses = run.resume(Snapshot(state, losses))
-        losses = np.array(losses)
-        for step in range(int(state.step), steps):
-            start = time.perf_counter()
-            rows = rows_that_count[step_rows(seed, step, rows=len(rows_that_count), size=rows_per_step)]
-            key = jax.random.fold_in(jax.random.key(seed), step)
-            state, report = train_step(model, recipe, state, take(batch, rows), key=key)
-            metrics = {name: float(value) for name, value in report._asdict().items()}
-            _require_finite(step, metrics)
-            losses[step] = metrics["loss"]
+            now = run.resume(now)
+        while not work.over(now):
+            now, metrics = work.looked(now) if work.look_due(now) else work.stepped(now)
             if run is not None:
-                run.log({"step": step, **metrics, "seconds": time.perf_counter() - start})
-                if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-                    run.save(Snapshot(state, losses))
+                run.log(metrics)
+                if work.over(now) or (int(now.state.step) % checkpoint_every == 0 and not work.look_due(now)):
+                    run.save(now)
             if progress is not None:
-                progress(step + 1, steps)
-    return Fitted(with_lora_parameters(model, lora_parameters(model) | state.lora), losses)
+                progress(int(now.state.step), steps)
+    return _fitted(model, now, stopping)
 
 
-def _check(model: Decoder, recipe: Recipe, rows_per_step: int, seed: int, checkpoint_every: int, counted: int) -> None:
-    if not trained_parameters(model):
-        msg = "the model has no adapters to train; add them first, with add_lora."
-        raise ValueError(msg)
+class _Work(NamedTuple):
+    """All that stays the same from one step to the next."""
+
+    model: Decoder
+    recipe: Recipe
+    batch: Batch
+    rows: Int[np.ndarray, " R"]
+    rows_per_step: int
+    seed: int
+    mesh: Mesh | None
+    stopping: EarlyStopping
+
+    def look_due(self, now: Snapshot) -> bool:
+        return self.stopping.due(now.looks, int(now.state.step))
+
+    def over(self, now: Snapshot) -> bool:
+        at_the_end = int(now.state.step) == self.recipe.steps and not self.look_due(now)
+        return at_the_end or self.stopping.exhausted(now.looks)
+
+    def looked(self, now: Snapshot) -> tuple[Snapshot, Metrics]:
+        start, step = time.perf_counter(), int(now.state.step)
+        loss = self.stopping.loss(self.model, now.state.trained)
+        if not math.isfinite(loss):
+            msg = (
+                f"training diverged by step {step}: the loss of the selection rows is {loss}. Lower the learning rate."
+            )
+            raise ValueError(msg)
+        metrics = {"step": step, "selection_loss": loss, "seconds": time.perf_counter() - start}
+        return now._replace(looks=now.looks.after(loss, now.state.trained)), metrics
+
+    def stepped(self, now: Snapshot) -> tuple[Snapshot, Metrics]:
+        start, step = time.perf_counter(), int(now.state.step)
+        drawn = self.rows[step_rows(self.seed, step, rows=len(self.rows), size=self.rows_per_step)]
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        part = take(self.batch, drawn)
+        state, report = train_step(self.model, self.recipe, now.state, part, key=key, mesh=self.mesh)
+        metrics = {name: float(value) for name, value in report._asdict().items()}
+        _require_finite(step, metrics)
+        losses = np.array(now.losses)
+        losses[step] = metrics["loss"]
+        return Snapshot(state, losses, now.looks), {"step": step, **metrics, "seconds": time.perf_counter() - start}
+
+
+def _fitted(model: Decoder, end: Snapshot, stopping: EarlyStopping) -> Fitted:
+    taken, looks = int(end.state.step), end.looks.taken
+    best_step = int(stopping.steps[end.looks.best_at]) if looks else taken
+    best = with_trained_parameters(model, end.looks.best if looks else end.state.trained)
+    steps, losses = stopping.steps[:looks], np.array(end.looks.losses)[:looks]
+    return Fitted(best, np.array(end.losses)[:taken], losses, steps, best_step)
+
+
+def _counted(batch: Batch) -> Int[np.ndarray, " R"]:
+    """Rows with a token that counts."""
+    return np.flatnonzero(np.asarray(batch.weights).sum(axis=1) > 0)
+
+
+def _require_ranges(settings: Mapping[str, int | float], counted: int) -> None:
     ranges = {  # least and greatest allowed
-        "steps": (recipe.steps, 1, math.inf),
-        "rows_per_step": (rows_per_step, 1, counted),
-        "accumulate": (recipe.accumulate, 1, rows_per_step),
-        "checkpoint_every": (checkpoint_every, 1, math.inf),
-        "seed": (seed, 0, math.inf),
-        "learning_rate": (recipe.learning_rate, 0, sys.float_info.max),
-        "weight_decay": (recipe.weight_decay, 0, sys.float_info.max),
-        "clip": (recipe.clip, sys.float_info.min, math.inf),
-        "balance": (recipe.balance, 0, sys.float_info.max),
-        "dropout": (recipe.dropout, 0, math.nextafter(1, 0)),
+        "steps": (1, math.inf),
+        "rows_per_step": (1, counted),
+        "accumulate": (1, settings["rows_per_step"]),
+        "checkpoint_every": (1, math.inf),
+        "select_every": (1, settings["steps"]),
+        "patience": (1, math.inf),
+        "seed": (0, math.inf),
+        "learning_rate": (0, sys.float_info.max),
+        "weight_decay": (0, sys.float_info.max),
+        "clip": (sys.float_info.min, math.inf),
+        "balance": (0, sys.float_info.max),
+        "dropout": (0, math.nextafter(1, 0)),
     }
     wrong = [
-        f"{name} from {low} to {high}, got {value}"
-        for name, (value, low, high) in ranges.items()
-        if not low <= value <= high
+        f"{name} from {low} to {high}, got {settings[name]}"
+        for name, (low, high) in ranges.items()
+        if name in settings and not low <= settings[name] <= high
     ]
     if wrong:
         msg = f"settings out of range: {'; '.join(wrong)} (of the rows, {counted} have a token that counts)."
         raise ValueError(msg)
-    if rows_per_step % recipe.accumulate:
-        msg = f"accumulate must divide rows_per_step; {recipe.accumulate} does not divide {rows_per_step}."
+
+
+def _require_parts(rows_per_step: int, accumulate: int, devices: int) -> None:
+    if rows_per_step % accumulate:
+        msg = f"accumulate must divide rows_per_step; {accumulate} does not divide {rows_per_step}."
+        raise ValueError(msg)
+    if rows_per_step // accumulate % devices:
+        msg = (
+            f"the number of devices must divide the rows of a microbatch; {devices} does not divide "
+            f"{rows_per_step // accumulate}, rows_per_step / accumulate."
+        )
         raise ValueError(msg)
 
 
-def _require_finite(step: int, metrics: dict[str, float]) -> None:
+def _require_content(model: Decoder, selection: Batch | None) -> None:
+    if not trained_parameters(model):
+        msg = "the model has no adapters to train, nor experts; add them first, with add_lora or upcycle."
+        raise ValueError(msg)
+    if selection is not None and not len(_counted(selection)):
+        msg = f"none of the {selection.tokens.shape[0]} selection rows has a token that counts; give others, or None."
+        raise ValueError(msg)
+
+
+def _require_events(directory: str | Path | None) -> None:
+    require_tensorboard()
+    if directory is None:
+        msg = "event files for TensorBoard need a directory to lie in; give one, or tensorboard=False."
+        raise ValueError(msg)
+
+
+def _require_finite(step: int, metrics: Metrics) -> None:
     if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])):
         msg = (
             f"training diverged at step {step}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}, "

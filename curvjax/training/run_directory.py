@@ -1,4 +1,7 @@
-"""Where a training run is kept: what it is (run.json), how it went (metrics.jsonl), where it stands (checkpoints/)."""
+"""Where a training run is kept: what it is (run.json), how it went (metrics.jsonl), where it stands (checkpoints/).
+
+And, if asked for, tensorboard/: the metrics once more.
+"""
 
 import hashlib
 import json
@@ -16,16 +19,24 @@ from orbax.checkpoint import v1 as ocp
 from curvjax.data import Batch
 from curvjax.models import weights_hash
 from curvjax.surgery import LoRALinear, Router, lora_parameters, lora_ranks, projections, submodules, trained_parameters
+from curvjax.training.event_files import EventFiles
+from curvjax.training.selection import Looks
 from curvjax.training.step import TrainState
 
-SCHEMA = "curvjax.training/1"
+SCHEMA = "curvjax.training/2"
 
 
 class Snapshot(NamedTuple):
-    """What a resumed run needs. losses: `[steps]` nats, zero from `state.step` on."""
+    """What a resumed run needs. losses: `[steps]` nats, zero from `state.step` on. looks: at the selection rows."""
 
     state: TrainState
     losses: Float[np.ndarray | Array, " steps"]
+    looks: Looks
+
+    @property
+    def lines(self) -> int:
+        """Lines of metrics so far, one for each step and each look."""
+        return int(self.state.step) + self.looks.taken
 
 
 class RunDirectory:
@@ -34,15 +45,21 @@ class RunDirectory:
     A checkpoint is complete or absent, so a run killed at any point goes on from the last one. The directory of a run
     with other settings, ranks, weights or data is refused: its numbers would be neither run's.
 
+    Args:
+      path: of the directory, which need not exist.
+      identity: see `run_identity`.
+      tensorboard: whether to keep event files too.
+
     Raises:
       ValueError: if the directory holds another run, naming what differs.
     """
 
-    def __init__(self, path: str | Path, identity: dict[str, Any]):
+    def __init__(self, path: str | Path, identity: dict[str, Any], *, tensorboard: bool = False):
         self.path = Path(path).absolute()
         self.path.mkdir(parents=True, exist_ok=True)
         _claim(self.path / "run.json", identity)
         self._metrics = self.path / "metrics.jsonl"
+        self._events = EventFiles(self.path / "tensorboard") if tensorboard else None
         self._checkpoints = ocp.training.Checkpointer(
             str(self.path / "checkpoints"),
             preservation_policy=ocp.training.preservation_policies.LatestN(1),  # ty: ignore[invalid-argument-type]
@@ -54,35 +71,42 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         self._checkpoints.close()
+        if self._events is not None:
+            self._events.close()
 
     def resume(self, beginning: Snapshot) -> Snapshot:
-        """The last checkpoint, or `beginning` where there is none. Metrics of steps after it are cut off.
+        """The last checkpoint, or `beginning` where there is none. Metrics of what came after it are cut off.
 
         Raises:
-          ValueError: if metrics of steps before the checkpoint are gone.
+          ValueError: if metrics of what came before the checkpoint are gone.
         """
         latest = self._checkpoints.latest
-        done = 0 if latest is None else latest.step
+        found = beginning if latest is None else self._checkpoints.load(latest.step, beginning)
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
-        if len(lines) < done:
-            msg = f"{self._metrics} has {len(lines)} lines, fewer than the {done} steps of the checkpoint beside it."
+        if len(lines) < found.lines:
+            msg = f"{self._metrics} has {len(lines)} lines, fewer than the {found.lines} of the checkpoint beside it."
             raise ValueError(msg)
-        _write(self._metrics, "".join(lines[:done]))
-        return beginning if latest is None else self._checkpoints.load(latest.step, beginning)
+        _write(self._metrics, "".join(lines[: found.lines]))
+        if self._events is not None:
+            for line in lines[: found.lines]:
+                self._events.add(json.loads(line))
+        return found
 
     def log(self, metrics: Mapping[str, int | float]) -> None:
-        """Append one step's metrics as a line of JSON."""
+        """Append the metrics of one step or look as a line of JSON."""
         with self._metrics.open("a") as file:
             file.write(json.dumps(dict(metrics)) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint must never be ahead of its metrics
+        if self._events is not None:
+            self._events.add(metrics)
 
     def save(self, snapshot: Snapshot) -> None:
         """Make `snapshot` the checkpoint to resume from."""
         self._checkpoints.save(int(snapshot.state.step), snapshot)
 
 
-def run_identity(model: nnx.Module, batch: Batch, settings: dict[str, Any]) -> dict[str, Any]:
+def run_identity(model: nnx.Module, batch: Batch, selection: Batch | None, settings: dict[str, Any]) -> dict[str, Any]:
     """Everything that a run's numbers depend on: settings, what adapters are, and hashes of weights, adapters, data."""
     return {
         "schema": SCHEMA,
@@ -95,6 +119,7 @@ def run_identity(model: nnx.Module, batch: Batch, settings: dict[str, Any]) -> d
         "weights_sha256": weights_hash(model),
         "adapters_sha256": _sha256(lora_parameters(model)),
         "data_sha256": _sha256(batch._asdict()),
+        "selection_sha256": None if selection is None else _sha256(selection._asdict()),
     }
 
 

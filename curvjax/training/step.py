@@ -1,4 +1,4 @@
-"""One training step of the adapters: gradient of [M1] by microbatches, clipping, AdamW."""
+"""One training step of what learns: gradient of [M1] by microbatches, clipping, AdamW."""
 
 import functools
 from typing import NamedTuple
@@ -7,27 +7,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
 from curvjax.models.layered import cross_entropy
-from curvjax.surgery import (
-    balance_loss,
-    drop_inputs,
-    lora_parameters,
-    trained_parameters,
-    watched,
-    with_lora_parameters,
-)
+from curvjax.surgery import balance_loss, drop_inputs, trained_parameters, watched, with_trained_parameters
+from curvjax.training.devices import over_rows, summed
 from curvjax.training.schedule import warmup_cosine
 
 
 class TrainState(NamedTuple):
-    """step: `[]` steps taken. lora: adapter matrices that learn, by path. moments: the optimiser's, for those only."""
+    """step: `[]` steps taken. trained: arrays that learn, by path. moments: the optimiser's, for those only.
+
+    Both in at least float32.
+    """
 
     step: Int[Array, ""]
-    lora: dict[str, Array]
+    trained: dict[str, Array]
     moments: optax.OptState
 
 
@@ -80,61 +78,85 @@ class Recipe(NamedTuple):
 
 
 def begin_training(model: Decoder, recipe: Recipe) -> TrainState:
-    """The state before the first step: the model's adapters as they are, and an optimiser for those that learn."""
-    lora = trained_parameters(model)
-    return TrainState(jnp.zeros((), jnp.int32), lora, recipe.optimizer().init(lora))
+    """The state before the first step: `trained_parameters` as they are, in at least float32, and an optimiser."""
+    held = trained_parameters(model)
+    trained = {path: array.astype(jnp.promote_types(array.dtype, jnp.float32)) for path, array in held.items()}
+    return TrainState(jnp.zeros((), jnp.int32), trained, recipe.optimizer().init(trained))
 
 
 def train_step(
-    model: Decoder, recipe: Recipe, state: TrainState, batch: Batch, *, key: jax.Array | None = None
+    model: Decoder,
+    recipe: Recipe,
+    state: TrainState,
+    batch: Batch,
+    *,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, StepReport]:
     """The state after one step on all rows of `batch`, whose number `recipe.accumulate` divides.
 
-    The adapters that learn are those of `state`; `model` gives all that is frozen, and does not change. A recipe with
-    dropout needs a key for each step.
+    What learns is that of `state`; `model` gives all that is frozen, and the precision, see `in_precision`. It does not
+    change.
+
+    Args:
+      model: with adapters or experts; on all devices of `mesh`, as is `state`.
+      recipe: how to learn.
+      state: from `begin_training`, or of the step before.
+      batch: the rows of this step.
+      key: of this step's dropout; None where there is none.
+      mesh: devices to split each microbatch over, see `row_mesh`; None: all on one.
+
+    Returns:
+      The next state, and what was found on the way.
     """
     graph, frozen = nnx.split(model)
-    return _step(graph, recipe, frozen, state, batch, key)
+    return _step(graph, recipe, mesh, frozen, state, batch, key)
 
 
 def loss_and_gradient(
-    graph: nnx.GraphDef, frozen: nnx.State, lora: dict[str, Array], batch: Batch, *, recipe: Recipe, key: Array | None
+    graph: nnx.GraphDef,
+    frozen: nnx.State,
+    trained: dict[str, Array],
+    batch: Batch,
+    *,
+    recipe: Recipe,
+    key: Array | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Losses, dict[str, Array]]:
-    """Mean cross-entropy over the counted tokens [M1], plus weighted balance loss, and its gradient in `lora` alone.
+    """Mean cross-entropy over the counted tokens [M1], plus weighted balance loss, and its gradient in `trained` alone.
 
     Sums over microbatches are divided once, by the tokens of all: the cross-entropy is that of the whole batch, however
     unevenly its tokens lie. The balance loss, no sum over tokens, is each microbatch's own, weighted by its tokens. No
     gradient of a frozen kernel is ever formed.
     """
 
-    def summed_loss(lora, part, key):
-        model = nnx.merge(graph, frozen)
-        model = with_lora_parameters(model, lora_parameters(model) | lora)
+    def summed_loss(trained, part, key):
+        model = with_trained_parameters(nnx.merge(graph, frozen), trained)
         model = watched(drop_inputs(model, rate=recipe.dropout, key=key))
         logits = model(part.tokens, positions_BT=part.positions, segments_BT=part.segments)
         losses = Losses(cross_entropy(logits, part), balance_loss(model, part.segments) * jnp.sum(part.weights))
         return losses.loss + recipe.balance * losses.balance, losses
 
     def gradient(part, key):
-        found, losses = jax.grad(summed_loss, has_aux=True)(lora, part, key)
+        found, losses = jax.grad(summed_loss, has_aux=True)(trained, part, key)
         return losses, found
 
     def add(total, inputs):
         return jax.tree.map(jnp.add, total, gradient(*inputs)), None
 
     parts = jax.tree.map(lambda rows: rows.reshape(recipe.accumulate, -1, *rows.shape[1:]), batch)
-    inputs = parts, None if key is None else jax.random.split(key, recipe.accumulate)
+    inputs = over_rows(parts, mesh, axis=1), None if key is None else jax.random.split(key, recipe.accumulate)
     like = jax.eval_shape(gradient, *jax.tree.map(lambda rows: rows[0], inputs))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     total, _ = jax.lax.scan(add, zero, inputs)
     tokens = jnp.sum(batch.weights)
-    return jax.tree.map(lambda leaf: leaf / tokens.astype(leaf.dtype), total)
+    return summed(jax.tree.map(lambda leaf: leaf / tokens.astype(leaf.dtype), total), mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(graph, recipe, frozen, state, batch, key):
-    losses, gradient = loss_and_gradient(graph, frozen, state.lora, batch, recipe=recipe, key=key)
-    updates, moments = recipe.optimizer().update(gradient, state.moments, state.lora)
-    lora = jax.tree.map(jnp.add, state.lora, updates)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(graph, recipe, mesh, frozen, state, batch, key):
+    losses, gradient = loss_and_gradient(graph, frozen, state.trained, batch, recipe=recipe, key=key, mesh=mesh)
+    updates, moments = recipe.optimizer().update(gradient, state.moments, state.trained)
+    trained = jax.tree.map(jnp.add, state.trained, updates)
     report = StepReport(*losses, jnp.sum(batch.weights), optax.global_norm(gradient), recipe.rate()(state.step))
-    return TrainState(state.step + 1, lora, moments), report
+    return TrainState(state.step + 1, trained, moments), report

@@ -31,4 +31,4 @@ def stand_in_fit(model, batch, *, steps, seed, progress, **settings):
     rng = np.random.default_rng(seed)
     drawn = {path: jnp.asarray(rng.normal(size=a.shape), a.dtype) for path, a in lora_parameters(model).items()}
     progress(steps, steps)
-    return Fitted(with_lora_parameters(model, drawn), np.zeros(steps, np.float32))
+    return Fitted(with_lora_parameters(model, drawn), np.zeros(steps, np.float32), np.zeros(0), np.zeros(0, int), steps)

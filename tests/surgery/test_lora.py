@@ -202,5 +202,5 @@ def test_training_can_be_kept_to_some_layers(adapted):
 
 
 def test_layers_without_adapters_cannot_be_trained(adapted):
-    with pytest.raises(KeyError, match=r"2 of the layers to train have no adapter: \[2, 12\]"):
+    with pytest.raises(KeyError, match=r"2 of the layers to train have no adapter and no experts: \[2, 12\]"):
         train_only(adapted, [1, 12, 2])

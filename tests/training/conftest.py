@@ -26,9 +26,9 @@ def tiny_decoder(layers: int) -> Decoder:
     return Decoder(config, rngs=nnx.Rngs(1), dtype=jnp.float32)
 
 
-def tiny_batch() -> Batch:
+def tiny_batch(seed: int = 2) -> Batch:
     """Six rows of five tokens; row r counts its first 1, 2, 3 or 4 predictions, and row 5 none."""
-    tokens = jax.random.randint(jax.random.key(2), (6, 6), 0, 17, jnp.int32)
+    tokens = jax.random.randint(jax.random.key(seed), (6, 6), 0, 17, jnp.int32)
     counted = np.array([1, 4, 2, 3, 4, 0])
     weights = jnp.asarray(np.arange(5)[None, :] < counted[:, None], jnp.float32)
     positions = jnp.asarray(np.repeat(np.arange(5, dtype=np.int32)[None, :], 6, axis=0))

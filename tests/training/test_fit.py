@@ -174,7 +174,7 @@ def test_checkpoints_of_nobody_knows_what_are_refused(model, batch, kept, tmp_pa
 def test_a_checkpoint_without_its_metrics_is_refused(model, batch, kept, tmp_path):
     shutil.copytree(kept, tmp_path / "copy")
     (tmp_path / "copy" / "metrics.jsonl").write_text('{"step": 0}\n')
-    with pytest.raises(ValueError, match=r"has 1 lines, fewer than the 12 steps of the checkpoint"):
+    with pytest.raises(ValueError, match=r"has 1 lines, fewer than the 12 of the checkpoint"):
         fit(model, batch, **SETTINGS, directory=tmp_path / "copy")
 
 

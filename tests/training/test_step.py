@@ -106,10 +106,10 @@ def test_steps_follow_adamw_with_clipping(model, batch):
     recipe = Recipe(steps=5, learning_rate=0.02, warmup=1, weight_decay=0.1, clip=0.05)
     model = awake(model)
     state = begin_training(model, recipe)
-    values = {path: np.asarray(array, np.float64) for path, array in state.lora.items()}
+    values = {path: np.asarray(array, np.float64) for path, array in state.trained.items()}
     first, second = ({path: np.zeros_like(array) for path, array in values.items()} for _ in range(2))
     for step in range(3):
-        _, grad = gradient(with_lora_parameters(model, state.lora), batch)
+        _, grad = gradient(with_lora_parameters(model, state.trained), batch)
         norm = np.sqrt(sum(np.sum(np.square(np.asarray(array, np.float64))) for array in grad.values()))
         state, report = train_step(model, recipe, state, batch)
         assert np.allclose(report.gradient_norm, norm, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_steps_follow_adamw_with_clipping(model, batch):
             m, v = first[path] / (1 - 0.9 ** (step + 1)), second[path] / (1 - 0.999 ** (step + 1))
             rate = float(recipe.rate()(step))
             values[path] = value - rate * (m / (np.sqrt(v) + 1e-8) + recipe.weight_decay * value)
-            assert np.allclose(state.lora[path], values[path], rtol=1e-4, atol=1e-6)
+            assert np.allclose(state.trained[path], values[path], rtol=1e-4, atol=1e-6)
     assert int(state.step) == 3
     assert np.allclose(report.learning_rate, recipe.rate()(2))
 
@@ -135,11 +135,11 @@ def test_the_report_is_that_of_the_step(model, batch):
 
 def test_a_step_leaves_the_model_and_the_old_state_alone(model, batch):
     before, state = weights_hash(model), begin_training(model, RECIPE)
-    old = {path: np.array(array) for path, array in state.lora.items()}
+    old = {path: np.array(array) for path, array in state.trained.items()}
     new, _ = train_step(model, RECIPE, state, batch)
     assert weights_hash(model) == before
-    assert all(np.array_equal(state.lora[path], array) for path, array in old.items())
-    assert any(not np.array_equal(new.lora[path], array) for path, array in old.items())
+    assert all(np.array_equal(state.trained[path], array) for path, array in old.items())
+    assert any(not np.array_equal(new.trained[path], array) for path, array in old.items())
 
 
 def test_the_optimiser_keeps_moments_of_the_adapters_only(model):

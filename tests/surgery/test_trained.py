@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from curvjax.surgery import add_lora, train_only, trained_parameters, upcycle, with_trained_parameters
+
+
+@pytest.fixture(scope="module")
+def grown(model):
+    upcycled = upcycle(model, {"layers.2": 2, "layers.10": 3}, key=jax.random.key(1))
+    return add_lora(upcycled, {"layers.1.self_attn.q_proj": 2}, key=jax.random.key(1))
+
+
+NAMES = ["router.weight", "gate_proj.kernel", "up_proj.kernel", "down_proj.kernel"]
+
+
+def test_adapters_and_experts_learn_until_layers_are_chosen(grown):
+    experts = {layer: {f"layers.{layer}.mlp.{name}" for name in NAMES} for layer in (2, 10)}
+    adapter = {f"layers.1.self_attn.q_proj.lora_{one}" for one in "ab"}
+    assert set(trained_parameters(grown)) == experts[2] | experts[10] | adapter
+    held = train_only(grown, [10, 1])
+    assert set(trained_parameters(held)) == experts[10] | adapter
+    assert set(trained_parameters(train_only(held, [2]))) == experts[2]
+    assert trained_parameters(grown)["layers.10.mlp.up_proj.kernel"].shape == (3, 8, 12)
+
+
+def test_layers_with_neither_adapter_nor_experts_cannot_learn(grown):
+    with pytest.raises(KeyError, match=r"2 of the layers to train have no adapter and no experts: \[0, 11\]"):
+        train_only(grown, [0, 2, 11])
+
+
+def test_values_go_where_they_were_and_nowhere_else(grown):
+    values = {path: array + 1 for path, array in trained_parameters(grown).items()}
+    changed = with_trained_parameters(grown, values)
+    for path, array in trained_parameters(changed).items():
+        assert np.array_equal(array, values[path])
+        assert not np.array_equal(array, trained_parameters(grown)[path])
+    wide = with_trained_parameters(grown, {path: array.astype(jnp.float64) for path, array in values.items()})
+    assert {array.dtype.name for array in trained_parameters(wide).values()} == {"float32"}
+
+
+def test_values_of_other_paths_are_refused(grown):
+    values = trained_parameters(grown)
+    router = values.pop("layers.2.mlp.router.weight")
+    with pytest.raises(KeyError, match=r"1 missing \['layers.2.mlp.router.weight'\], 1 unknown \['layers.3"):
+        with_trained_parameters(grown, values | {"layers.3.mlp.router.weight": router})
