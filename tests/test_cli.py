@@ -194,7 +194,8 @@ def test_widths_become_a_quantised_model(command, model, tmp_path):
 
 def test_an_allocation_becomes_a_configuration_of_peft(command, tmp_path):
     units = [{"name": f"layers.{layer}", "amount": 1 + layer, "cost": 10.0, "maximum": 8.0} for layer in range(2)]
-    record = {"schema": ALLOCATION_SCHEMA, "target": "rank", "model": {"name": "tiny", "layers": 2}, "units": units}
+    about = {"target": "rank", "model": {"name": "tiny", "layers": 2}, "budget": {"unit": "adapter parameters"}}
+    record = {"schema": ALLOCATION_SCHEMA, "units": units} | about
     path, out = write_record(tmp_path / "ranks.json", record), tmp_path / "out"
     status, output, _ = command("export", path, "--to", "peft-config", "--out", out, "--base", "org/tiny")
     assert status == 0

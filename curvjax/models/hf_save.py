@@ -45,7 +45,7 @@ def save_hf(
       ValueError: if the model is not what its config says, or the config's family cannot express it.
     """
     directory = Path(directory).resolve()
-    _check_replaceable(directory)
+    require_replaceable(directory)
     tensors = _stored(model)
     dtypes = sorted({str(value.dtype) for value in tensors.values()})
     config = config_to_hf(model.config) | {"torch_dtype": dtypes[0]}
@@ -63,7 +63,13 @@ def save_hf(
         _put(new, directory, Path(scratch) / "old")
 
 
-def _check_replaceable(directory: Path) -> None:
+def require_replaceable(directory: str | Path) -> None:
+    """Do nothing if `save_hf` may write to `directory`: it is new, empty, or an earlier save.
+
+    Raises:
+      FileExistsError: if `directory` holds files that `save_hf` did not write.
+    """
+    directory = Path(directory).resolve()
     if not directory.exists():
         return
     found = {file.name for file in directory.iterdir()} if directory.is_dir() else {directory.name}

@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from curvjax.artefacts import ALLOCATION_SCHEMA, Record, read_record, require_model, require_target
-from curvjax.interop import PeftAdapter, new_folder, peft_config, pruning_recipe, save_peft, save_peft_config
+from curvjax.interop import (
+    PeftAdapter,
+    new_folder,
+    peft_config,
+    pruning_recipe,
+    require_new,
+    save_peft,
+    save_peft_config,
+)
 from curvjax.layers import layer_index, layer_prefix
-from curvjax.models import Loaded, load_arrays, load_model, save_hf, weights_hash
+from curvjax.models import Loaded, load_arrays, save_hf, weights_hash
 from curvjax.models.hf_names import stored_module
+from curvjax.models.hf_save import require_replaceable
 from curvjax.steps.adapt import ADAPTER_SCHEMA, SCALES, load_adapter
-from curvjax.surgery import by_projection, merge_lora, projections
+from curvjax.steps.open import open_model
+from curvjax.surgery import by_projection, dense_equivalent, model_hash, projections
 
 RECIPE_FILE = "recipe.yaml"
 _OWNERS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn") | dict.fromkeys(
@@ -65,21 +75,25 @@ def export(
       How much an adapter or its configuration adapts; None for the other kinds.
 
     Raises:
+      FileExistsError: if `directory` holds files, which is seen before a model is read.
       ValueError: if an option does not belong to the kind, or is missing.
     """
     of_model = to in ("peft", "safetensors")
     if (adapter is not None and not of_model) or (model and to != "peft-config") or (to == "peft" and adapter is None):
         msg = f"--adapter goes with peft, which needs it, and safetensors; --model with peft-config; not with {to}."
         raise ValueError(msg)
+    (require_replaceable if to == "safetensors" else require_new)(directory)
+    if adapter is not None:
+        load_arrays(adapter, schema=ADAPTER_SCHEMA)  # what is no adapter is refused before a model is read
     if to == "peft-config":
-        loaded = load_model(model) if model else None
-        return export_peft_config(read_record(source, schema=ALLOCATION_SCHEMA), settings, directory, loaded=loaded)
+        allocation = read_record(source, schema=ALLOCATION_SCHEMA)
+        return export_peft_config(allocation, settings, directory, loaded=open_model(model) if model else None)
     if to == "recipe":
         export_recipe(read_record(source, schema=ALLOCATION_SCHEMA), settings, directory)
         return None
     if adapter is not None and to == "peft":
-        return export_peft(load_model(source), adapter, settings, directory)
-    export_safetensors(load_model(source), adapter, directory)
+        return export_peft(open_model(source), adapter, settings, directory)
+    export_safetensors(open_model(source), adapter, directory)
     return None
 
 
@@ -96,20 +110,21 @@ def export_peft_config(
         with `model.layers` (Llama, Mistral, Qwen, Gemma).
 
     Returns:
-      How much it adapts; parameters are None without `loaded` where layers have projections that are not adapted.
+      How much it adapts; parameters are None without `loaded` where layers have projections that are not adapted, or
+      costs are of another kind.
 
     Raises:
       FileExistsError: if `directory` holds anything.
       KeyError: if the allocation names a unit that `loaded` lacks.
-      ValueError: if the allocation is of another target or model, names what is no layer or projection, gives a rank
-        above a smaller side, or gives none at all.
+      ValueError: if the allocation is of another target or model, names what is no layer or projection or names it
+        twice, gives a rank above a smaller side or not whole, or gives none at all.
     """
     require_target(allocation, "rank", need="a peft-config needs")
     if loaded is None:
         ranks, parameters = _planned_ranks(allocation, settings), _planned_parameters(allocation, settings)
         names = {path: f"model.{path}" for path in ranks}
     else:
-        require_model(allocation, weights_hash(loaded.model), source="the allocation")
+        require_model(allocation, model_hash(loaded.model), source="the allocation")
         chosen = by_projection(loaded.model, {unit["name"]: unit["amount"] for unit in allocation["units"]})
         ranks = {path: rank for path, rank in chosen.items() if path.rpartition(".")[2] in settings.projections}
         shapes = {path: linear.kernel.shape for path, linear in projections(loaded.model).items()}
@@ -137,7 +152,8 @@ def export_recipe(allocation: Record, settings: ExportSettings, directory: str |
 
     Raises:
       FileExistsError: if `directory` holds anything.
-      ValueError: if the allocation is of another target, or names what is no layer or projection.
+      ValueError: if the allocation is of another target, or names what is no layer or projection or names it twice, or
+        a sparsity is not in [0, 1).
     """
     require_target(allocation, "sparsity", need="a recipe needs")
     units = {f"model.{unit['name']}": unit["amount"] for unit in _ordered(allocation)}
@@ -165,26 +181,33 @@ def export_peft(loaded: Loaded, adapter: str | Path, settings: ExportSettings, d
 
 
 def export_safetensors(loaded: Loaded, adapter: str | Path | None, directory: str | Path) -> None:
-    """Write a dense model, an adapter of `adapt` folded in if there is one, as a Hugging Face directory.
+    """Write a model as a dense Hugging Face directory: codes read back, factors multiplied, adapters folded in.
+
+    An adapter of `adapt`, if there is one, is put on first.
 
     Raises:
       FileExistsError: if `directory` holds what `save_hf` did not write.
-      ValueError: if the adapter belongs to other weights, or config.json cannot say what the model is, such as layers
-        of different widths.
+      ValueError: if the adapter belongs to other weights, there are mixtures of experts, or config.json cannot say what
+        the model is, such as layers of different widths.
     """
-    model = loaded.model if adapter is None else merge_lora(load_adapter(loaded.model, adapter))
-    save_hf(model, directory, tokenizer=loaded.tokenizer)
+    model = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
+    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer)
 
 
 def _ordered(allocation: Record) -> list[Record]:
-    """Units in the order of the model's modules, each a layer or a projection of one."""
-    layers = allocation["model"]["layers"]
+    """Units in the order of the model's modules, each a layer or a projection of one that is no unit itself."""
+    layers, names = allocation["model"]["layers"], [unit["name"] for unit in allocation["units"]]
 
     def place(unit: Record) -> tuple[int, int]:
         index = layer_index(unit["name"])
         within = unit["name"].removeprefix(layer_prefix(index)).removeprefix(".")
         if not 0 <= index < layers or (within and within not in _PLACES):
             msg = f"unit {unit['name']!r} is neither one of the model's {layers} layers nor a projection in one."
+            raise ValueError(msg)
+        if names.count(unit["name"]) > 1 or (within and layer_prefix(index) in names):
+            msg = (
+                f"unit {unit['name']!r} comes twice, or its layer is a unit too; one amount is needed, allocate again."
+            )
             raise ValueError(msg)
         return index, _PLACES.index(within) if within else -1
 
@@ -205,8 +228,8 @@ def _planned_ranks(allocation: Record, settings: ExportSettings) -> dict[str, in
 
 
 def _planned_parameters(allocation: Record, settings: ExportSettings) -> int | None:
-    """Ranks times what one costs, if the units that are adapted are adapted whole."""
-    if len(settings.projections) == len(_OWNERS):
+    """Ranks times what one costs, if costs are parameters and the units that are adapted are adapted whole."""
+    if len(settings.projections) == len(_OWNERS) and allocation["budget"]["unit"] == "adapter parameters":
         return round(sum(unit["amount"] * unit["cost"] for unit in allocation["units"]))
     return None
 

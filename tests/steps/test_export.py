@@ -56,7 +56,8 @@ def adapted(loaded, allocation, tmp_path, monkeypatch):
 def of(loaded, target, amounts, **unit):
     """What of allocation.json is read here."""
     model = {"name": "tiny", "weights_sha256": weights_hash(loaded.model), "layers": 12}
-    return of_modules({"schema": ALLOCATION_SCHEMA, "target": target, "model": model}, amounts, **unit)
+    record = {"schema": ALLOCATION_SCHEMA, "target": target, "model": model, "budget": {"unit": "adapter parameters"}}
+    return of_modules(record, amounts, **unit)
 
 
 def of_modules(allocation, amounts, *, cost=24.0, maximum=8.0):
@@ -99,6 +100,30 @@ def test_only_the_chosen_projections_are_adapted(allocation, loaded, tmp_path):
     assert configuration(tmp_path / "with")["base_model_name_or_path"] == "org/base"
     assert without == PeftAdapter(22, 4, None)  # what two projections cost is not in an allocation of layers
     assert with_shapes == PeftAdapter(22, 4, sum(LAYER_RANKS) * (16 + 16 + 16 + 8))
+
+
+def test_costs_of_another_kind_are_not_called_parameters(allocation, tmp_path):
+    timed = allocation | {"budget": {"unit": "units of latency"}}
+    assert export_peft_config(timed, SETTINGS, tmp_path / "out") == PeftAdapter(77, 4, None)
+
+
+@pytest.mark.parametrize("names", [["layers.1", "layers.1.mlp.up_proj"], ["layers.1", "layers.1"]])
+def test_a_projection_has_one_amount(allocation, sparsities, tmp_path, names):
+    units = [{"name": name, "amount": 0, "cost": 1.0, "maximum": 8.0} for name in names]
+    for write, record in ((export_peft_config, allocation), (export_recipe, sparsities)):
+        with pytest.raises(ValueError, match=r"unit 'layers\.1.*' comes twice, or its layer is a unit too"):
+            write(record | {"units": units}, SETTINGS, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["peft", "safetensors"])
+def test_a_folder_or_adapter_that_will_not_do_is_seen_before_a_model_is_read(adapted, tmp_path, monkeypatch, kind):
+    adapted()
+    monkeypatch.setattr(exporting, "open_model", lambda _: pytest.fail("read"))
+    with pytest.raises(ValueError, match="not a finished checkpoint"):
+        export("base", kind, SETTINGS, tmp_path / "out", adapter=tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match=r"is not empty|holds what save_hf did not write"):
+        export("base", kind, SETTINGS, tmp_path, adapter=tmp_path / "adapter")
 
 
 def test_modules_keep_ranks_of_their_own(allocation, loaded, tmp_path):
