@@ -115,7 +115,8 @@ def test_an_allocation_trains_in_peft_and_comes_back(model, base, tmp_path, scal
         {"name": f"layers.{layer}", "amount": rank, "cost": 1.0, "maximum": 16.0}
         for layer, rank in enumerate(LAYER_RANKS)
     ]
-    record = {"schema": ALLOCATION_SCHEMA, "target": "rank", "model": {"name": "tiny", "layers": 12}, "units": units}
+    about = {"target": "rank", "model": {"name": "tiny", "layers": 12}, "budget": {"unit": "adapter parameters"}}
+    record = {"schema": ALLOCATION_SCHEMA, "units": units} | about
     settings = ExportSettings(projections=("q_proj", "v_proj", "down_proj"), scaling=scaling, base=str(base))
     export_peft_config(record, settings, tmp_path / "config")
     torch.manual_seed(1)
