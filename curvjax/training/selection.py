@@ -21,12 +21,12 @@ from curvjax.training.devices import everywhere, over_rows
 
 
 class Looks(NamedTuple):
-    """losses: `[L + 1]` mean cross-entropy at each look, nats; NaN from the first that was not yet taken, last always.
+    """losses: `[L]` mean cross-entropy at each look, nats; NaN from the first that was not yet taken, last always.
 
     best: what learns, as it was at the least of them, the first of equals.
     """
 
-    losses: Float[np.ndarray | Array, " L+1"]
+    losses: Float[np.ndarray | Array, " L"]
     best: dict[str, Array]
 
     @property

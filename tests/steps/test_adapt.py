@@ -80,6 +80,52 @@ def test_adapters_learn_the_base_stays_and_a_second_call_gives_the_same(shallow,
         jax.tree.map(np.testing.assert_array_equal, lora_parameters(found), lora_parameters(model))
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What `fit` is asked for; adapters drawn at random."""
+    found = {}
+
+    def fit(model, batch, **settings):
+        found.update(settings, batch=batch)
+        names = ("steps", "seed", "progress")
+        return stand_in_fit(model, batch, **{name: settings[name] for name in names})
+
+    monkeypatch.setattr(adapting, "fit", fit)
+    return found
+
+
+def pieces(batch):
+    """The token runs of a batch's documents."""
+    rows = zip(np.asarray(batch.tokens), np.asarray(batch.segments), strict=True)
+    return {tuple(row[part == at]) for row, part in rows for at in range(1, part.max() + 1)}
+
+
+def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, tmp_path, asked):
+    settings = dataclasses.replace(
+        SETTINGS, selection=2, select_every=1, patience=3, precision="bfloat16", devices=None
+    )
+    adapt(loaded, allocation, texts(6), settings, tmp_path, progress=silent)
+    held, learned = pieces(asked["selection"]), pieces(asked["batch"])
+    assert held
+    assert not held & learned
+    whole = adapting.pack(texts(6), loaded.tokenizer, length=16)
+    assert held | learned == pieces(whole)
+    chosen = {"select_every": 1, "patience": 3, "precision": "bfloat16", "devices": None, "tensorboard": False}
+    assert chosen.items() <= asked.items()
+    record = load_arrays(tmp_path / "adapter", schema=adapting.ADAPTER_SCHEMA).description
+    assert record["selection"] == {"steps": [], "losses": [], "best_step": 2}
+    adapt(loaded, allocation, texts(6), SETTINGS, tmp_path, progress=silent)
+    assert asked["selection"] is None
+    assert pieces(asked["batch"]) == pieces(whole)
+
+
+@pytest.mark.parametrize("count", [4, 5, -1])
+def test_a_selection_that_leaves_nothing_to_train_on_is_refused(loaded, allocation, tmp_path, count):
+    with pytest.raises(ValueError, match=rf"selection must be from 0 to 3, .*; got {count}"):
+        adapt(loaded, allocation, texts(4), dataclasses.replace(SETTINGS, selection=count), tmp_path, progress=silent)
+    assert not (tmp_path / "training").exists()
+
+
 def test_another_run_in_the_same_directory_is_refused(shallow, shallow_gains, tmp_path):
     def run(seed):
         allocation = allocate(shallow_gains, AllocateSettings(budget=2.0, baseline="uniform"))
