@@ -23,9 +23,13 @@ def allocation_table(record: Record) -> Table:
 
 
 def allocation_lines(record: Record) -> list[str]:
-    """What the table leaves out: the price in plain numbers, the remark, the curve of budgets."""
+    """What the table leaves out: the price in plain numbers, the largest rank, the remark, the curve of budgets."""
     price = record["dual"] * 1e6
     lines = [f"one more million {record['budget']['unit']}: {price:.4g} of the objective"] if price else []
+    if record["target"] == "rank":
+        lines += [
+            f"rank at most {max(unit['amount'] for unit in record['units'])}, to which serving engines pad the others"
+        ]
     lines += [record["remark"]] if record["remark"] else []
     for point in record["path"] or ():
         lines.append(f"budget {point['budget']:g}: objective {point['objective']:.6g}, dual price {point['dual']:.3g}")
