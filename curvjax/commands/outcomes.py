@@ -26,8 +26,10 @@ class Evaluate:
     """As for `curvjax score`."""
     data: tuple[str, ...] = ("demo:squad",)
     """Texts for perplexity; as for `curvjax score`."""
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ()
     """Tasks for ranked choice: arc-easy, sciq, piqa, ..."""
+    shots: int = 0
+    """Solved examples before each question, the same for all questions of a task, none of them asked."""
     adapter: Path | None = None
     """Adapter of `curvjax adapt` to put on the model."""
     out: Path = Path("evaluation.json")
@@ -39,7 +41,15 @@ class Evaluate:
         from curvjax.steps.progress import bars
 
         with bars() as progress:
-            record = evaluate(self.model, self.data, self.tasks, self.adapter, self.settings, progress=progress)
+            record = evaluate(
+                self.model,
+                self.data,
+                self.tasks,
+                self.adapter,
+                self.settings,
+                shots=self.shots,
+                progress=progress,
+            )
         Console().print(_evaluation_table(record))
         tell(write_record(self.out, record))
 
@@ -99,14 +109,14 @@ class Run:
     settings: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
 
     def __call__(self) -> None:
-        from curvjax.models import load_model
+        from curvjax.steps.open import open_parameters
         from curvjax.steps.progress import bars
         from curvjax.steps.run import run
 
         settings = quick(self.settings) if self.quick else self.settings
         out = self.out.with_name(f"{self.out.name}-quick") if self.quick else self.out
         with bars() as progress:
-            page = run(load_model(self.model), settings, out, progress=progress)
+            page = run(open_parameters(self.model), settings, out, progress=progress)
         print((page.parent / "summary.md").read_text(encoding="utf-8"))
         tell(page, page.parent / "figures")
 
@@ -116,8 +126,18 @@ def _evaluation_table(record: Record) -> Table:
     for name, found in record["texts"].items():
         table.add_row(name, "perplexity", f"{found['perplexity']:.3f}", "")
         table.add_row("", "nats per token", f"{found['nll']:.4f}", f"{found['standard_error']:.4f}")
+        _add_speed(table, found)
     for name, found in record["tasks"].items():
-        for place, measure in ((name, "accuracy"), ("", "accuracy_per_character"), ("", "gold_nll")):
+        title = f"{name}, {found['shots']} shots" if found["shots"] else name
+        for place, measure in ((title, "accuracy"), ("", "accuracy_per_character"), ("", "gold_nll")):
             error = found[f"{measure}_standard_error"]
             table.add_row(place, measure.replace("_", " "), f"{found[measure]:.4f}", f"{error:.4f}")
+        _add_speed(table, found)
     return table
+
+
+def _add_speed(table: Table, found: Record) -> None:
+    table.add_row("", f"tokens read, in {found['seconds']:.1f} s", f"{found['tokens_read']:,}", "")
+    table.add_row("", "tokens per second", f"{found['tokens_per_second']:,.0f}", "")
+    if found["tokens_per_second_without_compilation"] is not None:
+        table.add_row("", "the same without compilation", f"{found['tokens_per_second_without_compilation']:,.0f}", "")

@@ -61,7 +61,7 @@ def continuation_scores(
       ValueError: if there is no pair, one has an empty half or is longer than the model was made for; if a
         log-probability is not finite.
     """
-    if not pairs or not all(map(all, ((pair.context, pair.continuation) for pair in pairs))):
+    if not pairs or not all(pair.context and pair.continuation for pair in pairs):
         msg = f"each of {len(pairs)} pairs needs a token of context and one to predict, and there must be a pair."
         raise ValueError(msg)
     texts = [(*pair.context, *pair.continuation[:-1]) for pair in pairs]

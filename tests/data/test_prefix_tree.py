@@ -14,7 +14,7 @@ def drawn(seed):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("length", [16, 50, 400])
+@pytest.mark.parametrize("length", [16, 400])
 @pytest.mark.parametrize("window", [None, 3])
 def test_a_token_sees_its_own_text_up_to_itself_and_nothing_else(seed, length, window):
     texts = drawn(seed)
