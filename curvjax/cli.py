@@ -8,7 +8,7 @@ import tyro
 from curvjax.commands.budgets import Allocate, Compare
 from curvjax.commands.gains import Refine, Score, Transfer
 from curvjax.commands.outcomes import Evaluate, Export, Report, Run
-from curvjax.commands.rebuild import Adapt, Prune, Quantize
+from curvjax.commands.rebuild import Adapt, Factorize, Prune, Quantize, Upcycle
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
@@ -20,6 +20,8 @@ Command = (
     | Annotated[Adapt, tyro.conf.subcommand("adapt")]
     | Annotated[Prune, tyro.conf.subcommand("prune")]
     | Annotated[Quantize, tyro.conf.subcommand("quantize")]
+    | Annotated[Factorize, tyro.conf.subcommand("factorize")]
+    | Annotated[Upcycle, tyro.conf.subcommand("upcycle")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]

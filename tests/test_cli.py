@@ -40,9 +40,11 @@ OPTIONS = {
     "refine": ("--data", "--out", "--products", "--stride", "--longest", "--target", "--budget"),
     "transfer": ("--out", "--target", "--budget", "--floor", "--kappa"),
     "compare": ("--data", "--gains", "--out", "--target", "--budget", "--scores", "--rules", "--plans", "--directions"),
-    "adapt": ("--data", "--out", "--merge", "--steps", "--learning-rate", "--scaling"),
-    "prune": ("--data", "--out", "--method", "--pattern", "--drop", "--tokens"),
+    "adapt": ("--data", "--out", "--merge", "--checkpoint", "--steps", "--learning-rate", "--scaling"),
+    "prune": ("--data", "--out", "--checkpoint", "structured", "--method", "--pattern", "--drop", "--tokens"),
     "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),
+    "factorize": ("--data", "--out", "--method", "svd", "aware", "asvd", "--alpha", "--tokens"),
+    "upcycle": ("--data", "--out", "--top-k", "--seed"),
     "evaluate": ("--data", "--tasks", "--adapter", "--out", "--questions"),
     "export": ("--to", "peft-config", "recipe", "--adapter", "--model", "--out", "--projections", "--base"),
     "report": ("gains.json",),
@@ -158,8 +160,8 @@ def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path
     allocation = tmp_path / "allocation.json"
     assert command("allocate", tmp_path / "gains.json", "--budget", 1, "--out", allocation)[0] == 0
     words = ("--data", data, "--steps", 1, "--length", 16, "--rows", 2, "--warmup", 0, "--out", tmp_path / "adapted")
-    status, output, errors = command("adapt", model, allocation, *words, "--merge")
-    folders = [tmp_path / "adapted" / name for name in ("adapter", "merged")]
+    status, output, errors = command("adapt", model, allocation, *words, "--merge", "--checkpoint")
+    folders = [tmp_path / "adapted" / name for name in ("adapter", "checkpoint", "merged")]
     assert (status, output.splitlines()[1:]) == (0, [str(folder) for folder in folders])
     assert re.match(r"[\d,]+ adapter parameters, as planned", output)
     assert "fine-tune: 1/1" in errors
@@ -167,17 +169,19 @@ def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path
     found = {}
     for name, subject in {
         "adapter": (model, "--adapter", folders[0]),
-        "merged": (folders[1],),
+        "checkpoint": (folders[1],),
+        "merged": (folders[2],),
         "base": (model,),
     }.items():
         out = tmp_path / f"{name}.json"
         assert command("evaluate", *subject, "--data", data, "--length", 16, "--tokens", 32, "--out", out)[0] == 0
         found[name] = read_record(out, schema=EVALUATION_SCHEMA)["texts"][str(data)]["nll"]
+    assert found["checkpoint"] == found["adapter"]
     assert found["merged"] == pytest.approx(found["adapter"], rel=1e-5)  # float32 kernels, folded
     assert found["merged"] != pytest.approx(found["base"], rel=1e-4)
 
 
-def test_widths_become_a_quantised_model(command, model, tmp_path):
+def test_widths_become_a_quantised_model(command, model, data, tmp_path):
     units = [{"name": f"layers.{layer}", "amount": (4, 16)[layer % 2], "cost": 1920.0} for layer in range(12)]
     about = {"name": "tiny", "weights_sha256": weights_hash(load_model(model).model)}
     budget = {"requested": 230400.0, "planned": 230400.0, "realised": None, "unit": "bits"}
@@ -186,10 +190,58 @@ def test_widths_become_a_quantised_model(command, model, tmp_path):
     words = ("quantize", model, path, "--method", "rtn", "--group", 8, "--out", out)
     status, output, _ = command(*words)
     count = 6 * (1920 // 2 + 3 * 1920 // 8 + 4 * 1920)  # codes, float16 scales and zeros; float32 kernels
-    lines = [f"{count:,} bytes, {8 * count / (12 * 1920):.3f} bits per weight with scales and zeros", str(out)]
+    lines = [f"{count:,} bytes, {8 * count / (12 * 1920):.3f} bits per weight with scales and zeros"]
+    lines += [str(out / "checkpoint"), str(out)]
     assert (status, output.splitlines()) == (0, lines)
     assert read_record(out / "allocation.json", schema=ALLOCATION_SCHEMA)["budget"]["realised"] == 230400
     refused(command(*words), "not empty")
+    nll = []
+    for subject in (out, out / "checkpoint"):
+        words = ("--data", data, "--length", 16, "--tokens", 32, "--out", tmp_path / "e.json")
+        assert command("evaluate", subject, *words)[0] == 0
+        nll.append(read_record(tmp_path / "e.json", schema=EVALUATION_SCHEMA)["texts"][str(data)]["nll"])
+    assert nll[0] == pytest.approx(nll[1], rel=1e-5)
+    refused(command("score", out / "checkpoint", "--data", data), "42 projections are stored as codes")
+    assert command("export", out / "checkpoint", "--to", "safetensors", "--out", tmp_path / "dense")[0] == 0
+    assert weights_hash(load_model(tmp_path / "dense").model) == weights_hash(load_model(out).model)
+
+
+def an_allocation(path, model, target, amounts):
+    """As `allocate` writes it, of a few units."""
+    units = [{"name": name, "amount": amount, "cost": 1920.0} for name, amount in amounts.items()]
+    about = {"name": "tiny", "weights_sha256": weights_hash(load_model(model).model)}
+    budget = {"requested": 0.0, "planned": 0.0, "realised": None, "unit": target}
+    record = {"schema": ALLOCATION_SCHEMA, "target": target, "model": about, "units": units, "budget": budget}
+    return write_record(path, record)
+
+
+def test_structures_go_ranks_become_factors_and_experts_mixtures(command, model, data, tmp_path):
+    some = ("--data", data, "--tokens", 32, "--length", 16)
+    path = an_allocation(tmp_path / "s.json", model, "sparsity", {"layers.1": 0.26})
+    status, output, _ = command("prune", model, path, "--method", "structured", *some, "--out", tmp_path / "smaller")
+    lines = output.splitlines()
+    assert (status, lines[0]) == (0, "removed 10 channels and 0 key heads")
+    assert lines[1] == "480 weights, as planned; -19 from the 499 allocated"
+    assert lines[2].startswith("only the checkpoint can hold it: config.json of 'llama' cannot express")
+    assert lines[3:] == [str(tmp_path / "smaller" / "checkpoint")]
+
+    path = an_allocation(tmp_path / "r.json", model, "rank", {"layers.1.mlp.up_proj": 3, "layers.1.mlp.gate_proj": 12})
+    status, output, _ = command("factorize", model, path, "--method", "svd", "--out", tmp_path / "thinner")
+    assert status == 0
+    assert output.splitlines() == [
+        "504 parameters of 768, as planned; 1 projections cut",
+        "1 left as they are: at their rank, factors are not smaller than the kernel",
+        str(tmp_path / "thinner" / "checkpoint"),
+        str(tmp_path / "thinner"),
+    ]
+
+    path = an_allocation(tmp_path / "e.json", model, "experts", {"layers.1": 2})
+    status, output, _ = command("upcycle", model, path, "--data", data, "--out", tmp_path / "grown")
+    assert status == 0
+    assert output.splitlines()[0] == "2,336 parameters from 1,152, as planned; 2,336 for one token"
+    assert re.match(r"logits are equal: the largest change is \d\.\de-\d\d of the largest", output.splitlines()[1])
+    grown = tmp_path / "grown" / "checkpoint"
+    refused(command("export", grown, "--to", "safetensors", "--out", tmp_path / "dense"), "1 modules are mixtures")
 
 
 def test_an_allocation_becomes_a_configuration_of_peft(command, tmp_path):
@@ -269,7 +321,10 @@ def test_an_unknown_task_is_refused_in_one_line(command, model, data):
     refused(command("evaluate", model, "--data", data, "--tasks", "nothing"), "no task 'nothing'", "sciq")
 
 
-@pytest.mark.parametrize(("name", "target"), [("adapt", "sparsity"), ("prune", "rank"), ("quantize", "sparsity")])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("adapt", "sparsity"), ("prune", "rank"), ("quantize", "sparsity"), ("factorize", "bits"), ("upcycle", "rank")],
+)
 def test_an_allocation_of_another_target_is_refused_in_one_line(command, model, data, tmp_path, name, target):
     record = {"schema": ALLOCATION_SCHEMA, "target": target, "units": [], "model": {}}
     path = write_record(tmp_path / "allocation.json", record)

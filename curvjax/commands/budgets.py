@@ -53,9 +53,9 @@ class Compare:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
-        from curvjax.models import load_model
         from curvjax.report import compare_table, plot_compare, save_figure
         from curvjax.steps.compare import compare
+        from curvjax.steps.open import open_parameters
         from curvjax.steps.progress import bars
 
         gains = None if self.gains is None else read_record(self.gains, schema=GAINS_SCHEMA)
@@ -64,7 +64,7 @@ class Compare:
         path = self.out / "compare.json"
         with bars() as progress:
             chosen = self.settings, self.evidence, path
-            loaded = load_model(self.model)
+            loaded = open_parameters(self.model)
             record = compare(loaded, documents, *chosen, source=self.data, gains=gains, progress=progress)
         Console().print(compare_table(record))
         tell(path, *save_figure(plot_compare(record), self.out, "compare"))

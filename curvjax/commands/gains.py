@@ -36,8 +36,8 @@ class Score:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
-        from curvjax.models import load_model
         from curvjax.report import summary_table
+        from curvjax.steps.open import open_parameters
         from curvjax.steps.processes import join
         from curvjax.steps.progress import bars
         from curvjax.steps.score import score
@@ -46,7 +46,7 @@ class Score:
         documents = read_documents(self.data)
         documents = sample(documents, len(documents), seed=self.settings.seed)
         with bars() as progress:
-            loaded = load_model(self.model)
+            loaded = open_parameters(self.model)
             gains = score(loaded, documents, self.settings, self.out, source=self.data, progress=progress, team=team)
         Console().print(summary_table(gains))
         tell(self.out / "gains.json")
@@ -69,7 +69,7 @@ class Refine:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
-        from curvjax.models import load_model
+        from curvjax.steps.open import open_parameters
         from curvjax.steps.progress import bars
         from curvjax.steps.refine import refine
 
@@ -78,7 +78,7 @@ class Refine:
         documents = sample(documents, len(documents), seed=gains["seed"])
         with bars() as progress:
             chosen = gains, self.settings, self.effort, self.out
-            tighter, allocation = refine(load_model(self.model), documents, *chosen, progress=progress)
+            tighter, allocation = refine(open_parameters(self.model), documents, *chosen, progress=progress)
         Console().print(allocation_table(allocation))
         made = tighter["refined"]
         proved = "all are proved" if made["proved"] else f"{made['open']} of {len(tighter['units'])} are still open"

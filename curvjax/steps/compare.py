@@ -11,7 +11,7 @@ import numpy as np
 from curvjax.artefacts import COMPARE_SCHEMA, Record, machine, versions, write_record
 from curvjax.data import Document, documents_hash
 from curvjax.layers import Unit, module_path
-from curvjax.models import Loaded, parameters, weights_hash
+from curvjax.models import Loaded, parameters
 from curvjax.report.profile import rank_correlation
 from curvjax.scores import PLANS, SCORES
 from curvjax.steps.budgets import SCORELESS, Amounts, Shared, allocators, amounts, shared_budget
@@ -20,6 +20,7 @@ from curvjax.steps.program import AllocateSettings
 from curvjax.steps.progress import Progress, silent
 from curvjax.steps.score import UNITS, calibration_batch
 from curvjax.steps.stopwatch import timed_warm
+from curvjax.surgery import model_hash
 
 PLANS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "sparsity": ("lamp", "magnitude-global"),
@@ -256,7 +257,7 @@ def _header(
         "schema": COMPARE_SCHEMA,
         "model": {
             "name": loaded.name,
-            "weights_sha256": weights_hash(loaded.model),
+            "weights_sha256": model_hash(loaded.model),
             "layers": loaded.config.num_layers,
         },
         "data": {

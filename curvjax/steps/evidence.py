@@ -27,13 +27,14 @@ from curvjax.curvature.interactions import ggn_interactions
 from curvjax.curvature.layered import LayeredLoss, unit_parameters
 from curvjax.data import Batch, microbatches
 from curvjax.layers import Unit, within_layer
-from curvjax.models import Decoder, parameters, weights_hash
+from curvjax.models import Decoder, parameters
 from curvjax.models.layered import layered_model
 from curvjax.scores.evidence import Evidence
 from curvjax.steps.activations import input_moments, run_block, sampled_stream, streams_before
 from curvjax.steps.progress import Progress, silent
 from curvjax.steps.score import POLICIES, compiled_gradient
 from curvjax.steps.stopwatch import timed, timed_warm
+from curvjax.surgery import model_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,7 @@ def _parts(batch: Batch | None, settings: EvidenceSettings) -> list[Batch]:
 
 
 def _recorded(gains: Record, model: Decoder, units: tuple[Unit, ...]) -> dict[str, tuple[Array, Cost]]:
-    require_model(gains, weights_hash(model), source="the gains record")
+    require_model(gains, model_hash(model), source="the gains record")
     rows, names = gains["units"], [unit.name for unit in units]
     if [row["name"] for row in rows] != names:
         msg = (

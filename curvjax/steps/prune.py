@@ -8,13 +8,14 @@ from typing import Literal
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
 from curvjax.layers import layer_index
-from curvjax.models import Loaded, parameters, save_hf, weights_hash
+from curvjax.models import Loaded, parameters, save_hf
 from curvjax.steps.progress import Progress, labelled
 from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
     Pattern,
     Pruned,
     drop_layers,
+    model_hash,
     patterns_near,
     prune_magnitude,
     prune_sparsegpt,
@@ -22,27 +23,35 @@ from curvjax.surgery import (
     read_pattern,
     renumbered,
     save_masks,
+    save_rebuilt,
 )
+
+STRUCTURES = {"channels": ("channels",), "heads": ("heads",), "structured": ("channels", "heads")}
+"""What may go as a whole, by method; every other method takes single weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneSettings:
     """How weights are chosen."""
 
-    method: Literal["wanda", "magnitude", "sparsegpt"] = "wanda"
+    method: Literal["wanda", "magnitude", "sparsegpt", "channels", "heads", "structured"] = "wanda"
     """|W| |x| within each output, layer by layer on pruned inputs; |W| within each projection; or what SparseGPT refits
-    best, layer by layer on pruned inputs."""
+    best, layer by layer on pruned inputs. The last three take out whole MLP channels, whole key heads with their query
+    heads, or both, by |x| sum |W|, so that the model really shrinks; totals are met to the nearest whole piece."""
     pattern: str = ""
     """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
     unit's sparsity, to the nearest. Empty: none."""
     tokens: int = 2048
-    """Calibration tokens of Wanda and SparseGPT."""
+    """Calibration tokens; magnitude needs none."""
     length: int = 256
     """Tokens in a row."""
     rows: int = 4
     """Rows in memory at a time."""
 
     def __post_init__(self):
+        if self.pattern and self.method in STRUCTURES:
+            msg = f"a pattern is of single weights; {self.method} takes out whole ones of {STRUCTURES[self.method]}."
+            raise ValueError(msg)
         if self.pattern:
             read_pattern(_counted(self.pattern))
 
@@ -73,7 +82,7 @@ def prune(
       ValueError: if the allocation is of another target, model or total than the pattern, or the documents are too
         short.
     """
-    _require_sparsities(allocation, loaded)
+    require_sparsities(allocation, loaded)
     amounts = _amounts(allocation, settings.pattern)
     if settings.method == "magnitude":
         return prune_magnitude(loaded.model, amounts)
@@ -101,7 +110,7 @@ def without_layers(loaded: Loaded, allocation: Record, dropped: Collection[int])
     Raises:
       ValueError: if the allocation is of another target or model, or the layers cannot be dropped.
     """
-    _require_sparsities(allocation, loaded)
+    require_sparsities(allocation, loaded)
     model = drop_layers(loaded.model, dropped)
     units = [
         unit | {"name": renumbered(unit["name"], dropped)}
@@ -110,7 +119,7 @@ def without_layers(loaded: Loaded, allocation: Record, dropped: Collection[int])
     ]
     weights = sum(int(unit["cost"]) for unit in allocation["units"] if layer_index(unit["name"]) in dropped)
     size = sum(value.size for value in parameters(model).values())
-    now = {"weights_sha256": weights_hash(model), "parameters": size, "layers": len(model.layers)}
+    now = {"weights_sha256": model_hash(model), "parameters": size, "layers": len(model.layers)}
     changes = {
         "model": allocation["model"] | now,
         "units": [unit | {"index": layer_index(unit["name"])} for unit in units],
@@ -130,24 +139,37 @@ def require_new(directory: str | Path) -> None:
         raise ValueError(msg)
 
 
-def save_pruned(pruned: Pruned, loaded: Loaded, allocation: Record, directory: str | Path) -> Path:
+def save_pruned(
+    pruned: Pruned, loaded: Loaded, allocation: Record, directory: str | Path, *, checkpoint: bool = False
+) -> Path:
     """Write the pruned model as a Hugging Face directory, its masks, and the allocation with the budget realised.
 
-    Weights of layers that `without_layers` dropped count as removed.
+    Weights of layers that `without_layers` dropped count as removed. With `checkpoint`, the model is there a second
+    time, as one of our own.
     """
     directory = Path(directory)
     save_hf(pruned.model, directory, tokenizer=loaded.tokenizer)
+    if checkpoint:
+        save_rebuilt(pruned.model, directory / "checkpoint", tokenizer=loaded.tokenizer)
     save_masks(pruned.masks, directory / "masks.safetensors")
     removed = sum(int(mask.size - mask.sum()) for mask in pruned.masks.values())
     removed += allocation.get("dropped", {"weights": 0})["weights"]
-    realised = allocation | {"budget": allocation["budget"] | {"realised": removed}}
-    write_record(directory / "allocation.json", realised)
+    changes = {
+        "budget": allocation["budget"] | {"realised": removed},
+        "rebuilt": {"weights_sha256": model_hash(pruned.model)},
+    }
+    write_record(directory / "allocation.json", allocation | changes)
     return directory
 
 
-def _require_sparsities(allocation: Record, loaded: Loaded) -> None:
+def require_sparsities(allocation: Record, loaded: Loaded) -> None:
+    """Refuse an allocation of something else than sparsities, or of another model.
+
+    Raises:
+      ValueError: naming what it is of.
+    """
     require_target(allocation, "sparsity", need="pruning needs")
-    require_model(allocation, weights_hash(loaded.model), source="the allocation")
+    require_model(allocation, model_hash(loaded.model), source="the allocation")
 
 
 def _amounts(allocation: Record, text: str) -> dict[str, float] | dict[str, Pattern]:

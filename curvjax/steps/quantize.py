@@ -8,7 +8,7 @@ import numpy as np
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
-from curvjax.models import Loaded, save_hf, weights_hash
+from curvjax.models import Loaded, save_hf
 from curvjax.steps.progress import Progress, labelled
 from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
@@ -17,9 +17,11 @@ from curvjax.surgery import (
     Storage,
     Sweep,
     dequantized,
+    model_hash,
     quantization_plan,
     quantize_gptq,
     quantize_nearest,
+    save_rebuilt,
 )
 
 _HALF = 16  # bits that an allocation counts for a weight left as it is
@@ -75,7 +77,7 @@ def quantize(
         divide a projection's inputs, the model has adapters or codes, or the documents are too short.
     """
     require_target(allocation, "bits", need="quantising needs")
-    require_model(allocation, weights_hash(loaded.model), source="the allocation")
+    require_model(allocation, model_hash(loaded.model), source="the allocation")
     widths = {unit["name"]: unit["amount"] for unit in allocation["units"]}
     plan = quantization_plan(loaded.model, widths, Format(settings.group, settings.symmetric, settings.scales))
     if settings.method == "rtn":
@@ -90,18 +92,20 @@ def quantize(
 def save_quantized(
     quantized: Quantized, loaded: Loaded, allocation: Record, settings: QuantizeSettings, directory: str | Path
 ) -> Path:
-    """Write the dense form as a Hugging Face directory, and the allocation with the budget realised and all bytes.
+    """Write codes as a checkpoint, their dense form as a Hugging Face directory, and the allocation with all bytes.
 
     The budget counts the bits of codes, with those that fill up a byte, and 16 for a weight left as it is; "storage"
     has what all arrays take, scales and zeros included, and kernels left as they are in their own type.
     """
     directory, storage = Path(directory), quantized.storage
     save_hf(dequantized(quantized.model), directory, tokenizer=loaded.tokenizer)
+    save_rebuilt(quantized.model, directory / "checkpoint", tokenizer=loaded.tokenizer)
     realised = np.where(storage.bits == _HALF, _HALF * storage.weights, 8 * storage.codes).sum()
     changes = {
         "budget": allocation["budget"] | {"realised": int(realised)},
         "quantised": asdict(settings),
         "storage": _storage(storage),
+        "rebuilt": {"weights_sha256": model_hash(quantized.model)},
     }
     write_record(directory / "allocation.json", allocation | changes)
     return directory

@@ -18,12 +18,13 @@ from curvjax.curvature.gain import Lanczos, begun
 from curvjax.curvature.layered import LayeredModel, Passes, run_passes
 from curvjax.data import Document, documents_hash
 from curvjax.layers import Unit
-from curvjax.models import Loaded, parameters, weights_hash
+from curvjax.models import Loaded, parameters
 from curvjax.models.layered import layered_model
 from curvjax.steps.allocate import allocate, open_program
 from curvjax.steps.program import AllocateSettings
 from curvjax.steps.progress import Progress, silent
 from curvjax.steps.score import UNITS, calibration_batch, split_rows
+from curvjax.surgery import model_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def refine(
 
 
 def _require_same(loaded: Loaded, documents: list[Document], gains: Record) -> None:
-    require_model(gains, weights_hash(loaded.model), source="gains.json")
+    require_model(gains, model_hash(loaded.model), source="gains.json")
     if gains["curvature"] != "ggn":
         msg = f"only gains of the ggn can be refined by further products; these are of {gains['curvature']!r}."
         raise ValueError(msg)

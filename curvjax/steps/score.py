@@ -35,11 +35,12 @@ from curvjax.curvature.kinds import CURVATURES
 from curvjax.curvature.placement import layer_gains_over_devices
 from curvjax.data import Batch, Document, documents_hash, microbatches, pack, take
 from curvjax.layers import Unit, layer_units, module_path, module_units
-from curvjax.models import Decoder, Loaded, parameters, weights_hash
+from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import cross_entropy, layered_model
 from curvjax.steps.partial import Partial, resumable
 from curvjax.steps.processes import ALONE, Team
 from curvjax.steps.progress import Progress
+from curvjax.surgery import model_hash
 
 POLICIES: dict[str, Callable[[float], LayerPolicy]] = {
     "trust-radius": trust_radius,
@@ -346,7 +347,7 @@ def _header(loaded: Loaded, documents: list[Document], batch: Batch, settings: S
         "schema": GAINS_SCHEMA,
         "model": {
             "name": loaded.name,
-            "weights_sha256": weights_hash(loaded.model),
+            "weights_sha256": model_hash(loaded.model),
             "parameters": sum(value.size for value in values.values()),
             "layers": loaded.config.num_layers,
         },

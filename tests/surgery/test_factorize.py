@@ -8,7 +8,18 @@ from flax import nnx
 
 from curvjax.data.batch import Batch
 from curvjax.models import Decoder, load_hf, parameters, save_hf, weights_hash
-from curvjax.surgery import FactorizedLinear, add_lora, factorize, factorize_aware, factorize_svd, merge_factors
+from curvjax.surgery import (
+    FactorizedLinear,
+    add_lora,
+    factorize,
+    factorize_asvd,
+    factorize_aware,
+    factorize_scaled,
+    factorize_svd,
+    merge_factors,
+    saving_ranks,
+)
+from curvjax.surgery.factorize import sizes_of
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import recorded, residual_streams
 from tests.surgery.conftest import CONFIG
@@ -213,3 +224,72 @@ def test_adapters_kernels_and_batches_that_cannot_be_used_are_refused(model, bat
     padding = Batch(*(jnp.zeros_like(array) for array in batch))
     with pytest.raises(ValueError, match="all 30 tokens of the batch are padding"):
         factorize_aware(model, padding, {path: 2}, rows_at_once=5)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 1.0])
+def test_scaled_factors_are_those_of_the_scaled_kernel(seed, alpha):
+    """Oracle: the rank 4 nearest to S W in float64, by the eigenvectors of its Gram matrix, with S taken off again."""
+    kernel, _ = problem(seed)
+    sizes = np.random.default_rng(seed).uniform(0.1, 5, 12)
+    scale = np.diag(sizes**alpha)
+    _, vectors = np.linalg.eigh((scale @ kernel).T @ (scale @ kernel))
+    nearest = np.linalg.solve(scale, scale @ kernel @ vectors[:, -4:] @ vectors[:, -4:].T)
+    found = factorize_scaled(kernel, 4, jnp.asarray(sizes), alpha=alpha)
+    assert np.allclose(found.kernel, nearest, rtol=0, atol=1e-10)
+    metric = (scale / sizes.max() ** alpha) ** 2
+    assert np.isclose(found.error, error_of(kernel, nearest, metric), rtol=1e-9)
+    assert np.isclose(found.optimal, found.error, rtol=1e-9)
+    assert not np.allclose(found.kernel, factorize(kernel, 4).kernel, atol=1e-3)
+
+
+def test_scaled_factors_know_no_scale_and_without_an_exponent_no_inputs():
+    kernel, _ = problem(4)
+    sizes = jnp.asarray(np.random.default_rng(4).uniform(0.1, 5, 12)).at[3].set(0.0)
+    found = factorize_scaled(kernel, 4, sizes)
+    assert jnp.allclose(found.kernel, factorize_scaled(kernel, 4, 1e6 * sizes).kernel, rtol=0, atol=1e-8)
+    assert jnp.all(jnp.isfinite(found.first))  # where an input never fires
+    assert jnp.allclose(factorize_scaled(kernel, 4, sizes, alpha=0.0).kernel, factorize(kernel, 4).kernel, atol=1e-12)
+    assert jnp.allclose(factorize_scaled(kernel, 9, sizes).kernel, kernel, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "alpha", "message"),
+    [
+        (np.ones(11), 0.5, r"needs 12 sizes of inputs; got shape \(11,\)"),
+        (np.zeros(12), 0.5, "finite, none negative and not all zero"),
+        (-np.ones(12), 0.5, "finite, none negative"),
+        (np.full(12, np.nan), 0.5, "must be finite"),
+        (np.ones(12), 1.5, "alpha must be from 0, which leaves inputs alone, to 1; got 1.5"),
+        (np.ones(12), -0.5, "alpha must be from 0"),
+    ],
+)
+@pytest.mark.bad_shapes
+def test_sizes_and_exponents_that_cannot_be_are_refused(sizes, alpha, message):
+    with pytest.raises(ValueError, match=message):
+        factorize_scaled(problem(1)[0], 4, jnp.asarray(sizes), alpha=alpha)
+
+
+def test_asvd_scales_by_what_each_projection_receives_from_cut_layers(model, batch):
+    ranks = {"layers.0.mlp.up_proj": 3, "layers.1.mlp.up_proj": 3}
+    found = factorize_asvd(model, batch, ranks, rows_at_once=3, alpha=0.7)
+    assert found.parameters == dict.fromkeys(ranks, 3 * (8 + 12))
+    first = factorize_asvd(model, batch, {"layers.0.mlp.up_proj": 3}, rows_at_once=5, alpha=0.7)
+    streams = residual_streams(merge_factors(first.model), batch, 5)
+    _, streams = recorded(merge_factors(first.model).layers[0], streams, sizes_of)
+    sizes = recorded(model.layers[1], streams, sizes_of)[0]["mlp.up_proj"]
+    wanted = factorize_scaled(parameters(model)["layers.1.mlp.up_proj.kernel"], 3, sizes, alpha=0.7)
+    assert jnp.allclose(found.factors["layers.1.mlp.up_proj"].kernel, wanted.kernel, rtol=0, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"inputs are known of projections in decoder layers only, not of \['lm_head'\]"
+    ):
+        factorize_asvd(model, batch, {"lm_head": 3}, rows_at_once=5)
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj: alpha must be from 0"):
+        factorize_asvd(model, batch, {"layers.0.mlp.up_proj": 3}, rows_at_once=5, alpha=2.0)
+
+
+def test_ranks_that_save_nothing_are_told_apart(model):
+    ranks = {"layers.1.mlp.up_proj": 4, "layers.10.mlp.up_proj": 5, "layers.11.self_attn.q_proj": 4}  # 4.8, 4.8, 4
+    assert saving_ranks(model, ranks) == {"layers.1.mlp.up_proj": 4}
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj: a rank must be a whole number from 1 to 8"):
+        saving_ranks(model, {"layers.1.mlp.up_proj": 9})

@@ -118,6 +118,9 @@ REBUILT = {
 }
 
 
+COMPUTED = {"dora", "experts", "upcycled", "factors", "codes", "lora on a shrunk model"}
+
+
 @pytest.mark.parametrize("kind", REBUILT)
 def test_a_rebuilt_model_comes_back_bit_for_bit(small, rebuilt, logits, tmp_path, kind):
     model = rebuilt(kind)
@@ -126,11 +129,12 @@ def test_a_rebuilt_model_comes_back_bit_for_bit(small, rebuilt, logits, tmp_path
     again, tokenizer = load_rebuilt(tmp_path / "x")
     assert nnx.split(again)[0] == nnx.split(model)[0]  # kinds, scales, ranks, what learns
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model))
-    assert np.array_equal(logits(again), logits(model))
     assert model_hash(again) == model_hash(model)
+    if kind in COMPUTED:  # elsewhere the same follows from structure and arrays, without compiling the kind
+        assert np.array_equal(logits(again), logits(model))
+        assert not np.array_equal(logits(model), logits(small))
     assert list(parameters(again)) == list(parameters(model))
     assert tokenizer.encode("a") == WORDS.encode("a")
-    assert (kind == "plain") == np.array_equal(logits(model), logits(small))
 
 
 def test_codes_are_packed_on_disk_and_in_memory(rebuilt, tmp_path):
@@ -252,7 +256,7 @@ def test_a_checkpoint_of_another_kind_or_half_a_one_is_refused(small, saved, tmp
         save_rebuilt(small, saved, tokenizer=WORDS)
 
 
-@pytest.mark.parametrize("kind", ["masked", "shrunk", "lora", "dora", "factors", "codes", "lora on a shrunk model"])
+@pytest.mark.parametrize("kind", ["dora", "factors", "codes", "lora on a shrunk model"])
 def test_the_dense_equivalent_is_plain_and_computes_the_same(rebuilt, logits, kind):
     model = rebuilt(kind)
     dense = dense_equivalent(model)

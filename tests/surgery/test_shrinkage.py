@@ -115,11 +115,15 @@ def test_arrays_other_than_planned_are_refused(grouped, energies):
         ({"layers.1": 0.5}, {"channels": False, "heads": False}, "nothing may go: allow channels, heads or both"),
         ({"layers.1": 1.0}, BOTH, r"at least 0 and below 1; got \['layers\.1: 1\.0'\]"),
         ({"layers.1": -0.1}, BOTH, "at least 0 and below 1"),
-        ({"layers.1": 0.9}, {"channels": False, "heads": True}, r"1 layers .* key heads hold, e\.g\. layers\.1 778 weights, of which 2 key heads hold 384"),
+        (
+            {"layers.1": 0.9},
+            {"channels": False, "heads": True},
+            r"1 layers .* key heads hold, e\.g\. layers\.1 778 weights, of which 2 key heads hold 384",
+        ),
         ({"layers.1": 0.9}, {"channels": True, "heads": False}, "more than their channels hold.*allocate less"),
         ({"layers.1": 0.1, "layers.1.mlp": 0.1}, BOTH, "is in two units"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_met_is_refused(grouped, shares, kinds, message):
     with pytest.raises(ValueError, match=message):
         shrink_plan(grouped, shares, **kinds)
