@@ -21,7 +21,7 @@ from curvjax.training.devices import everywhere, over_rows
 
 
 class Looks(NamedTuple):
-    """losses: `[L]` mean cross-entropy at each look, nats; NaN from the first that was not yet taken, last always.
+    """losses: `[L]` mean cross-entropy at each look, nats; NaN from the first not yet taken, at the last place always.
 
     best: what learns, as it was at the least of them, the first of equals.
     """

@@ -45,6 +45,18 @@ def model(base) -> Decoder:
     return add_lora(base, RANKS, key=jax.random.key(1))
 
 
+def small_model() -> Decoder:
+    """One layer with two adapters: quick to compile."""
+    return add_lora(
+        tiny_decoder(1), {"layers.0.self_attn.q_proj": 2, "layers.0.mlp.down_proj": 3}, key=jax.random.key(1)
+    )
+
+
+@pytest.fixture(scope="session")
+def small() -> Decoder:
+    return small_model()
+
+
 @pytest.fixture(scope="session")
 def mixed(base) -> Decoder:
     """Experts in the second layer, one plain adapter in the first."""

@@ -22,12 +22,12 @@ def scalars(directory):
     return found
 
 
-def test_event_files_hold_each_metric_of_each_step_once_after_an_interruption_too(model, batch, tmp_path):
+def test_event_files_hold_each_metric_of_each_step_once_after_an_interruption_too(small, batch, tmp_path):
     settings = SETTINGS | {"selection": batch, "select_every": 4, "directory": tmp_path, "checkpoint_every": 3}
     with pytest.raises(Stopped):
-        fit(model, batch, **settings, tensorboard=True, progress=stop_at(8))
+        fit(small, batch, **settings, tensorboard=True, progress=stop_at(8))
     assert max(step for step, *_ in scalars(tmp_path / "tensorboard")) == 7
-    fit(model, batch, **settings, tensorboard=True)
+    fit(small, batch, **settings, tensorboard=True)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     expected = [(line["step"], name, value) for line in lines for name, value in line.items() if name != "step"]
     found = scalars(tmp_path / "tensorboard")
@@ -35,16 +35,16 @@ def test_event_files_hold_each_metric_of_each_step_once_after_an_interruption_to
     assert [value for *_, value in found] == pytest.approx([value for *_, value in expected], rel=1e-6)
     assert [step for step, name, _ in found if name == "loss"] == list(range(12))
     assert [step for step, name, _ in found if name == "selection_loss"] == [0, 4, 8, 12]
-    fit(model, batch, **settings, tensorboard=False)  # not part of what a run is
+    fit(small, batch, **settings, tensorboard=False)  # not part of what a run is
 
 
-def test_without_the_package_nothing_begins(model, batch, tmp_path, monkeypatch):
+def test_without_the_package_nothing_begins(small, batch, tmp_path, monkeypatch):
     monkeypatch.setattr(event_files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"need tensorboardX: pip install 'curvjax\[tensorboard\]'"):
-        fit(model, batch, **SETTINGS, directory=tmp_path / "out", tensorboard=True)
+        fit(small, batch, **SETTINGS, directory=tmp_path / "out", tensorboard=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_event_files_need_a_directory(model, batch):
+def test_event_files_need_a_directory(small, batch):
     with pytest.raises(ValueError, match="need a directory to lie in"):
-        fit(model, batch, **SETTINGS, tensorboard=True)
+        fit(small, batch, **SETTINGS, tensorboard=True)

@@ -77,10 +77,10 @@ def test_no_gradient_of_a_frozen_kernel_is_formed(base, batch):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
 
 
-def test_losses_are_near_those_of_float32_and_the_weights_stay(model, batch):
-    wide, narrow = (fit(model, batch, **SETTINGS, precision=kind) for kind in (None, "bfloat16"))
+def test_losses_are_near_those_of_float32_and_the_weights_stay(small, batch):
+    wide, narrow = (fit(small, batch, **SETTINGS, precision=kind) for kind in (None, "bfloat16"))
     assert 0 < np.abs(narrow.losses - wide.losses).max() < 0.02  # 8 bits of mantissa
-    assert weights_hash(narrow.model) == weights_hash(model)
+    assert weights_hash(narrow.model) == weights_hash(small)
     assert {array.dtype.name for array in lora_parameters(narrow.model).values()} == {"float32"}
 
 
@@ -91,11 +91,11 @@ def test_quantised_projections_compute_in_it_too(base):
     assert quantised.layers[0].mlp.up_proj.dense().dtype == jnp.float32
 
 
-def test_another_precision_in_the_same_directory_is_refused(model, batch, tmp_path):
+def test_another_precision_in_the_same_directory_is_refused(small, batch, tmp_path):
     settings = SETTINGS | {"directory": tmp_path}
-    fit(model, batch, **settings)
+    fit(small, batch, **settings)
     with pytest.raises(ValueError, match="1 differences: settings precision was None, is bfloat16"):
-        fit(model, batch, **settings, precision="bfloat16")
+        fit(small, batch, **settings, precision="bfloat16")
 
 
 def test_a_precision_without_fractions_is_refused(model):
