@@ -10,14 +10,16 @@ import transformers
 from flax import nnx
 
 from curvjax.artefacts import ALLOCATION_SCHEMA
-from curvjax.interop import load_peft, save_peft
+from curvjax.interop import load_peft, pruning_recipe, save_peft
 from curvjax.models import load_hf, save_hf
 from curvjax.steps.export import ExportSettings, export_peft_config
 from curvjax.surgery import (
     classic_scale,
     constant_scale,
     drop_layers,
+    factorize_svd,
     lora_ranks,
+    merge_factors,
     merge_lora,
     projections,
     prune_channels,
@@ -138,18 +140,53 @@ def test_an_allocation_trains_in_peft_and_comes_back(model, base, tmp_path, scal
     np.testing.assert_allclose(ours(back), theirs(trained), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("edit", ["dropped", "pruned", "channels"])
+def test_peft_trains_as_many_parameters_as_an_export_says(model, base, tmp_path):
+    """On random weights: the configuration alone decides ranks and parameters."""
+    sides = {path: sum(linear.kernel.shape) for path, linear in projections(model).items() if path != "lm_head"}
+    cost = sum(size for path, size in sides.items() if path.startswith("layers.0."))
+    units = [
+        {"name": f"layers.{layer}", "amount": rank, "cost": float(cost), "maximum": 16.0}
+        for layer, rank in enumerate(LAYER_RANKS)
+    ]
+    about = {"target": "rank", "model": {"name": "tiny", "layers": 12}, "budget": {"unit": "adapter parameters"}}
+    written = export_peft_config(about | {"units": units}, ExportSettings(base=str(base)), tmp_path / "config")
+    empty = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(base))
+    built = peft.get_peft_model(empty, peft.LoraConfig.from_pretrained(tmp_path / "config"))
+    found = {name: module.r["default"] for name, module in adapted_modules(built).items()}
+    assert found == {path: rank for path in sides if (rank := LAYER_RANKS[int(path.split(".")[1])])}
+    assert built.get_nb_trainable_parameters()[0] == written.parameters
+    assert written.parameters == sum(rank * sides[path] for path, rank in found.items())
+    assert written.max_rank == max(found.values())
+
+
+@pytest.mark.parametrize("edit", ["dropped", "pruned", "channels", "factorised"])
 def test_transformers_loads_what_surgery_leaves(model, tmp_path, edit):
     energies = {f"layers.{layer}.mlp.down_proj": np.ones(48, np.float32) for layer in range(12)}
+    thin = {path: 4 for path in projections(model) if path.startswith(("layers.1.", "layers.10.", "layers.11."))}
     edited = {
         "dropped": lambda: drop_layers(model, [1, 10]),
         "pruned": lambda: prune_magnitude(model, {f"layers.{layer}": layer / 16 for layer in range(12)}).model,
         "channels": lambda: prune_channels(model, energies, {f"layers.{layer}": 8 for layer in range(12)}).model,
+        "factorised": lambda: merge_factors(factorize_svd(model, thin).model),
     }[edit]()
     save_hf(edited, tmp_path / "model")
     found = logits(tmp_path / "model", TOKENS)
     assert np.abs(found - ours(model)).max() > 1e-2
     np.testing.assert_allclose(found, ours(edited), atol=1e-4, rtol=0)
+    other = causal(tmp_path / "model")
+    assert other.config.num_hidden_layers == len(other.model.layers) == len(edited.layers)
+    stored = {name.removesuffix(".weight"): int((value == 0).sum()) for name, value in other.state_dict().items()}
+    zeros = {path: int(np.sum(np.asarray(linear.kernel[...]) == 0)) for path, linear in projections(edited).items()}
+    assert zeros == {path: stored[path if path == "lm_head" else f"model.{path}"] for path in zeros}
+    assert (sum(zeros.values()) > 0) is (edit == "pruned")
+
+
+def test_llm_compressor_reads_our_recipe(model, base):
+    recipes = pytest.importorskip("llmcompressor.recipe", exc_type=ImportError)
+    shares = {f"model.layers.{layer}": layer / 16 for layer in range(12)}
+    (modifier,) = recipes.Recipe.create_instance(pruning_recipe(shares)).modifiers
+    names = [name for name, _ in causal(base).named_modules() if name in modifier.targets]
+    assert dict(zip(names, modifier.sparsity, strict=True)) == shares  # it pairs them in the order of the model
 
 
 def test_an_adapter_goes_on_a_model_of_fewer_layers(model, tmp_path):
