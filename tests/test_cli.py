@@ -240,6 +240,7 @@ def test_structures_go_ranks_become_factors_and_experts_mixtures(command, model,
     assert status == 0
     assert output.splitlines()[0] == "2,336 parameters from 1,152, as planned; 2,336 for one token"
     assert re.match(r"logits are equal: the largest change is \d\.\de-\d\d of the largest", output.splitlines()[1])
+    assert output.splitlines()[2].startswith("only the checkpoint can hold it: 1 modules are mixtures")
     grown = tmp_path / "grown" / "checkpoint"
     refused(command("export", grown, "--to", "safetensors", "--out", tmp_path / "dense"), "1 modules are mixtures")
 

@@ -13,6 +13,7 @@ from curvjax.steps.adapt import AdaptSettings
 from curvjax.steps.factorize import FactorizeSettings
 from curvjax.steps.prune import STRUCTURES, PruneSettings
 from curvjax.steps.quantize import QuantizeSettings
+from curvjax.steps.saving import Saved
 from curvjax.steps.upcycle import UpcycleSettings
 
 Argument = tyro.conf.Positional
@@ -106,17 +107,14 @@ class Prune:
                 smaller = prune_structures(*chosen, progress=progress)
         if self.settings.method not in STRUCTURES:
             print(f"removed {pruned.achieved.total:.4%} of the projections' weights")
-            tell(save_pruned(pruned, loaded, allocation, self.out, checkpoint=self.checkpoint))
+            _tell_saved(save_pruned(pruned, loaded, allocation, self.out, checkpoint=self.checkpoint))
             return
-        saved = save_smaller(smaller, loaded, allocation, self.settings, self.out)
         plan = smaller.plan
         print(f"removed {sum(plan.channels.values()):,} channels and {sum(plan.heads.values()):,} key heads")
         print(
             f"{plan.total:,} weights, as planned; {plan.total - plan.asked:+,.0f} from the {plan.asked:,.0f} allocated"
         )
-        if saved.only_here:
-            print(f"only the checkpoint can hold it: {shorten(saved.only_here, 160)}")  # a size for each layer
-        tell(saved.checkpoint if saved.only_here else saved.directory)
+        _tell_saved(save_smaller(smaller, loaded, allocation, self.settings, self.out))
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,7 @@ class Quantize:
             found = quantize(loaded, allocation, documents, self.settings, progress=progress)
         bits = found.storage.bits_per_weight
         print(f"{found.storage.total:,} bytes, {bits:.3f} bits per weight with scales and zeros")
-        out = save_quantized(found, loaded, allocation, self.settings, self.out)
-        tell(out / "checkpoint", out)
+        _tell_saved(save_quantized(found, loaded, allocation, self.settings, self.out))
 
 
 @dataclass(frozen=True)
@@ -186,8 +183,7 @@ class Factorize:
         )
         if thinner.left:
             print(f"{len(thinner.left)} left as they are: at their rank, factors are not smaller than the kernel")
-        out = save_thinner(thinner, loaded, allocation, self.settings, self.out)
-        tell(out / "checkpoint", out)
+        _tell_saved(save_thinner(thinner, loaded, allocation, self.settings, self.out))
 
 
 @dataclass(frozen=True)
@@ -216,4 +212,11 @@ class Upcycle:
         grown = upcycle_experts(loaded, allocation, read_documents(self.data), self.settings)
         print(f"{grown.parameters:,} parameters from {grown.before:,}, as planned; {grown.active:,} for one token")
         print(f"logits are equal: the largest change is {grown.moved:.1e} of the largest logit")
-        tell(save_grown(grown, loaded, allocation, self.settings, self.out) / "checkpoint")
+        _tell_saved(save_grown(grown, loaded, allocation, self.settings, self.out))
+
+
+def _tell_saved(saved: Saved) -> None:
+    """Where the checkpoint lies, and the Hugging Face directory, or why there is none."""
+    if saved.only_here:
+        print(f"only the checkpoint can hold it: {shorten(saved.only_here, 160)}")  # sizes of all layers are long
+    tell(*([saved.checkpoint] if saved.checkpoint else []), *([] if saved.only_here else [saved.directory]))

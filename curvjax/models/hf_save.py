@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from safetensors.numpy import save_file
 
 from curvjax.models.decoder import Decoder, abstract_decoder
@@ -90,7 +91,9 @@ def _saved_files(config: Path) -> set[str]:
 
 def _stored(model: Decoder) -> dict[str, np.ndarray]:
     """Tensors by stored name, laid out as the family's checkpoints are."""
-    found, expected = parameter_shapes(model), parameter_shapes(abstract_decoder(model.config))
+    expected = parameter_shapes(abstract_decoder(model.config))
+    variables = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    found = parameter_shapes(model) | variables  # adapters are no parameters, and would be lost in silence
     wrong = [path for path in found | expected if found.get(path) != expected.get(path)]
     if wrong:
         msg = (

@@ -7,19 +7,18 @@ from typing import Literal, NamedTuple
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
-from curvjax.models import Decoder, Loaded, save_hf
+from curvjax.models import Decoder, Loaded
 from curvjax.steps.progress import Progress, labelled
+from curvjax.steps.saving import Saved, save_forms
 from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
     Factorized,
     by_projection,
-    dense_equivalent,
     factorize_asvd,
     factorize_aware,
     factorize_svd,
     model_hash,
     projections,
-    save_rebuilt,
     saving_ranks,
 )
 
@@ -111,22 +110,21 @@ def factorize_ranks(
 
 def save_thinner(
     thinner: Thinner, loaded: Loaded, allocation: Record, settings: FactorizeSettings, directory: str | Path
-) -> Path:
+) -> Saved:
     """Write the factors as a checkpoint, their products as a Hugging Face directory, and the allocation as realised.
 
     The budget counts r (in + out) of what was cut, and whole kernels of what was left.
     """
     directory = Path(directory)
-    save_hf(dense_equivalent(thinner.model), directory, tokenizer=loaded.tokenizer)
-    save_rebuilt(thinner.model, directory / "checkpoint", tokenizer=loaded.tokenizer)
+    saved = save_forms(thinner.model, directory, tokenizer=loaded.tokenizer)
     changes = {
         "budget": allocation["budget"] | {"realised": thinner.parameters},
         "factorised": asdict(settings)
         | {"parameters_before": thinner.before, "ranks": thinner.ranks, "left": thinner.left, "errors": thinner.error},
-        "rebuilt": {"weights_sha256": model_hash(thinner.model)},
+        "rebuilt": saved.record,
     }
     write_record(directory / "allocation.json", allocation | changes)
-    return directory
+    return saved
 
 
 def _cut(loaded, documents, ranks, settings, tell) -> Factorized:

@@ -8,8 +8,9 @@ from typing import Literal
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
 from curvjax.layers import layer_index
-from curvjax.models import Loaded, parameters, save_hf
+from curvjax.models import Loaded, parameters
 from curvjax.steps.progress import Progress, labelled
+from curvjax.steps.saving import Saved, save_forms
 from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
     Pattern,
@@ -22,8 +23,8 @@ from curvjax.surgery import (
     prune_wanda,
     read_pattern,
     renumbered,
+    require_plain,
     save_masks,
-    save_rebuilt,
 )
 
 STRUCTURES = {"channels": ("channels",), "heads": ("heads",), "structured": ("channels", "heads")}
@@ -141,34 +142,33 @@ def require_new(directory: str | Path) -> None:
 
 def save_pruned(
     pruned: Pruned, loaded: Loaded, allocation: Record, directory: str | Path, *, checkpoint: bool = False
-) -> Path:
+) -> Saved:
     """Write the pruned model as a Hugging Face directory, its masks, and the allocation with the budget realised.
 
     Weights of layers that `without_layers` dropped count as removed. With `checkpoint`, the model is there a second
-    time, as one of our own.
+    time, as one of our own; where config.json cannot say what it is, there only.
     """
     directory = Path(directory)
-    save_hf(pruned.model, directory, tokenizer=loaded.tokenizer)
-    if checkpoint:
-        save_rebuilt(pruned.model, directory / "checkpoint", tokenizer=loaded.tokenizer)
+    saved = save_forms(pruned.model, directory, tokenizer=loaded.tokenizer, checkpoint=checkpoint)
     save_masks(pruned.masks, directory / "masks.safetensors")
     removed = sum(int(mask.size - mask.sum()) for mask in pruned.masks.values())
     removed += allocation.get("dropped", {"weights": 0})["weights"]
     changes = {
         "budget": allocation["budget"] | {"realised": removed},
-        "rebuilt": {"weights_sha256": model_hash(pruned.model)},
+        "rebuilt": saved.record,
     }
     write_record(directory / "allocation.json", allocation | changes)
-    return directory
+    return saved
 
 
 def require_sparsities(allocation: Record, loaded: Loaded) -> None:
-    """Refuse an allocation of something else than sparsities, or of another model.
+    """Refuse an allocation of something else than sparsities, or of another model, and a model that is not plain.
 
     Raises:
-      ValueError: naming what it is of.
+      ValueError: naming what it is.
     """
     require_target(allocation, "sparsity", need="pruning needs")
+    require_plain(loaded.model)
     require_model(allocation, model_hash(loaded.model), source="the allocation")
 
 

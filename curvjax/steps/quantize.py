@@ -8,20 +8,19 @@ import numpy as np
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
-from curvjax.models import Loaded, save_hf
+from curvjax.models import Loaded
 from curvjax.steps.progress import Progress, labelled
+from curvjax.steps.saving import Saved, save_forms
 from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
     Format,
     Quantized,
     Storage,
     Sweep,
-    dequantized,
     model_hash,
     quantization_plan,
     quantize_gptq,
     quantize_nearest,
-    save_rebuilt,
 )
 
 _HALF = 16  # bits that an allocation counts for a weight left as it is
@@ -91,24 +90,23 @@ def quantize(
 
 def save_quantized(
     quantized: Quantized, loaded: Loaded, allocation: Record, settings: QuantizeSettings, directory: str | Path
-) -> Path:
+) -> Saved:
     """Write codes as a checkpoint, their dense form as a Hugging Face directory, and the allocation with all bytes.
 
     The budget counts the bits of codes, with those that fill up a byte, and 16 for a weight left as it is; "storage"
     has what all arrays take, scales and zeros included, and kernels left as they are in their own type.
     """
     directory, storage = Path(directory), quantized.storage
-    save_hf(dequantized(quantized.model), directory, tokenizer=loaded.tokenizer)
-    save_rebuilt(quantized.model, directory / "checkpoint", tokenizer=loaded.tokenizer)
+    saved = save_forms(quantized.model, directory, tokenizer=loaded.tokenizer)
     realised = np.where(storage.bits == _HALF, _HALF * storage.weights, 8 * storage.codes).sum()
     changes = {
         "budget": allocation["budget"] | {"realised": int(realised)},
         "quantised": asdict(settings),
         "storage": _storage(storage),
-        "rebuilt": {"weights_sha256": model_hash(quantized.model)},
+        "rebuilt": saved.record,
     }
     write_record(directory / "allocation.json", allocation | changes)
-    return directory
+    return saved
 
 
 def _storage(storage: Storage) -> Record:

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 from curvjax.artefacts import Record, write_record
 from curvjax.data import Document
-from curvjax.models import Decoder, Loaded, config_to_hf, save_hf
+from curvjax.models import Decoder, Loaded
 from curvjax.steps.progress import Progress, labelled
 from curvjax.steps.prune import STRUCTURES, PruneSettings, require_sparsities
+from curvjax.steps.saving import Saved, save_forms
 from curvjax.steps.score import calibration_batch
-from curvjax.surgery import ShrinkPlan, input_energies, model_hash, save_rebuilt, shrink, shrink_plan
+from curvjax.surgery import ShrinkPlan, input_energies, shrink, shrink_plan
 
 
 class Smaller(NamedTuple):
@@ -17,14 +18,6 @@ class Smaller(NamedTuple):
 
     model: Decoder
     plan: ShrinkPlan
-
-
-class SavedSmaller(NamedTuple):
-    """directory: of everything. checkpoint: within it. only_here: why config.json cannot hold the model, if so."""
-
-    directory: Path
-    checkpoint: Path
-    only_here: str
 
 
 def prune_structures(
@@ -67,16 +60,13 @@ def prune_structures(
 
 def save_smaller(
     smaller: Smaller, loaded: Loaded, allocation: Record, settings: PruneSettings, directory: str | Path
-) -> SavedSmaller:
+) -> Saved:
     """Write a checkpoint, the allocation as realised, and a Hugging Face directory where one can hold the model.
 
     Weights of layers that `without_layers` dropped count as removed.
     """
     directory, plan = Path(directory), smaller.plan
-    only_here = _only_here(smaller.model)
-    if not only_here:
-        save_hf(smaller.model, directory, tokenizer=loaded.tokenizer)
-    save_rebuilt(smaller.model, directory / "checkpoint", tokenizer=loaded.tokenizer)
+    saved = save_forms(smaller.model, directory, tokenizer=loaded.tokenizer)
     removed = plan.total + allocation.get("dropped", {"weights": 0})["weights"]
     layers = [
         {"name": name, "channels": plan.channels[name], "heads": plan.heads[name], "weights": weights}
@@ -85,16 +75,7 @@ def save_smaller(
     changes = {
         "budget": allocation["budget"] | {"realised": removed},
         "structures": {"method": settings.method, "asked": plan.asked, "planned": plan.total, "layers": layers},
-        "rebuilt": {"weights_sha256": model_hash(smaller.model)},
+        "rebuilt": saved.record,
     }
     write_record(directory / "allocation.json", allocation | changes)
-    return SavedSmaller(directory, directory / "checkpoint", only_here)
-
-
-def _only_here(model: Decoder) -> str:
-    """Why config.json cannot say what the model is; "" where it can."""
-    try:
-        config_to_hf(model.config)
-    except ValueError as error:
-        return str(error)
-    return ""
+    return saved

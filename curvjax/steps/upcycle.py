@@ -12,8 +12,9 @@ from curvjax.artefacts import Record, require_model, require_target, write_recor
 from curvjax.data import Document
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, parameters
+from curvjax.steps.saving import Saved, save_forms
 from curvjax.steps.score import calibration_batch
-from curvjax.surgery import ExpertMLP, model_hash, save_rebuilt, upcycle, upcycled_costs
+from curvjax.surgery import ExpertMLP, model_hash, upcycle, upcycled_costs
 
 _SLACK = 1e3  # units in the last place that logits may move: rounding, through all layers
 _PROBE = 64  # tokens that logits are compared on
@@ -79,10 +80,10 @@ def upcycle_experts(loaded: Loaded, allocation: Record, documents: list[Document
 
 def save_grown(
     grown: Grown, loaded: Loaded, allocation: Record, settings: UpcycleSettings, directory: str | Path
-) -> Path:
+) -> Saved:
     """Write a checkpoint, and the allocation with the experts realised; no Hugging Face directory can hold it."""
     directory = Path(directory)
-    save_rebuilt(grown.model, directory / "checkpoint", tokenizer=loaded.tokenizer)
+    saved = save_forms(grown.model, directory, tokenizer=loaded.tokenizer)
     costs = {unit["name"]: unit["cost"] for unit in allocation["units"]}
     mlps = {name: grown.model.layers[layer_index(name)].mlp for name in costs}
     spent = sum(
@@ -92,10 +93,10 @@ def save_grown(
     changes = {
         "budget": allocation["budget"] | {"realised": spent},
         "upcycled": asdict(settings) | counts | {"moved": grown.moved},
-        "rebuilt": {"weights_sha256": model_hash(grown.model)},
+        "rebuilt": saved.record,
     }
     write_record(directory / "allocation.json", allocation | changes)
-    return directory
+    return saved
 
 
 def _sizes(model: Decoder, layers: Collection[str]) -> dict[str, int]:

@@ -72,6 +72,7 @@ from curvjax.surgery.saved import REBUILT_SCHEMA as REBUILT_SCHEMA
 from curvjax.surgery.saved import is_rebuilt as is_rebuilt
 from curvjax.surgery.saved import load_rebuilt as load_rebuilt
 from curvjax.surgery.saved import model_hash as model_hash
+from curvjax.surgery.saved import require_plain as require_plain
 from curvjax.surgery.saved import save_rebuilt as save_rebuilt
 from curvjax.surgery.shrinkage import ShrinkPlan as ShrinkPlan
 from curvjax.surgery.shrinkage import shrink as shrink

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, with_parameters
+from curvjax.surgery.saved import require_plain
 
 
 def drop_layers(model: Decoder, dropped: Collection[int]) -> Decoder:
@@ -24,8 +25,9 @@ def drop_layers(model: Decoder, dropped: Collection[int]) -> Decoder:
       A decoder like any other: `save_hf` writes it.
 
     Raises:
-      ValueError: if an index is not that of a layer, or no layer would be left.
+      ValueError: if an index is not that of a layer, no layer would be left, or the model is not plain.
     """
+    require_plain(model)
     layers = range(model.config.num_layers)
     unknown = sorted(set(dropped) - set(layers))
     if unknown:

@@ -126,6 +126,21 @@ def model_hash(model: nnx.Module) -> str:
     return hashlib.sha256((json.dumps(modules, sort_keys=True) + arrays_hash(_arrays(model))).encode()).hexdigest()
 
 
+def require_plain(model: nnx.Module) -> None:
+    """Refuse a model with adapters, mixtures, factors or codes, which a new decoder of its parameters would lose.
+
+    Raises:
+      ValueError: naming such modules.
+    """
+    found = [f"{path} ({facts['kind']})" for path, facts in _modules(model).items()]
+    if found:
+        msg = (
+            f"{len(found)} modules are not plain, e.g. {found[:3]}; start from the model as it was, or from its dense "
+            "equivalent (curvjax export CHECKPOINT --to safetensors)."
+        )
+        raise ValueError(msg)
+
+
 def _modules(model: nnx.Module) -> dict[str, dict[str, Any]]:
     """The rebuilt modules by path, each with its kind and what is static about it."""
     found = ((path, type(child).__name__, child) for path, child in submodules(model).items())

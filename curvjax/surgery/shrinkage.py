@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from curvjax.layers import layer_index, layer_prefix, within_layer
-from curvjax.models import Block, Decoder, Linear
+from curvjax.models import Block, Decoder
 from curvjax.surgery.projections import by_projection, projections
+from curvjax.surgery.saved import require_plain
 from curvjax.surgery.structured import prune_channels, prune_heads
 
 
@@ -43,7 +44,7 @@ def shrink_plan(model: Decoder, shares: Mapping[str, float], *, channels: bool, 
     most.
 
     Args:
-      model: a decoder with plain projections.
+      model: a plain decoder.
       shares: `unit -> share of its weights to remove`; a unit is a layer, a part of one or a projection.
       channels: whether MLP channels may go.
       heads: whether key heads, each with its query heads, may go.
@@ -53,7 +54,7 @@ def shrink_plan(model: Decoder, shares: Mapping[str, float], *, channels: bool, 
 
     Raises:
       KeyError: if a unit holds no projection of the decoder layers.
-      ValueError: if neither kind may go, units overlap, a share is not in [0, 1), a projection has an adapter, or a
+      ValueError: if neither kind may go, units overlap, a share is not in [0, 1), the model is not plain, or a
         layer is to lose more than its channels or heads hold, less the one that stays.
     """
     if not (channels or heads):
@@ -63,6 +64,7 @@ def shrink_plan(model: Decoder, shares: Mapping[str, float], *, channels: bool, 
     if wrong:
         msg = f"shares to remove must be at least 0 and below 1; got {wrong[:3]}."
         raise ValueError(msg)
+    require_plain(model)
     asked, attention = _asked(model, shares)
     layers = list(asked)
     blocks = [model.layers[layer_index(layer)] for layer in layers]
@@ -116,9 +118,6 @@ def _asked(model: Decoder, shares: Mapping[str, float]) -> tuple[dict[str, float
     linears, asked = projections(model), {}
     attention: dict[str, float] = {}
     for path, share in by_projection(model, shares).items():
-        if type(linears[path]) is not Linear:
-            msg = f"{path} is a {type(linears[path]).__name__}; merge its adapter before shrinking."
-            raise ValueError(msg)
         layer, weights = layer_prefix(layer_index(path)), share * linears[path].kernel.size
         asked[layer] = asked.get(layer, 0.0) + weights
         attention.setdefault(layer, 0.0)

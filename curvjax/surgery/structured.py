@@ -3,7 +3,7 @@
 A key head goes with the query heads that it serves, so that grouped attention stays grouped evenly. Where all layers
 end up alike, the copy is an ordinary decoder that `save_hf` writes and transformers loads, if the family's config.json
 has a head_dim of its own (GPT-2's and OPT's have none, so there only channels can go). Where layers differ, config.json
-has no way to say so: `save_hf` refuses, and `save_checkpoint` is the format.
+has no way to say so: `save_hf` refuses, and a checkpoint is the format.
 
 Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models" (FLAP), 2023, section 5.1:
 the baseline Wanda-sp. Ours takes the number for each layer as given.
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from curvjax.layers import layer_prefix
 from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, with_parameters
+from curvjax.surgery.saved import require_plain
 from curvjax.surgery.sequential import require_finite
 
 
@@ -43,8 +44,10 @@ def prune_channels(model: Decoder, energies: Mapping[str, jax.Array], removed: M
 
     Raises:
       KeyError: if a layer is unknown or `energies` lacks its down_proj.
-      ValueError: if a layer would be left without channels, a number is negative, or an energy is not finite.
+      ValueError: if a layer would be left without channels, a number is negative, an energy is not finite, or the model
+        is not plain.
     """
+    require_plain(model)
     sizes = _remaining(removed, [block.mlp.down_proj.kernel.shape[0] for block in model.layers], "channels")
     values, kept = parameters(model), {}
     for layer in removed:
@@ -71,8 +74,10 @@ def prune_heads(model: Decoder, energies: Mapping[str, jax.Array], removed: Mapp
 
     Raises:
       KeyError: if a layer is unknown or `energies` lacks its o_proj.
-      ValueError: if a layer would be left without heads, a number is negative, or an energy is not finite.
+      ValueError: if a layer would be left without heads, a number is negative, an energy is not finite, or the model
+        is not plain.
     """
+    require_plain(model)
     config = model.config
     heads = {layer_prefix(index): block.self_attn.num_kv_heads for index, block in enumerate(model.layers)}
     sizes = _remaining(removed, list(heads.values()), "key heads")

@@ -39,7 +39,7 @@ def test_every_projection_keeps_its_rank_and_stays_where_factors_would_be_larger
     lost = [sum(value.size for value in parameters(model).values()) for model in (loaded.model, thinner.model)]
     assert lost[0] - lost[1] == thinner.before - thinner.parameters
 
-    out = save_thinner(thinner, loaded, allocation, SVD, tmp_path / "out")
+    out = save_thinner(thinner, loaded, allocation, SVD, tmp_path / "out").directory
     again = open_model(out / "checkpoint").model
     assert np.array_equal(logits(again), logits(thinner.model))
     assert np.allclose(logits(load_model(out).model), logits(thinner.model), rtol=0, atol=1e-4)

@@ -52,7 +52,7 @@ def test_modules_lose_as_many_weights_as_planned(loaded, allocation):
 
 def test_the_saved_directory_loads_to_equal_logits_and_tells_what_was_removed(loaded, allocation, tmp_path, logits):
     pruned = prune(loaded, allocation, [], SETTINGS["magnitude"], progress=silent)
-    out = save_pruned(pruned, loaded, allocation, tmp_path / "pruned")
+    out = save_pruned(pruned, loaded, allocation, tmp_path / "pruned").directory
     again = load_model(out)
     assert np.array_equal(logits(again.model), logits(pruned.model))
     assert again.tokenizer.encode("w1 w2") == loaded.tokenizer.encode("w1 w2")
@@ -109,7 +109,7 @@ def test_layers_go_and_the_others_are_pruned_under_their_new_numbers(loaded, all
     assert [unit["amount"] for unit in rest["units"]] == amounts
     assert [(unit["name"], unit["index"]) for unit in rest["units"]] == [(f"layers.{k}", k) for k in range(10)]
     pruned = prune(short, rest, [], SETTINGS["magnitude"], progress=silent)
-    out = save_pruned(pruned, short, rest, tmp_path / "short")
+    out = save_pruned(pruned, short, rest, tmp_path / "short").directory
     assert np.array_equal(logits(load_model(out).model), logits(pruned.model))
     record = read_record(out / "allocation.json", schema=ALLOCATION_SCHEMA)
     assert record["budget"]["realised"] == pruned.achieved.zeros.sum() + 2 * 1920

@@ -61,7 +61,7 @@ def test_projections_have_widths_of_their_own(loaded, allocation):
 
 def test_the_saved_directory_loads_to_equal_logits_and_tells_the_bytes(loaded, allocation, tmp_path, logits):
     done = quantize(loaded, allocation, [], NEAREST, progress=silent)
-    out = save_quantized(done, loaded, allocation, NEAREST, tmp_path / "quantised")
+    out = save_quantized(done, loaded, allocation, NEAREST, tmp_path / "quantised").directory
     again = load_model(out)
     assert np.allclose(logits(again.model), logits(done.model), rtol=0, atol=1e-5)
     assert again.tokenizer.encode("w1 w2") == loaded.tokenizer.encode("w1 w2")

@@ -33,7 +33,9 @@ def test_mlps_become_mixtures_with_equal_logits_and_a_checkpoint_holds_them(shal
     assert sizes[1] - sizes[0] == grown.parameters - grown.before
     assert np.allclose(logits(grown.model), logits(shallow.model), rtol=0, atol=1e-4)
     assert 0 <= grown.moved < 1e-5
-    out = save_grown(grown, shallow, allocation, SETTINGS, tmp_path / "out")
+    saved = save_grown(grown, shallow, allocation, SETTINGS, tmp_path / "out")
+    assert "no dense model equals them" in saved.only_here
+    out = saved.directory
     again = open_model(out / "checkpoint").model
     assert np.array_equal(logits(again), logits(grown.model))
     assert again.layers[0].mlp.router.top_k == 1

@@ -10,7 +10,16 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from curvjax.models import Decoder, Tokenizer, load_arrays, parameters, save_arrays, save_checkpoint, weights_hash
+from curvjax.models import (
+    Decoder,
+    Tokenizer,
+    load_arrays,
+    parameters,
+    save_arrays,
+    save_checkpoint,
+    save_hf,
+    weights_hash,
+)
 from curvjax.surgery import (
     Format,
     QuantizedLinear,
@@ -270,3 +279,14 @@ def test_mixtures_have_no_dense_equivalent(rebuilt, kind, count):
         ValueError, match=rf"{count} modules are mixtures of experts, e\.g\. layers\..*keep the checkpoint"
     ):
         dense_equivalent(rebuilt(kind))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "experts", "upcycled", "factors", "codes"])
+def test_what_builds_a_new_decoder_refuses_what_it_would_lose(rebuilt, kind, tmp_path):
+    for build in (lambda model: drop_layers(model, [1]), shrunk):
+        with pytest.raises(
+            ValueError, match=r"modules are not plain, e\.g\. \['layers.*; start from the model as it was"
+        ):
+            build(rebuilt(kind))
+    with pytest.raises(ValueError, match="parameters are not those of the model's config"):
+        save_hf(rebuilt(kind), tmp_path / "x")

@@ -133,5 +133,7 @@ def test_units_that_are_not_there_and_adapters_are_refused(grouped):
     with pytest.raises(KeyError, match=r"'layers\.12' holds no projection"):
         shrink_plan(grouped, {"layers.12": 0.5}, **BOTH)
     adapted = add_lora(grouped, {"layers.1.mlp.up_proj": 2}, key=jax.random.key(1))
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj is a LoRALinear; merge its adapter"):
+    with pytest.raises(
+        ValueError, match=r"1 modules are not plain, e\.g\. \['layers\.1\.mlp\.up_proj \(LoRALinear\)'\]"
+    ):
         shrink_plan(adapted, {"layers.1": 0.5}, **BOTH)

@@ -1,0 +1,60 @@
+"""A rebuilt model in the forms that can hold it: a checkpoint of our own, and a dense Hugging Face directory."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from curvjax.artefacts import Record
+from curvjax.models import Decoder, Tokenizer, config_to_hf, save_hf
+from curvjax.surgery import dense_equivalent, model_hash, save_rebuilt
+
+
+class Saved(NamedTuple):
+    """directory: of everything; a Hugging Face directory unless `only_here`. checkpoint: within it, None if left out.
+
+    only_here: why only the checkpoint can hold the model; "" where both can. weights_sha256: the model's `model_hash`.
+    """
+
+    directory: Path
+    checkpoint: Path | None
+    only_here: str
+    weights_sha256: str
+
+    @property
+    def record(self) -> Record:
+        """What allocation.json says of it."""
+        return {"weights_sha256": self.weights_sha256, "only_checkpoint": self.only_here or None}
+
+
+def save_forms(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, checkpoint: bool = True) -> Saved:
+    """Write `directory` as the dense equivalent of `model` where one exists, and `directory/checkpoint` as it is.
+
+    Args:
+      model: a decoder, rebuilt in whatever way.
+      directory: where to; new or empty.
+      tokenizer: of the model.
+      checkpoint: False leaves the checkpoint out, unless nothing else can hold the model.
+
+    Returns:
+      What was written.
+
+    Raises:
+      FileExistsError: if `directory` holds something.
+    """
+    directory = Path(directory)
+    dense, only_here = _dense(model)
+    if dense is not None:
+        save_hf(dense, directory, tokenizer=tokenizer)
+    at = directory / "checkpoint" if checkpoint or dense is None else None
+    if at is not None:
+        save_rebuilt(model, at, tokenizer=tokenizer)
+    return Saved(directory, at, only_here, model_hash(model))
+
+
+def _dense(model: Decoder) -> tuple[Decoder | None, str]:
+    """The dense equivalent, or why no Hugging Face directory can hold the model."""
+    try:
+        dense = dense_equivalent(model)
+        config_to_hf(dense.config)
+    except ValueError as error:
+        return None, str(error)
+    return dense, ""
