@@ -1,6 +1,6 @@
 """Do sparsities by certified gain beat uniform ones, whichever method prunes?
 
-Command:   .venv/bin/python -m experiments.pruning.run            (about 25 minutes on two cores)
+Command:   .venv/bin/python -m experiments.pruning.run            (about 15 minutes on two cores)
 Model:     SmolLM2-135M; gains of 128 SQuAD tokens from `experiments.decisions.measure`; calibration 2048 SQuAD tokens.
 Arms:      magnitude, Wanda and SparseGPT at 50, 60 and 70%, under sparsities by gain (size-neutral program, kappa 0.5,
            not tuned here), uniform ones, and those of permuted gains.
