@@ -55,7 +55,6 @@ except TimeoutError as error:
 
 ENV = {
     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # compiles in less time
 }
 
 

@@ -6,7 +6,7 @@ from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
 from curvjax.models import load_model, parameters, weights_hash
 from curvjax.steps.progress import silent
 from curvjax.steps.quantize import QuantizeSettings, quantize, save_quantized
-from curvjax.surgery import Format, add_lora, decoded, dequantized, nearest
+from curvjax.surgery import Format, add_lora, decoded, dequantized, model_hash, nearest
 from tests.steps.tiny import texts
 
 WEIGHTS = 1920
@@ -111,12 +111,16 @@ def test_groups_and_units_that_do_not_fit_are_refused(loaded, allocation):
 
 def test_a_model_with_adapters_or_codes_is_refused(loaded, allocation):
     adapted = add_lora(loaded.model, {"layers.1.mlp.up_proj": 2}, key=jax.random.key(1))
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj is a LoRALinear; merge its adapter"):
-        quantize(loaded._replace(model=adapted), allocation, [], NEAREST, progress=silent)
     done = quantize(loaded, allocation, [], NEAREST, progress=silent).model
-    coded = allocation | {"model": allocation["model"] | {"weights_sha256": weights_hash(done)}}
-    with pytest.raises(ValueError, match="63 projections are quantised already"):
-        quantize(loaded._replace(model=done), coded, [], NEAREST, progress=silent)
+    for model, message in (
+        (adapted, r"layers\.1\.mlp\.up_proj is a LoRALinear; merge its adapter"),
+        (done, "63 projections are quantised already"),
+    ):
+        own = allocation | {"model": allocation["model"] | {"weights_sha256": model_hash(model)}}
+        with pytest.raises(ValueError, match=message):
+            quantize(loaded._replace(model=model), own, [], NEAREST, progress=silent)
+        with pytest.raises(ValueError, match="but the model given has"):
+            quantize(loaded._replace(model=model), allocation, [], NEAREST, progress=silent)
 
 
 def test_too_little_calibration_text_is_refused_with_both_numbers(loaded, allocation):

@@ -44,7 +44,7 @@ def float64(adapter, *names):
 
 
 def test_magnitudes_change_no_logit_at_birth(model, decomposed, logits):
-    assert jnp.allclose(logits(decomposed), logits(model), rtol=0, atol=1e-6)
+    assert jnp.allclose(logits(decomposed), logits(model), rtol=0, atol=4e-6)  # of logits up to 3
     kernel, magnitude = float64(projections(decomposed)[PATH], "kernel", "magnitude")
     assert np.allclose(magnitude, np.linalg.norm(kernel, axis=0), rtol=1e-6)
     assert count_lora(decomposed) == 2 * (8 + 8) + 8 + 3 * (12 + 8) + 8
