@@ -1,6 +1,6 @@
 """Do ranks and experts by certified gain learn more than uniform ones, at equal parameters?
 
-Command:   .venv/bin/python -m experiments.finetuning.run          (about 35 minutes on two cores; resumes)
+Command:   .venv/bin/python -m experiments.finetuning.run          (about 25 minutes on two cores; resumes)
 Model:     SmolLM2-135M; gains of 256 tokens of the training questions, brackets of 10%.
 Arms:      LoRA of mean rank 8, and LoRA experts of rank 4, two per layer in the mean, on all projections; each by gain,
            uniform, and by permuted gains; seeds of starts, order of rows and permutation alike.
@@ -45,7 +45,7 @@ class Finetuning:
     """Questions to learn and to answer."""
     train_questions: int = 300
     """Questions to train on."""
-    test_questions: int = 200
+    test_questions: int = 270
     """Questions to test on."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Of starts, order of rows and permutation."""
@@ -53,7 +53,7 @@ class Finetuning:
     """Mean rank of LoRA."""
     experts: float = 2.0
     """Mean number of experts, of half that rank."""
-    adapt: AdaptSettings = field(default_factory=lambda: AdaptSettings(steps=24, checkpoint_every=24, expert_rank=4))
+    adapt: AdaptSettings = field(default_factory=lambda: AdaptSettings(steps=16, checkpoint_every=16, expert_rank=4))
     """How all arms are trained."""
     work: Path = Path("runs/finetuning")
     """Where finished arms are kept."""
