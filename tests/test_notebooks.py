@@ -10,7 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-WARNINGS = ("error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # as the suite's own
+WARNINGS = (  # as the suite's own
+    "error",
+    "ignore::DeprecationWarning",
+    "ignore::PendingDeprecationWarning",
+    "ignore:Error reading persistent compilation cache entry:UserWarning",
+)
 CELL = re.compile(r"^# %%( \[markdown\])?$", re.MULTILINE)
 
 
