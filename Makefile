@@ -33,7 +33,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -10,12 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-WARNINGS = (  # as the suite's own
-    "error",
-    "ignore::DeprecationWarning",
-    "ignore::PendingDeprecationWarning",
-    "ignore:Error reading persistent compilation cache entry:UserWarning",
-)
+WARNINGS = ("error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")  # as the suite's own
 CELL = re.compile(r"^# %%( \[markdown\])?$", re.MULTILINE)
 
 
