@@ -1,7 +1,7 @@
 """Shared test set-up: float64 at hand, no silent rank promotion, warnings are errors (pyproject.toml).
 
-Compilation is most of the suite's time, and XLA takes its short way. Its cache on disk would save more, but writing to it
-was seen to crash (jaxlib 0.10).
+Compilation is most of the suite's time, and XLA takes its short way. Its cache on disk would save more, but writing to
+it was seen to crash (jaxlib 0.10.2).
 """
 
 import os
