@@ -3,21 +3,19 @@
 And, if asked for, tensorboard/: the metrics once more.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 from orbax.checkpoint import v1 as ocp
 
 from curvjax.data import Batch
-from curvjax.models import weights_hash
+from curvjax.models import arrays_hash, weights_hash
 from curvjax.surgery import LoRALinear, Router, lora_parameters, lora_ranks, projections, submodules, trained_parameters
 from curvjax.training.event_files import EventFiles
 from curvjax.training.selection import Looks
@@ -117,9 +115,9 @@ def run_identity(model: nnx.Module, batch: Batch, selection: Batch | None, setti
         "top_k": {path: one.top_k for path, one in submodules(model).items() if isinstance(one, Router)},
         "trained": sorted(trained_parameters(model)),
         "weights_sha256": weights_hash(model),
-        "adapters_sha256": _sha256(lora_parameters(model)),
-        "data_sha256": _sha256(batch._asdict()),
-        "selection_sha256": None if selection is None else _sha256(selection._asdict()),
+        "adapters_sha256": arrays_hash(lora_parameters(model)),
+        "data_sha256": arrays_hash(batch._asdict()),
+        "selection_sha256": None if selection is None else arrays_hash(selection._asdict()),
     }
 
 
@@ -150,14 +148,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key} ") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _sha256(arrays: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name, value in jax.device_get(arrays).items():
-        digest.update(f"{name}|{value.dtype}|{value.shape}|".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
 
 
 def _write(path: Path, text: str) -> None:
