@@ -6,6 +6,7 @@ by the *integer* layer index (0, 1, 2, ..., 10, 11; never 0, 1, 10, 11, 2), then
 their parameters, and every per-layer vector in the package is in that order.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -21,6 +22,21 @@ class Unit(NamedTuple):
     name: str
     index: int
     paths: tuple[str, ...]
+
+
+class UnitShape(NamedTuple):
+    """What budgets look at in a unit: `projections` are `module path -> (in, out)`, `norm` is |theta_k|."""
+
+    name: str
+    index: int
+    projections: Mapping[str, tuple[int, int]]
+    parameters: int = 0
+    norm: float = 0.0
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in its projection matrices."""
+        return sum(math.prod(shape) for shape in self.projections.values())
 
 
 def layer_index(path: str) -> int:

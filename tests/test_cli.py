@@ -16,12 +16,12 @@ from curvjax.artefacts import (
     write_record,
 )
 from curvjax.models import load_model, weights_hash
-from curvjax.steps import adapt as adapting
-from curvjax.steps import evidence as measuring
-from curvjax.steps import score as scoring
-from curvjax.steps.settings import RunSettings
-from tests.steps.stand_ins import stand_in_fit, stand_in_gains
-from tests.steps.tiny import save_tiny_model, texts, write_texts
+from curvjax.runs import adapt as adapting
+from curvjax.runs import evidence as measuring
+from curvjax.runs import score as scoring
+from curvjax.runs.settings import RunSettings
+from tests.runs.stand_ins import stand_in_fit, stand_in_gains
+from tests.runs.tiny import save_tiny_model, texts, write_texts
 
 OPTIONS = {
     "run": ("--out", "--quick", "--task", "--sparsities", "--score.rtol", "--adapt.steps", "--seed"),
@@ -375,7 +375,7 @@ def test_quick_runs_beside_the_real_one(command, model, tmp_path, monkeypatch):
         (out / "summary.md").write_text("# summary\n")
         return out / "report.html"
 
-    monkeypatch.setattr("curvjax.steps.run.run", run)
+    monkeypatch.setattr("curvjax.runs.run.run", run)
     assert command("run", model, "--out", tmp_path / "demo", "--quick")[0] == 0
     status, output, _ = command("run", model, "--out", tmp_path / "demo")
     assert asked == [("", tmp_path / "demo-quick"), (RunSettings().task, tmp_path / "demo")]

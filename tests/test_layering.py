@@ -22,7 +22,7 @@ ALLOWED = {
     "surgery": {"data", "layers", "models"},
     "training": {"data", "models", "surgery"},
     "interop": {"evaluation", "models", "surgery"},
-    "steps": {
+    "runs": {
         "allocation",
         "artefacts",
         "curvature",
@@ -36,7 +36,7 @@ ALLOWED = {
         "surgery",
         "training",
     },
-    "commands": {"artefacts", "data", "models", "report", "steps", "surgery"},
+    "commands": {"artefacts", "data", "models", "report", "runs", "surgery"},
     "cli": {"commands"},
     "__main__": {"cli"},
     "__init__": {"models"},

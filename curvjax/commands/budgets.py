@@ -9,9 +9,9 @@ from rich.console import Console
 
 from curvjax.artefacts import GAINS_SCHEMA, read_record
 from curvjax.commands.printed import allocation_lines, allocation_table, tell
-from curvjax.steps.compare import CompareSettings
-from curvjax.steps.evidence import EvidenceSettings
-from curvjax.steps.program import AllocateSettings
+from curvjax.runs.compare import CompareSettings
+from curvjax.runs.evidence import EvidenceSettings
+from curvjax.runs.program import AllocateSettings
 
 Argument = tyro.conf.Positional
 
@@ -27,7 +27,7 @@ class Allocate:
     settings: Annotated[AllocateSettings, tyro.conf.arg(name="")] = field(default_factory=AllocateSettings)
 
     def __call__(self) -> None:
-        from curvjax.steps.allocate import allocate
+        from curvjax.runs.allocate import allocate
 
         record = allocate(read_record(self.gains, schema=GAINS_SCHEMA), self.settings, self.out)
         Console().print(allocation_table(record))
@@ -54,9 +54,9 @@ class Compare:
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
         from curvjax.report import compare_table, plot_compare, save_figure
-        from curvjax.steps.compare import compare
-        from curvjax.steps.open import open_parameters
-        from curvjax.steps.progress import bars
+        from curvjax.runs.compare import compare
+        from curvjax.runs.open import open_parameters
+        from curvjax.runs.progress import bars
 
         gains = None if self.gains is None else read_record(self.gains, schema=GAINS_SCHEMA)
         documents = read_documents(self.data)

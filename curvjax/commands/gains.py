@@ -9,11 +9,11 @@ from rich.console import Console
 
 from curvjax.artefacts import GAINS_SCHEMA, read_record
 from curvjax.commands.printed import allocation_table, tell
-from curvjax.steps.processes import ProcessSettings
-from curvjax.steps.program import AllocateSettings
-from curvjax.steps.refine import RefineSettings
-from curvjax.steps.score import ScoreSettings
-from curvjax.steps.transfer import TransferSettings
+from curvjax.runs.processes import ProcessSettings
+from curvjax.runs.program import AllocateSettings
+from curvjax.runs.refine import RefineSettings
+from curvjax.runs.score import ScoreSettings
+from curvjax.runs.transfer import TransferSettings
 
 Argument = tyro.conf.Positional
 
@@ -37,10 +37,10 @@ class Score:
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
         from curvjax.report import summary_table
-        from curvjax.steps.open import open_parameters
-        from curvjax.steps.processes import join
-        from curvjax.steps.progress import bars
-        from curvjax.steps.score import score
+        from curvjax.runs.open import open_parameters
+        from curvjax.runs.processes import join
+        from curvjax.runs.progress import bars
+        from curvjax.runs.score import score
 
         team = join(self.team)  # before JAX starts
         documents = read_documents(self.data)
@@ -69,9 +69,9 @@ class Refine:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
-        from curvjax.steps.open import open_parameters
-        from curvjax.steps.progress import bars
-        from curvjax.steps.refine import refine
+        from curvjax.runs.open import open_parameters
+        from curvjax.runs.progress import bars
+        from curvjax.runs.refine import refine
 
         gains = read_record(self.gains, schema=GAINS_SCHEMA)
         documents = read_documents(self.data)
@@ -99,7 +99,7 @@ class Transfer:
     settings: Annotated[TransferSettings, tyro.conf.arg(name="")] = field(default_factory=TransferSettings)
 
     def __call__(self) -> None:
-        from curvjax.steps.transfer import transfer
+        from curvjax.runs.transfer import transfer
 
         texts = [read_record(path, schema=GAINS_SCHEMA) for path in (self.source, self.target)]
         record = transfer(*texts, self.settings, self.out)

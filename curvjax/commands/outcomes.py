@@ -10,9 +10,9 @@ from rich.table import Table
 
 from curvjax.artefacts import Record, write_record
 from curvjax.commands.printed import tell
-from curvjax.steps.evaluate import EvaluateSettings
-from curvjax.steps.export import ExportSettings
-from curvjax.steps.settings import RunSettings, quick
+from curvjax.runs.evaluate import EvaluateSettings
+from curvjax.runs.export import ExportSettings
+from curvjax.runs.settings import RunSettings, quick
 
 Argument = tyro.conf.Positional
 DEMONSTRATION = "smollm2-135m"
@@ -37,8 +37,8 @@ class Evaluate:
     settings: Annotated[EvaluateSettings, tyro.conf.arg(name="")] = field(default_factory=EvaluateSettings)
 
     def __call__(self) -> None:
-        from curvjax.steps.evaluate import evaluate
-        from curvjax.steps.progress import bars
+        from curvjax.runs.evaluate import evaluate
+        from curvjax.runs.progress import bars
 
         with bars() as progress:
             record = evaluate(
@@ -72,7 +72,7 @@ class Export:
     settings: Annotated[ExportSettings, tyro.conf.arg(name="")] = field(default_factory=ExportSettings)
 
     def __call__(self) -> None:
-        from curvjax.steps.export import export
+        from curvjax.runs.export import export
 
         written = export(self.source, self.to, self.settings, self.out, adapter=self.adapter, model=self.model)
         if written is not None:
@@ -90,7 +90,7 @@ class Report:
 
     def __call__(self) -> None:
         from curvjax.report import write_report
-        from curvjax.steps.progress import bars, labelled
+        from curvjax.runs.progress import bars, labelled
 
         with bars() as progress:
             tell(write_report(self.directory, progress=labelled(progress, "report")))
@@ -109,9 +109,9 @@ class Run:
     settings: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
 
     def __call__(self) -> None:
-        from curvjax.steps.open import open_parameters
-        from curvjax.steps.progress import bars
-        from curvjax.steps.run import run
+        from curvjax.runs.open import open_parameters
+        from curvjax.runs.progress import bars
+        from curvjax.runs.run import run
 
         settings = quick(self.settings) if self.quick else self.settings
         out = self.out.with_name(f"{self.out.name}-quick") if self.quick else self.out

@@ -9,12 +9,12 @@ import tyro
 
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
 from curvjax.commands.printed import tell
-from curvjax.steps.adapt import AdaptSettings
-from curvjax.steps.factorize import FactorizeSettings
-from curvjax.steps.prune import STRUCTURES, PruneSettings
-from curvjax.steps.quantize import QuantizeSettings
-from curvjax.steps.saving import Saved
-from curvjax.steps.upcycle import UpcycleSettings
+from curvjax.runs.adapt import AdaptSettings
+from curvjax.runs.factorize import FactorizeSettings
+from curvjax.runs.prune import STRUCTURES, PruneSettings
+from curvjax.runs.quantize import QuantizeSettings
+from curvjax.runs.saving import Saved
+from curvjax.runs.upcycle import UpcycleSettings
 
 Argument = tyro.conf.Positional
 
@@ -40,9 +40,9 @@ class Adapt:
     def __call__(self) -> None:
         from curvjax.data import read_documents
         from curvjax.models import is_checkpoint, save_hf
-        from curvjax.steps.adapt import adapt
-        from curvjax.steps.open import open_model
-        from curvjax.steps.progress import bars
+        from curvjax.runs.adapt import adapt
+        from curvjax.runs.open import open_model
+        from curvjax.runs.progress import bars
         from curvjax.surgery import count_lora, dense_equivalent, save_rebuilt
 
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
@@ -88,10 +88,10 @@ class Prune:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents
-        from curvjax.steps.open import open_model
-        from curvjax.steps.progress import bars
-        from curvjax.steps.prune import prune, require_new, save_pruned, without_layers
-        from curvjax.steps.shrink import prune_structures, save_smaller
+        from curvjax.runs.open import open_model
+        from curvjax.runs.progress import bars
+        from curvjax.runs.prune import prune, require_new, save_pruned, without_layers
+        from curvjax.runs.shrink import prune_structures, save_smaller
 
         require_new(self.out)
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
@@ -134,10 +134,10 @@ class Quantize:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents
-        from curvjax.steps.open import open_model
-        from curvjax.steps.progress import bars
-        from curvjax.steps.prune import require_new
-        from curvjax.steps.quantize import quantize, save_quantized
+        from curvjax.runs.open import open_model
+        from curvjax.runs.progress import bars
+        from curvjax.runs.prune import require_new
+        from curvjax.runs.quantize import quantize, save_quantized
 
         require_new(self.out)
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
@@ -167,10 +167,10 @@ class Factorize:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents
-        from curvjax.steps.factorize import factorize_ranks, save_thinner
-        from curvjax.steps.open import open_model
-        from curvjax.steps.progress import bars
-        from curvjax.steps.prune import require_new
+        from curvjax.runs.factorize import factorize_ranks, save_thinner
+        from curvjax.runs.open import open_model
+        from curvjax.runs.progress import bars
+        from curvjax.runs.prune import require_new
 
         require_new(self.out)
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
@@ -202,9 +202,9 @@ class Upcycle:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents
-        from curvjax.steps.open import open_model
-        from curvjax.steps.prune import require_new
-        from curvjax.steps.upcycle import save_grown, upcycle_experts
+        from curvjax.runs.open import open_model
+        from curvjax.runs.prune import require_new
+        from curvjax.runs.upcycle import save_grown, upcycle_experts
 
         require_new(self.out)
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)

@@ -1,33 +1,13 @@
-"""Published layer scores, one paper a file, all with one signature, and a registry of them by name."""
+"""Published layer scores and plans, one paper a file, all with one signature, in a registry by name."""
 
-from curvjax.scores.alphalora import alphalora as alphalora
-from curvjax.scores.alphapruning import alphapruning as alphapruning
-from curvjax.scores.augmented_hessians import augmented_hessians as augmented_hessians
-from curvjax.scores.augmented_hessians import hessian_sensitivity as hessian_sensitivity
-from curvjax.scores.ecoflap import ecoflap_first as ecoflap_first
-from curvjax.scores.ecoflap import ecoflap_zeroth as ecoflap_zeroth
-from curvjax.scores.erk import erk as erk
+from curvjax.registry import import_all
 from curvjax.scores.evidence import Evidence as Evidence
-from curvjax.scores.farms import farms as farms
-from curvjax.scores.floe import fisher_trace as fisher_trace
-from curvjax.scores.gain import gain as gain
-from curvjax.scores.gradient_norm import gradient_norm as gradient_norm
-from curvjax.scores.hawq import trace as trace
-from curvjax.scores.lamp import lamp as lamp
-from curvjax.scores.layer_card import activation_energy as activation_energy
-from curvjax.scores.layer_card import layer_coupling as layer_coupling
-from curvjax.scores.layer_card import projected_residual as projected_residual
-from curvjax.scores.layerif import layerif as layerif
-from curvjax.scores.layerif import layerif_positive as layerif_positive
-from curvjax.scores.layerwise_quantization import layer_input_modification as layer_input_modification
-from curvjax.scores.layerwise_quantization import z_score_distribution as z_score_distribution
-from curvjax.scores.magnitude import magnitude_global as magnitude_global
-from curvjax.scores.owl import owl as owl
-from curvjax.scores.plans import PLANS as PLANS
-from curvjax.scores.plans import Plan as Plan
-from curvjax.scores.plans import Planner as Planner
-from curvjax.scores.rdp import rdp as rdp
+from curvjax.scores.registry import PLANS as PLANS
 from curvjax.scores.registry import SCORES as SCORES
+from curvjax.scores.registry import Plan as Plan
+from curvjax.scores.registry import Planner as Planner
 from curvjax.scores.registry import Score as Score
-from curvjax.scores.shortgpt import block_influence as block_influence
-from curvjax.scores.welore import welore as welore
+from curvjax.scores.registry import plan as plan
+from curvjax.scores.registry import score as score
+
+import_all(__name__, __path__)

@@ -5,8 +5,10 @@ from jaxtyping import Array, Float
 from curvjax.scores.alphapruning import mean_exponent
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("alphalora", needs=("kernels",), source="Qing et al. 2024, arXiv 2410.10054")
 def alphalora(evidence: Evidence) -> Float[Array, " K"]:
     """PL_Alpha_Hill, the power-law exponent of the spectrum of W'W, mean over the unit's matrices.
 

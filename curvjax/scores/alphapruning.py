@@ -7,6 +7,7 @@ from curvjax.layers import Unit
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.hill import hill_exponent, resolution, singular_values
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 
 
 def mean_exponent(score: str, evidence: Evidence, unit: Unit) -> Float[Array, ""]:
@@ -24,6 +25,7 @@ def mean_exponent(score: str, evidence: Evidence, unit: Unit) -> Float[Array, ""
     return jnp.mean(jnp.stack([hill_exponent(singular_values(kernel), resolution(kernel)) for kernel in kernels]))
 
 
+@score("alphapruning", needs=("kernels",), source="Lu et al. 2024, arXiv 2410.10912", sign=-1)
 def alphapruning(evidence: Evidence) -> Float[Array, " K"]:
     """Minus PL_Alpha_Hill, the power-law exponent of the spectrum of W'W, mean over the unit's matrices.
 

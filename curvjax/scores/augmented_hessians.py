@@ -6,9 +6,11 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
+from curvjax.scores.registry import plan, score
 from curvjax.scores.totals import whole_total
 
 
+@score("hessian-sensitivity", needs=("interactions",), source="Schaefer et al. 2023, arXiv 2306.04879")
 def hessian_sensitivity(evidence: Evidence) -> Float[Array, " K"]:
     """u_k' H u_k, nats: twice what the edit u_k (rounding, say) adds to the loss in unit k alone, to second order.
 
@@ -25,6 +27,13 @@ def hessian_sensitivity(evidence: Evidence) -> Float[Array, " K"]:
     return per_unit("hessian-sensitivity", evidence.units, jnp.diagonal(jnp.asarray(interactions)))
 
 
+@plan(
+    "augmented-hessians",
+    needs=("interactions",),
+    total="number of units to compress",
+    amount="1 to compress, 0 not to",
+    source="Schaefer et al. 2023, arXiv 2306.04879",
+)
 def augmented_hessians(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     """Which units to compress, the least costly first, each given those before it.
 

@@ -6,8 +6,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("ecoflap-zeroth", needs=("slopes",), source="Sung et al. 2024, arXiv 2310.02998")
 def ecoflap_zeroth(evidence: Evidence) -> Float[Array, " K"]:
     """Mean absolute central difference along random directions, E |R(theta + eps z) - R(theta - eps z)| / (2 eps).
 
@@ -26,6 +28,7 @@ def ecoflap_zeroth(evidence: Evidence) -> Float[Array, " K"]:
     return per_unit("ecoflap-zeroth", evidence.units, jnp.mean(jnp.abs(slopes), axis=1))
 
 
+@score("ecoflap-first", needs=("kernels", "gradients"), source="Sung et al. 2024, arXiv 2310.02998")
 def ecoflap_first(evidence: Evidence) -> Float[Array, " K"]:
     """Mean of (w g)^2 over all weights of the unit, nats^2: the first-order importance.
 

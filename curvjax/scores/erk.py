@@ -4,8 +4,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("erk", needs=("kernels",), source="Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv 1911.11134")
 def erk(evidence: Evidence) -> Float[Array, " K"]:
     """Density up to a common factor, sum (in + out) / sum (in out) over the unit's matrices.
 

@@ -9,8 +9,10 @@ from jaxtyping import Array, Float
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.hill import hill_exponent, resolution
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("farms", needs=("kernels",), source="Hu et al. 2025, arXiv 2506.06280", sign=-1)
 def farms(evidence: Evidence, *, outputs: int = 100, aspect: int = 2, windows: int = 10) -> Float[Array, " K"]:
     """Minus the power-law exponent of the pooled spectra of equal-aspect windows, mean over the unit's matrices.
 

@@ -5,8 +5,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("fisher-trace", needs=("grams",), source="FLoE: Wang et al. 2025, arXiv 2506.00495")
 def fisher_trace(evidence: Evidence) -> Float[Array, " K"]:
     """Trace of the unit's empirical Fisher matrix, (1/n) sum_i |g_i|^2 over n sequences.
 

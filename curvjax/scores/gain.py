@@ -4,8 +4,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("gain", needs=("gains",), source="Amaefuna et al. 2026, arXiv 2603.00910")
 def gain(evidence: Evidence) -> Float[Array, " K"]:
     """zeta_k^2 = g_k' H_k^-1 g_k, nats [M4]; as published.
 

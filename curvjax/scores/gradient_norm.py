@@ -6,8 +6,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("gradient-norm", needs=("gradients",), source="control")
 def gradient_norm(evidence: Evidence) -> Float[Array, " K"]:
     """|g_k|^2, summed over the matrices of the unit, in nats^2 per squared unit of the weights.
 

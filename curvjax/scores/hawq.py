@@ -4,8 +4,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("trace", needs=("traces",), source="HAWQ-V2: Dong et al. 2020, arXiv 1911.03852")
 def trace(evidence: Evidence) -> Float[Array, " K"]:
     """tr(C_k), units of the curvature.
 

@@ -7,9 +7,18 @@ from jaxtyping import Array, Float
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import counts_below
 from curvjax.scores.reading import matrices, require
+from curvjax.scores.registry import plan
 from curvjax.scores.totals import share_total
 
 
+@plan(
+    "lamp",
+    needs=("kernels",),
+    target="sparsity",
+    total="share of all weights to remove",
+    amount="share of the unit's weights to remove",
+    source="Lee et al. 2021, arXiv 2010.07611",
+)
 def lamp(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     """Sparsity of each unit where the weights of least LAMP score in the whole model go.
 

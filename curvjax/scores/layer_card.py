@@ -7,8 +7,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("layer-card-resnorm", needs=("gradients", "moments"), source="Xu et al. 2026, arXiv 2602.04019")
 def projected_residual(evidence: Evidence, *, damping: float = 0.01) -> Float[Array, " K"]:
     """Squared projected residual norm, |G (Sigma + tau I)^-1/2|_F^2, summed over the unit's matrices.
 
@@ -36,6 +38,7 @@ def projected_residual(evidence: Evidence, *, damping: float = 0.01) -> Float[Ar
     return per_unit(name, evidence.units, [_sum([_residual(*pair, damping) for pair in unit]) for unit in found])
 
 
+@score("layer-card-energy", needs=("moments",), source="Xu et al. 2026, arXiv 2602.04019")
 def activation_energy(evidence: Evidence) -> Float[Array, " K"]:
     """tr(Sigma) / d, the mean square of an input feature, mean over the unit's matrices.
 
@@ -54,6 +57,7 @@ def activation_energy(evidence: Evidence) -> Float[Array, " K"]:
     return per_unit(name, evidence.units, energies)
 
 
+@score("layer-card-coupling", needs=("interactions",), source="after Xu et al. 2026, arXiv 2602.04019", sign=-1)
 def layer_coupling(evidence: Evidence) -> Float[Array, " K"]:
     """Minus the coupling of a unit to all others, c_k = sum_{j != k} |E_jk| / sqrt(E_jj E_kk), with E_jk = u_j' H u_k.
 

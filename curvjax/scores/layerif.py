@@ -10,10 +10,12 @@ from jaxtyping import Array, Float
 from curvjax.curvature import datainf_influence, influence_score
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
+from curvjax.scores.registry import score
 
 _SHARE = 0.1  # damping over the mean eigenvalue, as in DataInf
 
 
+@score("layerif", needs=("grams",), source="Askari et al. 2025, arXiv 2505.23811")
 def layerif(evidence: Evidence) -> Float[Array, " K"]:
     """S_k = -(1/m) sum_i influence_i, nats: what training on sample i does for the validation loss, through unit k.
 
@@ -33,6 +35,7 @@ def layerif(evidence: Evidence) -> Float[Array, " K"]:
     return _scores("layerif", evidence, beneficial_only=False)
 
 
+@score("layerif-positive", needs=("grams",), source="Askari et al. 2025, arXiv 2505.23811")
 def layerif_positive(evidence: Evidence) -> Float[Array, " K"]:
     """S_k with training samples of beneficial influence only ("+ve" in LayerIF), nats, never negative.
 

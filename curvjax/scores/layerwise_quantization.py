@@ -6,9 +6,11 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 from curvjax.scores.shortgpt import mean_cosine
 
 
+@score("lim", needs=("stream",), source="Dumitru et al. 2024, arXiv 2406.17415")
 def layer_input_modification(evidence: Evidence) -> Float[Array, " K"]:
     """LIM, -E cos(x_in, x_out), the mean over tokens of what goes into and out of the unit's layer; as published.
 
@@ -27,6 +29,7 @@ def layer_input_modification(evidence: Evidence) -> Float[Array, " K"]:
     return per_unit("lim", evidence.units, found)
 
 
+@score("zd", needs=("kernels",), source="Dumitru et al. 2024, arXiv 2406.17415", sign=-1)
 def z_score_distribution(evidence: Evidence) -> Float[Array, " K"]:
     """Minus ZD, the share of weights with a z-score above 1, (w - mean) / deviation > 1 over all weights of the unit.
 

@@ -7,9 +7,18 @@ from jaxtyping import Array, Float
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import counts_below
 from curvjax.scores.reading import matrices, require
+from curvjax.scores.registry import plan
 from curvjax.scores.totals import share_total
 
 
+@plan(
+    "magnitude-global",
+    needs=("kernels",),
+    target="sparsity",
+    total="share of all weights to remove",
+    amount="share of the unit's weights to remove",
+    source="Han et al. 2015, arXiv 1506.02626",
+)
 def magnitude_global(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     """Sparsity of each unit where the smallest |w| in the whole model go.
 

@@ -7,8 +7,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("owl", needs=("kernels", "moments"), source="Yin et al. 2024, arXiv 2310.05175")
 def owl(evidence: Evidence, *, multiple: float = 5.0) -> Float[Array, " K"]:
     """D_k, the share of outlying weights: |W_ij| |x_i|_2 > M x mean, over all matrices of the unit together.
 

@@ -6,9 +6,17 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import require
+from curvjax.scores.registry import plan
 from curvjax.scores.totals import whole_total
 
 
+@plan(
+    "rdp",
+    needs=("stream",),
+    total="number of layers to adapt",
+    amount="1 to adapt, 0 not to",
+    source="Celebi et al. 2026, arXiv 2604.19321",
+)
 def rdp(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     """Which layers to adapt: the corners of the simplified path of the residual stream, averaged over tokens.
 

@@ -1,27 +1,18 @@
-"""Published layer scores by name. A larger score: the unit deserves more capacity, or must keep more of its weights."""
+"""Published layer scores and plans by name. Each enters itself, by a decorator that says what it needs and its source.
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+A larger score: the unit deserves more capacity, or must keep more of its weights. A plan derives amounts at once, not
+through one number for each unit.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
 
 from jaxtyping import Array, Float
 
-from curvjax.scores.alphalora import alphalora
-from curvjax.scores.alphapruning import alphapruning
-from curvjax.scores.augmented_hessians import hessian_sensitivity
-from curvjax.scores.ecoflap import ecoflap_first, ecoflap_zeroth
-from curvjax.scores.erk import erk
+from curvjax.registry import Registry
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.farms import farms
-from curvjax.scores.floe import fisher_trace
-from curvjax.scores.gain import gain
-from curvjax.scores.gradient_norm import gradient_norm
-from curvjax.scores.hawq import trace
-from curvjax.scores.layer_card import activation_energy, layer_coupling, projected_residual
-from curvjax.scores.layerif import layerif, layerif_positive
-from curvjax.scores.layerwise_quantization import layer_input_modification, z_score_distribution
-from curvjax.scores.owl import owl
-from curvjax.scores.shortgpt import block_influence
+
+Of = TypeVar("Of", bound=Callable)
 
 
 class Score(NamedTuple):
@@ -38,25 +29,74 @@ class Score(NamedTuple):
     sign: int = 1
 
 
-SCORES: Mapping[str, Score] = MappingProxyType({
-    "gain": Score(gain, ("gains",), "Amaefuna et al. 2026, arXiv 2603.00910"),
-    "gradient-norm": Score(gradient_norm, ("gradients",), "control"),
-    "fisher-trace": Score(fisher_trace, ("grams",), "FLoE: Wang et al. 2025, arXiv 2506.00495"),
-    "trace": Score(trace, ("traces",), "HAWQ-V2: Dong et al. 2020, arXiv 1911.03852"),
-    "layerif": Score(layerif, ("grams",), "Askari et al. 2025, arXiv 2505.23811"),
-    "layerif-positive": Score(layerif_positive, ("grams",), "Askari et al. 2025, arXiv 2505.23811"),
-    "owl": Score(owl, ("kernels", "moments"), "Yin et al. 2024, arXiv 2310.05175"),
-    "alphapruning": Score(alphapruning, ("kernels",), "Lu et al. 2024, arXiv 2410.10912", sign=-1),
-    "alphalora": Score(alphalora, ("kernels",), "Qing et al. 2024, arXiv 2410.10054"),
-    "farms": Score(farms, ("kernels",), "Hu et al. 2025, arXiv 2506.06280", sign=-1),
-    "ecoflap-zeroth": Score(ecoflap_zeroth, ("slopes",), "Sung et al. 2024, arXiv 2310.02998"),
-    "ecoflap-first": Score(ecoflap_first, ("kernels", "gradients"), "Sung et al. 2024, arXiv 2310.02998"),
-    "shortgpt": Score(block_influence, ("stream",), "Men et al. 2024, arXiv 2403.03853"),
-    "lim": Score(layer_input_modification, ("stream",), "Dumitru et al. 2024, arXiv 2406.17415"),
-    "zd": Score(z_score_distribution, ("kernels",), "Dumitru et al. 2024, arXiv 2406.17415", sign=-1),
-    "layer-card-resnorm": Score(projected_residual, ("gradients", "moments"), "Xu et al. 2026, arXiv 2602.04019"),
-    "layer-card-energy": Score(activation_energy, ("moments",), "Xu et al. 2026, arXiv 2602.04019"),
-    "layer-card-coupling": Score(layer_coupling, ("interactions",), "after Xu et al. 2026, arXiv 2602.04019", sign=-1),
-    "hessian-sensitivity": Score(hessian_sensitivity, ("interactions",), "Schaefer et al. 2023, arXiv 2306.04879"),
-    "erk": Score(erk, ("kernels",), "Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv 1911.11134"),
-})
+class Planner(Protocol):
+    """Evidence and a total to what each unit gets or gives."""
+
+    def __call__(self, evidence: Evidence, *, total: float) -> Float[Array, " K"]:
+        """`[K]` amounts, in the order of the units."""
+        ...
+
+
+class Plan(NamedTuple):
+    """One published allocation.
+
+    of: (evidence, total) -> `[K]` amounts. needs: fields of `Evidence` that it reads besides the units. total: what the
+    total counts. amount: what each unit's amount is. source: short citation. target: whose shares the amounts are; ""
+    where they choose units, or ranks of factors.
+    """
+
+    of: Planner
+    needs: tuple[str, ...]
+    total: str
+    amount: str
+    source: str
+    target: str = ""
+
+
+SCORES: Registry[Score] = Registry("score")
+PLANS: Registry[Plan] = Registry("plan")
+
+
+def score(name: str, *, needs: tuple[str, ...], source: str, sign: int = 1) -> Callable[[Of], Of]:
+    """Enter a function of `Evidence` as the score `name`, for every command; the arguments are fields of `Score`.
+
+    Raises:
+      ValueError: if the name is taken, or evidence has no such field.
+
+    Example:
+      >>> from curvjax.scores import SCORES
+      >>> SCORES["owl"].needs
+      ('kernels', 'moments')
+    """
+    _require_fields(name, needs)
+
+    def entered(of: Of) -> Of:
+        SCORES.enter(name, Score(of, needs, source, sign), place=of.__module__)
+        return of
+
+    return entered
+
+
+def plan(
+    name: str, *, needs: tuple[str, ...], total: str, amount: str, source: str, target: str = ""
+) -> Callable[[Of], Of]:
+    """Enter a `Planner` as the plan `name`; the arguments are fields of `Plan`.
+
+    Raises:
+      ValueError: if the name is taken, or evidence has no such field.
+    """
+    _require_fields(name, needs)
+
+    def entered(of: Of) -> Of:
+        PLANS.enter(name, Plan(of, needs, total, amount, source, target), place=of.__module__)
+        return of
+
+    return entered
+
+
+def _require_fields(name: str, needs: tuple[str, ...]) -> None:
+    known = [field for field in Evidence._fields if field != "units"]
+    unknown = sorted(set(needs) - set(known))
+    if unknown:
+        msg = f"{name} needs {unknown}, which evidence does not have; its fields are {', '.join(known)}."
+        raise ValueError(msg)

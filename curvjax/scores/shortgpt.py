@@ -6,8 +6,10 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
+from curvjax.scores.registry import score
 
 
+@score("shortgpt", needs=("stream",), source="Men et al. 2024, arXiv 2403.03853")
 def block_influence(evidence: Evidence) -> Float[Array, " K"]:
     """Block influence, 1 - E cos(x_in, x_out), the mean over tokens of what goes into and out of the unit's layer.
 

@@ -8,9 +8,17 @@ from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import counts_below
 from curvjax.scores.hill import singular_values
 from curvjax.scores.reading import matrices, require
+from curvjax.scores.registry import plan
 from curvjax.scores.totals import whole_total
 
 
+@plan(
+    "welore",
+    needs=("kernels",),
+    total="rank kept, summed over all matrices",
+    amount="rank kept, summed over the unit's matrices",
+    source="Jaiswal et al. 2024, arXiv 2407.11239",
+)
 def welore(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     """Rank that each unit keeps, summed over its matrices, under one threshold on normalised singular values.
 

@@ -18,7 +18,7 @@ from curvjax import load_model
 from curvjax.artefacts import machine, versions, write_record
 from curvjax.data import few_shot, read_task
 from curvjax.evaluation import paired_choice, ranked_choice
-from curvjax.steps.stopwatch import timed
+from curvjax.runs.stopwatch import timed
 
 MODEL, SEED, LENGTH, ROWS, QUESTIONS, SHOTS = "smollm2-135m", 0, 128, 8, 100, 5
 TASKS = ("commonsenseqa", "openbookqa", "arc-easy", "piqa", "mrpc", "sciq", "hellaswag", "boolq")

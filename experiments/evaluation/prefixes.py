@@ -20,7 +20,7 @@ from curvjax.artefacts import machine, versions, write_record
 from curvjax.data import Piece, arrange, few_shot, read_task
 from curvjax.evaluation import Pair, Targets, continuation_scores, encode_choices, target_log_probabilities
 from curvjax.models import Decoder
-from curvjax.steps.stopwatch import timed
+from curvjax.runs.stopwatch import timed
 
 MODEL, TASK, SEED, LENGTH, ROWS = "smollm2-135m", "sciq", 0, 128, 8
 QUESTIONS, ROUNDS = {0: 6, 5: 4}, 2

@@ -22,13 +22,13 @@ from curvjax.data import Question, question_document, read_task, split_documents
 from curvjax.evaluation import Choice, paired_choice, ranked_choice
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded, load_model
-from curvjax.steps.adapt import AdaptSettings, adapt
-from curvjax.steps.allocate import allocate
-from curvjax.steps.program import AllocateSettings
-from curvjax.steps.progress import silent
-from curvjax.steps.score import ScoreSettings, score
-from curvjax.steps.settings import BASELINES, Arm
-from curvjax.steps.stages import Stages
+from curvjax.runs.adapt import AdaptSettings, adapt
+from curvjax.runs.allocate import allocate
+from curvjax.runs.program import AllocateSettings
+from curvjax.runs.progress import silent
+from curvjax.runs.score import ScoreSettings, score
+from curvjax.runs.settings import BASELINES, Arm
+from curvjax.runs.stages import Stages
 from curvjax.surgery import count_lora
 
 FOLDER = Path(__file__).parent

@@ -14,7 +14,7 @@ from curvjax.interop.harness import HarnessModel
 from curvjax.models import Loaded, load_model
 from curvjax.models.tokenizer import Tokenizer
 from tests.evaluation.plain import text_log_probabilities
-from tests.steps.tiny import questions, save_tiny_model
+from tests.runs.tiny import questions, save_tiny_model
 
 pytestmark = pytest.mark.oracle
 

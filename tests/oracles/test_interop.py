@@ -12,7 +12,7 @@ from flax import nnx
 from curvjax.artefacts import ALLOCATION_SCHEMA
 from curvjax.interop import load_peft, pruning_recipe, save_peft
 from curvjax.models import load_hf, save_hf
-from curvjax.steps.export import ExportSettings, export_peft_config
+from curvjax.runs.export import ExportSettings, export_peft_config
 from curvjax.surgery import (
     classic_scale,
     constant_scale,

@@ -5,16 +5,11 @@ import numpy as np
 import pytest
 
 from curvjax.layers import module_units
-from curvjax.scores import (
-    activation_energy,
-    block_influence,
-    erk,
-    hessian_sensitivity,
-    layer_coupling,
-    layer_input_modification,
-    projected_residual,
-    z_score_distribution,
-)
+from curvjax.scores.augmented_hessians import hessian_sensitivity
+from curvjax.scores.erk import erk
+from curvjax.scores.layer_card import activation_energy, layer_coupling, projected_residual
+from curvjax.scores.layerwise_quantization import layer_input_modification, z_score_distribution
+from curvjax.scores.shortgpt import block_influence
 from tests.scores.problems import SHAPES, arrays_of, of_kernels
 
 

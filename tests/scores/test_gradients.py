@@ -4,16 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.scores import (
-    ecoflap_first,
-    ecoflap_zeroth,
-    fisher_trace,
-    gain,
-    gradient_norm,
-    layerif,
-    layerif_positive,
-    trace,
-)
+from curvjax.scores.ecoflap import ecoflap_first, ecoflap_zeroth
+from curvjax.scores.floe import fisher_trace
+from curvjax.scores.gain import gain
+from curvjax.scores.gradient_norm import gradient_norm
+from curvjax.scores.hawq import trace
+from curvjax.scores.layerif import layerif, layerif_positive
 from tests.scores.problems import arrays_of, draw, unit_gram
 
 

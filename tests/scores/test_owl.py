@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.scores import owl
+from curvjax.scores.owl import owl
 from tests.scores.problems import arrays_of, of_kernels
 
 PEERS = json.loads((Path(__file__).parents[1] / "data" / "peers.json").read_text())["wanda"]

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 
 from curvjax.layers import module_units
-from curvjax.scores import augmented_hessians, lamp, magnitude_global, rdp, welore
+from curvjax.scores.augmented_hessians import augmented_hessians
 from curvjax.scores.global_threshold import counts_below
+from curvjax.scores.lamp import lamp
+from curvjax.scores.magnitude import magnitude_global
+from curvjax.scores.rdp import rdp
+from curvjax.scores.welore import welore
 from tests.scores.problems import arrays_of, draw, of_kernels
 
 WEIGHTS = 8 * 6 + 12 * 8

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.scores import alphalora, alphapruning, farms
+from curvjax.scores.alphalora import alphalora
+from curvjax.scores.alphapruning import alphapruning
+from curvjax.scores.farms import farms
 from curvjax.scores.hill import hill_exponent
 from tests.scores.problems import arrays_of, of_kernels
 

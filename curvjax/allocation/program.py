@@ -1,0 +1,139 @@
+"""What a program is: a budget and its settings as one value, posed over the units of a model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Num
+
+from curvjax.allocation.budget import Budget
+from curvjax.allocation.menu import allocate_bits
+from curvjax.allocation.result import Solution
+from curvjax.layers import UnitShape, within_layer
+from curvjax.registry import Registry
+
+
+class Whole(NamedTuple):
+    """Whole amounts, on the host. amount: `[K]` int64. gap: objective less that of the continuous optimum, None where
+    they are not of it. exact: whether proved optimal. unspent: budget left. status: why."""
+
+    amount: Int[np.ndarray, " K"]
+    unspent: float
+    gap: float | None = None
+    exact: bool | None = None
+    status: str | None = None
+
+
+class Posed(NamedTuple):
+    """A program over the units of one model. K of them, in layer order; q are quality scores `[K]`.
+
+    cost: `[K]` of one more unit of amount, in units of the budget. maximum: `[K]` most of each. budget: what published
+    rules share out, counted from nothing, in units of `scale`. requested: total. unit, meaning: of the total, and of
+    the dual price, in words. solve: q -> continuous amounts, to be read as least + scale * amount. whole: q -> whole
+    amounts. rounded: a rule's amounts -> whole ones of the same total. monotone: q -> amounts that rise with a unit's
+    own score and fall with the others', so that bounds of scores bound amounts [M19]; None where none do. at: the
+    continuous program at another budget, traceable; None where there is none. remark: what cancels [M13], [M17].
+    """
+
+    cost: Float[np.ndarray, " K"]
+    maximum: Float[np.ndarray, " K"]
+    budget: Budget
+    requested: float
+    unit: str
+    meaning: str
+    solve: Callable[[Any], Solution]
+    whole: Callable[[Any], Whole]
+    rounded: Callable[[Any], Whole]
+    monotone: Callable[[Any], np.ndarray] | None
+    at: Callable[[Any, ArrayLike], Solution] | None = None
+    remark: str | None = None
+    least: int = 0
+    scale: float | Num[np.ndarray, " K"] = 1.0
+
+
+class Program(Protocol):
+    """A frozen dataclass with a budget, and with a name by which commands and records call it."""
+
+    target: ClassVar[str]
+    budget: float
+    floor: float
+    sweep: tuple[float, ...]
+
+    def pose(self, units: Sequence[UnitShape]) -> Posed:
+        """The program over these units.
+
+        Raises:
+          ValueError: if the budget is out of reach, or a setting names what the units lack.
+        """
+        ...
+
+
+PROGRAMS: Registry[type[Program]] = Registry("program")
+
+Kind = TypeVar("Kind", bound=type)
+
+
+def program(kind: Kind) -> Kind:
+    """Enter a program under its `target`, for commands, records and comparisons.
+
+    Raises:
+      ValueError: if the name is taken.
+    """
+    PROGRAMS.enter(kind.target, kind, place=kind.__module__)
+    return kind
+
+
+def frozen_units(units: Sequence[UnitShape], names: Sequence[str]) -> np.ndarray:
+    """`[K]` which units stay at the least.
+
+    Raises:
+      ValueError: if a name is of no unit.
+    """
+    known = [unit.name for unit in units]
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        msg = f"{len(unknown)} frozen units are not in the scores, e.g. {unknown[:3]}; units are {known[:3]}..."
+        raise ValueError(msg)
+    return np.isin(known, list(names))
+
+
+def tied_units(units: Sequence[UnitShape], tie: str) -> np.ndarray | None:
+    """`[K]` group numbers of units that receive the same, of one "layer" or one kind of "projection"; None for "none".
+
+    Raises:
+      ValueError: if units are no single projections and are to be tied by projection.
+    """
+    if tie == "none":
+        return None
+    keys = [unit.index if tie == "layer" else within_layer(unit.name) for unit in units]
+    if tie == "projection" and any(str(key).startswith("layers.") for key in keys):
+        msg = "tie by projection needs scores of single projections; score with --granularity module."
+        raise ValueError(msg)
+    places: dict[str | int, int] = {}
+    return np.asarray([places.setdefault(key, len(places)) for key in keys], np.int32)
+
+
+def chosen(
+    value: Float[np.ndarray, "K J"],
+    menu: Num[np.ndarray, " J"],
+    cost: Float[np.ndarray, " K"],
+    *,
+    budget: float,
+    groups: np.ndarray | None,
+) -> tuple[Whole, Any]:
+    """One entry of a menu for each unit, of least total value within a budget.
+
+    Args:
+      value: of each entry for each unit; inf where it may not have it.
+      menu: `[J]` amounts.
+      cost: `[K]` of a unit of amount.
+      budget: total.
+      groups: `[K]` numbers of units that receive the same, or None.
+
+    Returns:
+      The whole amounts, and the solver's own evidence, with a price.
+    """
+    ties = [] if groups is None else [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
+    found = allocate_bits(value, cost[:, None] * menu, budget=budget, ties=ties)
+    return Whole(menu[found.choice], found.unspent, found.gap, found.exact, "chosen"), found

@@ -1,0 +1,108 @@
+"""`Sparsity`: the pruning program over shares of weights."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from curvjax.allocation.budget import Budget
+from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
+from curvjax.allocation.pruning import allocate_sparsity
+from curvjax.allocation.result import Solution
+from curvjax.allocation.rounding import round_sparsity
+from curvjax.layers import UnitShape
+
+
+@program
+@dataclass(frozen=True)
+class Sparsity:
+    """How many weights of each unit go [M15], [M17].
+
+        argmin  sum_k n_k q_k^kappa rho_k^2   s.t.  sum_k n_k rho_k = budget sum_k n_k,  0 <= rho_k <= max_sparsity
+
+    with n_k the weights of the unit's projections. Amounts are whole weights.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Sparsity(0.5).kappa
+      0.5
+    """
+
+    target: ClassVar[str] = "sparsity"
+
+    budget: float = 0.5
+    """Share of all weights to remove."""
+    _: KW_ONLY
+    kappa: float = 0.5
+    """Exponent of the quality."""
+    max_sparsity: float = 0.95
+    """Most that is removed from one unit."""
+    pattern: int = 0
+    """Shares n / PATTERN only, as N:M hardware wants them: 4 for 2:4, 8 for 4:8."""
+    frozen: tuple[str, ...] = ()
+    """Units that lose nothing, by name."""
+    tie: Literal["none", "layer", "projection"] = "none"
+    """Units of one layer, or of one kind of projection, lose the same share."""
+    floor: float = 0.0
+    """Added to every quality score, in medians."""
+    sweep: tuple[float, ...] = ()
+    """Further budgets, for the curve of what a larger share costs."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares and patterns that mean nothing."""
+        if not 0 <= self.budget <= 1 or not 0 <= self.max_sparsity <= 1 or self.pattern < 0:
+            msg = (
+                "budget and max_sparsity are shares from 0 to 1, and pattern is at least 0; got "
+                f"{self.budget:g}, {self.max_sparsity:g} and {self.pattern}."
+            )
+            raise ValueError(msg)
+
+    def pose(self, units: Sequence[UnitShape]) -> Posed:
+        """The program over these units; see `Program.pose`."""
+        size, groups = np.asarray([unit.weights for unit in units], np.int64), tied_units(units, self.tie)
+        most = np.where(frozen_units(units, self.frozen), 0.0, self.max_sparsity)
+        total = self.budget * float(size.sum())
+
+        def at(q: Any, sparsity: Any) -> Solution:
+            bound = {"size": size, "max_sparsity": most, "kappa": self.kappa, "ties": groups}
+            return allocate_sparsity(q, sparsity=sparsity, size_neutral=True, **bound)
+
+        def rounded(rho: Any) -> Whole:
+            if self.pattern:
+                return self._patterns(size, most, groups, lambda share: (share - np.asarray(rho)[:, None]) ** 2)
+            counts = round_sparsity(rho, size=size, sparsity=self.budget, max_sparsity=most)
+            return Whole(counts, total - float(counts.sum()))
+
+        def whole(q: Any) -> Whole:
+            if self.pattern:
+                weight = np.asarray(q, np.float64)[:, None] ** self.kappa
+                return self._patterns(size, most, groups, lambda share: weight * share**2)
+            return rounded(at(q, self.budget).amount)
+
+        at(np.ones(len(units)), self.budget)  # refuses a share beyond max_sparsity
+        return Posed(
+            cost=np.ones(len(units)),
+            maximum=most * size,
+            budget=Budget(size, total, most),
+            requested=total,
+            unit="weights removed",
+            meaning="rise of the program's objective for one more weight removed",
+            solve=lambda q: at(q, self.budget),
+            whole=whole,
+            rounded=rounded,
+            monotone=None if self.pattern else lambda q: size * np.asarray(at(q, self.budget).amount),
+            at=at,
+            remark="The total is fixed, so that storage price and penalty weight cancel: only scores, kappa and bounds "
+            "count.",
+            scale=size,
+        )
+
+    def _patterns(self, size: np.ndarray, most: np.ndarray, groups: np.ndarray | None, harm: Any) -> Whole:
+        """n of M for each unit: at least the weights asked for go, and no more than a pattern's step beyond."""
+        share = np.arange(self.pattern) / self.pattern
+        value = np.where(share <= most[:, None] + 1e-12, size[:, None] * harm(share), np.inf)
+        kept = (1 - self.budget) * float(size.sum())
+        found, _ = chosen(value, 1 - share, size.astype(np.float64), budget=kept, groups=groups)
+        counts = np.rint((1 - found.amount) * size).astype(np.int64)
+        return found._replace(amount=counts, unspent=self.budget * float(size.sum()) - float(counts.sum()))

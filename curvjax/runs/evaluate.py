@@ -1,0 +1,194 @@
+"""`evaluate`: perplexity on texts and ranked-choice accuracy on tasks."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from curvjax.artefacts import EVALUATION_SCHEMA, Record, machine, versions
+from curvjax.data import Document, FewShot, Question, few_shot, pack, read_documents, read_task, sample, take
+from curvjax.evaluation import Choice, Perplexity, encode_choices, perplexity, ranked_choice
+from curvjax.models import Decoder, Loaded
+from curvjax.runs.adapt import load_adapter
+from curvjax.runs.open import open_model
+from curvjax.runs.progress import Progress, labelled
+from curvjax.runs.stopwatch import timed
+from curvjax.surgery import model_hash
+
+Found = TypeVar("Found", Perplexity, Choice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """On how much, and in what portions."""
+
+    tokens: int = 4096
+    """Most tokens of a text; 0: all."""
+    length: int = 256
+    """Tokens in a row of text."""
+    questions: int = 200
+    """Most questions of a task; 0: all."""
+    question_length: int = 128
+    """Tokens in a row of packed questions; more where all begin with the same examples."""
+    rows: int = 8
+    """Rows in memory at a time."""
+    seed: int = 0
+    """Of the choice of documents, questions and examples."""
+
+
+def text_perplexity(
+    model: Decoder,
+    loaded: Loaded,
+    documents: list[Document],
+    settings: EvaluateSettings,
+    *,
+    progress: Progress,
+    label: str = "perplexity",
+) -> Perplexity:
+    """Perplexity of `model` on `documents`, whole documents packed into rows.
+
+    Raises:
+      ValueError: if the documents are too short to fill a row.
+    """
+    batch = pack(documents, loaded.tokenizer, length=settings.length)
+    rows = batch.tokens.shape[0]
+    if settings.tokens:
+        rows = min(rows, -(-settings.tokens // settings.length))
+    batch = take(batch, range(rows))
+    return perplexity(model, batch, rows_at_once=settings.rows, progress=labelled(progress, label))
+
+
+def task_accuracy(
+    model: Decoder,
+    loaded: Loaded,
+    questions: list[Question],
+    settings: EvaluateSettings,
+    *,
+    progress: Progress,
+    label: str = "ranked choice",
+) -> Choice:
+    """Ranked-choice accuracy of `model` on `questions`."""
+    return ranked_choice(
+        model,
+        loaded.tokenizer,
+        questions,
+        length=settings.question_length,
+        rows_at_once=settings.rows,
+        progress=labelled(progress, label),
+    )
+
+
+def perplexity_record(found: Perplexity) -> Record:
+    """The fields of a `Perplexity` that a record keeps; rows are kept for paired comparisons."""
+    return {
+        "perplexity": found.perplexity,
+        "nll": found.nll,
+        "standard_error": found.standard_error,
+        "tokens": found.tokens,
+        "row_nll": found.row_nll,
+        "row_tokens": found.row_tokens,
+    }
+
+
+def choice_record(found: Choice) -> Record:
+    """The fields of a `Choice` that a record keeps; per-question results are kept for paired comparisons."""
+    return {
+        "accuracy": found.accuracy,
+        "accuracy_standard_error": found.accuracy_standard_error,
+        "accuracy_per_character": found.accuracy_per_character,
+        "accuracy_per_character_standard_error": found.accuracy_per_character_standard_error,
+        "gold_nll": found.gold_nll,
+        "gold_nll_standard_error": found.gold_nll_standard_error,
+        "correct": found.correct,
+        "correct_per_character": found.correct_per_character,
+        "question_gold_nll": found.question_gold_nll,
+    }
+
+
+def evaluate(
+    model: str,
+    texts: Sequence[str],
+    tasks: Sequence[str],
+    adapter: Path | None,
+    settings: EvaluateSettings,
+    *,
+    shots: int = 0,
+    progress: Progress,
+) -> Record:
+    """The record of evaluation.json: every text and task on one model, with an adapter if given.
+
+    Args:
+      model: for `open_model`.
+      texts: sources for perplexity.
+      tasks: names for ranked choice.
+      adapter: directory of an adapter to put on the model.
+      settings: on how much.
+      shots: solved examples before each question, none of them asked; see `few_shot`.
+      progress: told of microbatches.
+
+    Raises:
+      ValueError: if there is nothing to evaluate on; if a source is unknown or too small; if a question with its
+        examples is longer than the model was made for. Tasks are refused before anything is computed.
+    """
+    if not texts and not tasks:
+        msg = "nothing to evaluate on: name at least one text or task."
+        raise ValueError(msg)
+    documents = {source: read_documents(source) for source in texts}
+    asked = {name: _asked(read_task(name), settings, shots) for name in tasks}
+    loaded = open_model(model)
+    subject = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
+    for one in asked.values():
+        encode_choices(subject, loaded.tokenizer, one.questions)
+
+    def text_record(source: str) -> Record:
+        chosen, label = sample(documents[source], len(documents[source]), seed=settings.seed), f"perplexity, {source}"
+        found, speed = _measured(
+            lambda: text_perplexity(subject, loaded, chosen, settings, progress=progress, label=label)
+        )
+        return perplexity_record(found) | speed
+
+    def task_record(name: str) -> Record:
+        questions, examples = asked[name]
+        found, speed = _measured(
+            lambda: task_accuracy(subject, loaded, questions, settings, progress=progress, label=name)
+        )
+        return choice_record(found) | {"shots": shots, "examples": [one.id for one in examples]} | speed
+
+    return {
+        "schema": EVALUATION_SCHEMA,
+        "model": {
+            "name": loaded.name,
+            "weights_sha256": model_hash(loaded.model),
+            "adapter": None if adapter is None else str(adapter),
+        },
+        "texts": {source: text_record(source) for source in documents},
+        "tasks": {name: task_record(name) for name in asked},
+        "settings": asdict(settings),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _asked(questions: list[Question], settings: EvaluateSettings, shots: int) -> FewShot:
+    count = settings.questions if settings.questions < len(questions) else 0
+    return few_shot(questions, count=count, shots=shots, seed=settings.seed)
+
+
+def _measured(work: Callable[[], Found]) -> tuple[Found, Record]:
+    """What `work` finds, and how fast it read: tokens without padding, on the clock and less compilation."""
+    began = time.monotonic()
+    found, running = timed(work)
+    seconds = time.monotonic() - began
+    return found, {
+        "tokens_read": found.tokens_read,
+        "seconds": seconds,
+        "tokens_per_second": found.tokens_read / seconds,
+        "tokens_per_second_without_compilation": found.tokens_read / running if running else None,
+    }
+
+
+def shown(record: Record) -> Record:
+    """Without the per-row and per-question columns."""
+    hidden = {"row_nll", "row_tokens", "correct", "correct_per_character", "question_gold_nll"}
+    return {name: value for name, value in record.items() if name not in hidden}

@@ -1,0 +1,351 @@
+"""`Evidence` for published scores: what they look at, measured on one model and one text, and what it costs."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from curvjax.artefacts import Record, require_model
+from curvjax.curvature import (
+    LayeredModel,
+    UnitGram,
+    each_gram,
+    empirical_fisher,
+    layer_gains,
+    run_passes,
+    sampled_traces,
+    vectors,
+)
+from curvjax.curvature.interactions import ggn_interactions
+from curvjax.curvature.layered import LayeredLoss, unit_parameters
+from curvjax.data import Batch, microbatches
+from curvjax.layers import Unit, within_layer
+from curvjax.models import Decoder, parameters
+from curvjax.models.layered import layered_model
+from curvjax.scores.evidence import Evidence
+from curvjax.runs.activations import input_moments, run_block, sampled_stream, streams_before
+from curvjax.runs.progress import Progress, silent
+from curvjax.runs.score import POLICIES, compiled_gradient
+from curvjax.runs.stopwatch import timed, timed_warm
+from curvjax.surgery import model_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceSettings:
+    """What is measured, and how closely."""
+
+    tokens: int = 512
+    """Calibration tokens, and as many of the validation text."""
+    length: int = 256
+    """Tokens in a row."""
+    rows: int = 0
+    """Rows in memory at a time; 0: all of them."""
+    stream_tokens: int = 512
+    """Most tokens whose residual stream is kept."""
+    directions: int = 4
+    """Random directions of the slopes of each unit."""
+    step: float = 1e-3
+    """Half the distance of the two losses of a slope, in standard deviations of the direction."""
+    policy: Literal["trust-radius", "absolute", "relative-mean", "relative-largest"] = "trust-radius"
+    """How the damping of the gains is chosen."""
+    damping: float = 0.02
+    """The policy's number, as for `curvjax score`."""
+    rtol: float = 0.05
+    """Relative gap between the bounds of each gain."""
+    max_products: int = 100
+    """Most curvature products for the gain of one unit."""
+    probes: int = 4
+    """Draws of the trace estimate."""
+    seed: int = 0
+    """Of documents, tokens, directions and probes."""
+
+    def __post_init__(self):
+        positive = ("tokens", "length", "stream_tokens", "directions", "step", "damping", "rtol", "max_products")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                msg = f"{name} must be positive, got {getattr(self, name)!r}."
+                raise ValueError(msg)
+        if self.rows < 0 or self.tokens < self.length or self.probes < 2:
+            msg = (
+                f"need rows >= 0, tokens >= length and probes >= 2, got rows {self.rows}, {self.tokens} and "
+                f"{self.length} tokens, {self.probes} probes."
+            )
+            raise ValueError(msg)
+
+
+class Texts(NamedTuple):
+    """Rows of tokens. calibration: where everything is measured. validation: others, whose gradient `grams` meet."""
+
+    calibration: Batch
+    validation: Batch | None = None
+
+
+class Cost(NamedTuple):
+    """What one field cost. seconds: without compilation; gradient_equivalents: in gradients' time of the whole model.
+
+    recorded: taken from an earlier record, in gradients of that run; the record's total, whatever else it was for.
+    """
+
+    field: str
+    seconds: float
+    gradient_equivalents: float
+    recorded: bool = False
+
+
+class Measured(NamedTuple):
+    """costs: of the fields measured. gradient_seconds: one warm gradient in all parameters, median of three."""
+
+    evidence: Evidence
+    costs: tuple[Cost, ...]
+    gradient_seconds: float
+
+
+class _Subject(NamedTuple):
+    """What is looked at, and what several fields begin with.
+
+    kernels, gradients: `path -> [in, out]`. parts, others: microbatches of both texts. passes: over parts,
+    a `Passes`, where a field needs them.
+    """
+
+    decoder: Decoder
+    model: LayeredModel
+    batch: Batch
+    units: tuple[Unit, ...]
+    kernels: dict[str, Array]
+    gradients: dict[str, Array]
+    parts: list[Batch]
+    others: list[Batch]
+    passes: Any
+    settings: EvidenceSettings
+
+
+def measure_evidence(
+    model: Decoder,
+    texts: Texts,
+    units: tuple[Unit, ...],
+    needs: Collection[str],
+    settings: EvidenceSettings,
+    *,
+    gains: Record | None = None,
+    progress: Progress = silent,
+) -> Measured:
+    """The fields of `Evidence` that are needed, and no others, with the cost of each.
+
+    Costs are seconds over those of one gradient of the mean loss in all parameters, on the same rows in the same run.
+    That gradient is the median of three warm calls, and is itself the field `gradients`, which so costs 1. All others
+    are timed by `curvjax.runs.stopwatch`: without what JAX traced and compiled, and in a second call where the first
+    was short. Fields that start from the same forward and backward pass, `curvature.run_passes`, are charged one each.
+
+    Args:
+      model: a decoder.
+      texts: its calibration rows, and the validation rows that `grams` need.
+      units: what receives one score each, in layer order.
+      needs: names of fields of `Evidence` besides `units`.
+      settings: how closely.
+      gains: record of gains.json of the same model and units: `gains` and `traces` are then taken from there.
+      progress: told of the fields done.
+
+    Raises:
+      ValueError: if a field is unknown, `grams` lack a validation text, or `gains` belong to another model or units.
+    """
+    unknown = sorted(set(needs) - FIELDS.keys())
+    if unknown:
+        msg = f"unknown fields of evidence {unknown}; there are {', '.join(FIELDS)}."
+        raise ValueError(msg)
+    if "grams" in needs and texts.validation is None:
+        msg = "grams meet the gradient of a second text: give validation rows, other than the calibration rows."
+        raise ValueError(msg)
+    recorded = {} if gains is None else _recorded(gains, model, units)
+    fields = [field for field in FIELDS if field in needs]
+    progress("evidence", 0, len(fields))
+    todo = set(fields) - recorded.keys()
+    subject, begun = _subject(model, texts, units, settings, with_passes=bool(_ON_PASSES & todo))
+    gradient_seconds = begun["gradients"]
+    values, costs = {}, []
+    for done, field in enumerate(fields):
+        if field in recorded:
+            values[field], cost = recorded[field]
+            costs.append(cost)
+        else:
+            values[field], seconds = timed_warm(partial(FIELDS[field], subject))
+            seconds += begun.get(field, 0.0)
+            costs.append(Cost(field, seconds, seconds / gradient_seconds))
+        progress("evidence", done + 1, len(fields))
+    return Measured(Evidence(units, **values), tuple(costs), gradient_seconds)
+
+
+def rounding_error(kernel: Float[Array, "I O"], *, bits: int = 4) -> Float[Array, "I O"]:
+    """What rounding to nearest does to a kernel: round(w / s) s - w, s = max |w| / (2^(bits-1) - 1) of each output."""
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    largest = jnp.max(jnp.abs(wide), axis=0, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1.0) / (2 ** (bits - 1) - 1)
+    return jnp.round(wide / scale) * scale - wide
+
+
+def _parts(batch: Batch | None, settings: EvidenceSettings) -> list[Batch]:
+    if batch is None:
+        return []
+    return list(microbatches(batch, settings.rows)) if settings.rows else [batch]
+
+
+def _recorded(gains: Record, model: Decoder, units: tuple[Unit, ...]) -> dict[str, tuple[Array, Cost]]:
+    require_model(gains, model_hash(model), source="the gains record")
+    rows, names = gains["units"], [unit.name for unit in units]
+    if [row["name"] for row in rows] != names:
+        msg = (
+            f"the gains record has {len(rows)} units, {rows[0]['name']}, ...; asked for are {len(names)}, {names[0]}, "
+            "...: score again with the same granularity."
+        )
+        raise ValueError(msg)
+    middle = [0.5 * (row["gains"][0]["lower"] + row["gains"][0]["upper"]) for row in rows]
+    found = {"gains": jnp.asarray(middle), "traces": jnp.asarray([row["trace"] for row in rows])}
+    cost = gains["totals"]["seconds"], gains["totals"]["gradient_equivalents"]
+    return {field: (value, Cost(field, *cost, recorded=True)) for field, value in found.items()}
+
+
+def _subject(
+    model: Decoder, texts: Texts, units: tuple[Unit, ...], settings: EvidenceSettings, *, with_passes: bool
+) -> tuple[_Subject, dict[str, float]]:
+    """The subject, and the seconds that fields have cost before they are measured."""
+    layered, paths = layered_model(model), {path for unit in units for path in unit.paths}
+    parts, others = _parts(texts.calibration, settings), _parts(texts.validation, settings)
+    kernels = {path: value for path, value in parameters(model).items() if path in paths and value.ndim == 2}
+    gradients, gradient_seconds = _timed_gradients(model, parts, kernels)
+    begun = {"gradients": gradient_seconds}
+    passes = None
+    if with_passes:
+        passes, seconds = timed_warm(partial(run_passes, layered, parts))
+        begun |= dict.fromkeys(_ON_PASSES, seconds)
+    return _Subject(
+        model, layered, texts.calibration, units, kernels, gradients, parts, others, passes, settings
+    ), begun
+
+
+def _timed_gradients(model: Decoder, parts: list[Batch], kernels: Collection[str]) -> tuple[dict[str, Array], float]:
+    """Gradients of the mean loss in the kernels, and the seconds of that in all parameters."""
+    gradient, state = compiled_gradient(model)
+    jax.block_until_ready(gradient(state, parts[0]))
+
+    def summed() -> nnx.State:
+        total = gradient(state, parts[0])
+        for part in parts[1:]:
+            total = jax.tree.map(jnp.add, total, gradient(state, part))
+        return total
+
+    total, first = timed(summed)
+    seconds = float(np.median([first, *(timed(summed)[1] for _ in range(2))]))  # all else is quoted in it
+    count = sum(float(part.weights.sum()) for part in parts)
+    found = parameters(nnx.merge(nnx.split(model)[0], total))
+    return {path: found[path] / count for path in kernels}, seconds
+
+
+def _moments(subject: _Subject) -> dict[str, Array]:
+    rows = subject.settings.rows or len(subject.batch.tokens)
+    return input_moments(subject.decoder, subject.batch, subject.kernels, rows=rows)
+
+
+def _stream(subject: _Subject) -> Float[Array, "L N D"]:
+    settings = subject.settings
+    return sampled_stream(subject.model, subject.parts, tokens=settings.stream_tokens, seed=settings.seed)
+
+
+def _grams(subject: _Subject) -> tuple[UnitGram, ...]:
+    model, settings = subject.model, subject.settings
+    others = run_passes(model, subject.others)
+    kind = empirical_fisher()
+    found = each_gram(model, subject.passes, subject.units, kind=kind, gradient=others, seed=settings.seed)
+    by_name = {gram.unit.name: gram for gram in found}  # they come from the last layer down
+    return tuple(by_name[unit.name] for unit in subject.units)
+
+
+def _slopes(subject: _Subject) -> Float[Array, "K S"]:
+    """From the layer of each unit on: what lies below it does not move."""
+    model, settings, parts = subject.model, subject.settings, subject.parts
+    count = sum(float(part.weights.sum()) for part in parts)
+    slopes = np.zeros((len(subject.units), settings.directions))
+    for layer, streams in streams_before(model, parts):
+        for k, unit in enumerate(subject.units):
+            if unit.index != layer:
+                continue
+            varied, fixed = unit_parameters(model, unit)
+            for s, key in enumerate(slope_keys(settings.seed, k, settings.directions)):
+                z = vectors.draw(jax.random.normal, key, varied)
+                up, down = (
+                    _loss_from(model, layer, fixed | vectors.add_scaled(varied, jnp.asarray(eps), z), streams, parts)
+                    for eps in (settings.step, -settings.step)
+                )
+                slopes[k, s] = (up - down) / (2 * settings.step * count)
+    return jnp.asarray(slopes)
+
+
+def slope_keys(seed: int, unit: int, directions: int) -> Array:
+    """Keys of the directions of one unit, by its place: `vectors.draw(jax.random.normal, key, parameters)`."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), unit), directions)
+
+
+def _loss_from(
+    model: LayeredModel, layer: int, weights: Mapping[str, Array], streams: list[Array], parts: list[Batch]
+) -> float:
+    """The summed loss, with other weights in one layer, from the stream before it."""
+    total = 0.0
+    for x, part in zip(streams, parts, strict=True):
+        y = run_block(model.loss, model.specs[layer], weights, x, part)
+        for j in range(layer + 1, len(model.blocks)):
+            y = run_block(model.loss, model.specs[j], model.blocks[j], y, part)
+        total += float(_summed_loss(model.loss, model.outer, y, part))
+    return total
+
+
+@partial(jax.jit, static_argnums=0)
+def _summed_loss(loss: LayeredLoss, outer: Mapping[str, Array], x: Array, part: Batch) -> Float[Array, ""]:
+    return loss.loss(loss.readout(outer, x, part), part)
+
+
+def _gains(subject: _Subject) -> Float[Array, " K"]:
+    settings = subject.settings
+    found = layer_gains(
+        subject.model,
+        subject.passes,
+        subject.units,
+        damping=POLICIES[settings.policy](settings.damping),
+        rtol=settings.rtol,
+        max_iterations=settings.max_products,
+        probes=settings.probes,
+        seed=settings.seed,
+    )
+    return jnp.asarray(0.5 * (found.gain.lower + found.gain.upper)[:, 0])
+
+
+def _traces(subject: _Subject) -> Float[Array, " K"]:
+    keys = jax.random.split(jax.random.key(subject.settings.seed), subject.settings.probes)
+    draws = [sampled_traces(subject.model, subject.passes, key) for key in keys]
+    return jnp.asarray([
+        np.mean([sum(float(draw[unit.index][within_layer(path)]) for path in unit.paths) for draw in draws])
+        for unit in subject.units
+    ])
+
+
+def _interactions(subject: _Subject) -> Float[Array, "K K"]:
+    edits = {path: rounding_error(kernel) for path, kernel in subject.kernels.items()}
+    return jnp.asarray(ggn_interactions(subject.model, subject.passes, subject.units, edits))
+
+
+FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
+    "kernels": lambda subject: subject.kernels,
+    "gradients": lambda subject: subject.gradients,
+    "moments": _moments,
+    "stream": _stream,
+    "grams": _grams,
+    "slopes": _slopes,
+    "gains": _gains,
+    "traces": _traces,
+    "interactions": _interactions,
+})
+_ON_PASSES = {"grams", "gains", "traces", "interactions"}

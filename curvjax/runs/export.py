@@ -1,0 +1,241 @@
+"""`export`: allocations, adapters and models as files that PEFT, llm-compressor and transformers load."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from curvjax.artefacts import ALLOCATION_SCHEMA, Record, read_record, require_model, require_target
+from curvjax.interop import (
+    PeftAdapter,
+    new_folder,
+    peft_config,
+    pruning_recipe,
+    require_new,
+    save_peft,
+    save_peft_config,
+)
+from curvjax.layers import layer_index, layer_prefix
+from curvjax.models import Loaded, load_arrays, save_hf, weights_hash
+from curvjax.models.hf_names import stored_module
+from curvjax.models.hf_save import require_replaceable
+from curvjax.runs.adapt import ADAPTER_SCHEMA, SCALES, load_adapter
+from curvjax.runs.open import open_model
+from curvjax.surgery import by_projection, dense_equivalent, model_hash, projections
+
+RECIPE_FILE = "recipe.yaml"
+_OWNERS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn") | dict.fromkeys(
+    ("gate_proj", "up_proj", "down_proj"), "mlp"
+)
+_PLACES = [f"{owner}.{name}" for name, owner in _OWNERS.items()]  # in the order of the computation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What the files say beside the allocation."""
+
+    base: str = ""
+    """Name under which PEFT finds the base model; empty: the model's name in the allocation or on disk."""
+    projections: tuple[str, ...] = tuple(_OWNERS)
+    """Projections that a peft-config adapts."""
+    alpha: float = 2.0
+    """LoRA's alpha in a peft-config."""
+    scaling: Literal["constant", "classic", "rank-stabilised"] = "constant"
+    """The factor on B A in a peft-config: alpha at every rank, alpha / r, or alpha / sqrt(r)."""
+    method: Literal["sparsegpt", "wanda"] = "sparsegpt"
+    """What prunes in a recipe."""
+
+    def __post_init__(self):
+        unknown = [name for name in self.projections if name not in _OWNERS]
+        if unknown or not self.projections:
+            msg = f"projections must be some of {list(_OWNERS)}; got {list(self.projections)}."
+            raise ValueError(msg)
+
+
+def export(
+    source: str,
+    to: Literal["peft-config", "recipe", "peft", "safetensors"],
+    settings: ExportSettings,
+    directory: str | Path,
+    *,
+    adapter: Path | None = None,
+    model: str = "",
+) -> PeftAdapter | None:
+    """Write one of the four kinds of files to `directory`.
+
+    Args:
+      source: allocation.json for peft-config and recipe; else a model.
+      to: the kind.
+      settings: what the files say.
+      directory: where they go.
+      adapter: of `adapt`; peft needs one, safetensors folds it in.
+      model: the allocation's model, for peft-config.
+
+    Returns:
+      How much an adapter or its configuration adapts; None for the other kinds.
+
+    Raises:
+      FileExistsError: if `directory` holds files, which is seen before a model is read.
+      ValueError: if an option does not belong to the kind, or is missing.
+    """
+    of_model = to in ("peft", "safetensors")
+    if (adapter is not None and not of_model) or (model and to != "peft-config") or (to == "peft" and adapter is None):
+        msg = f"--adapter goes with peft, which needs it, and safetensors; --model with peft-config; not with {to}."
+        raise ValueError(msg)
+    (require_replaceable if to == "safetensors" else require_new)(directory)
+    if adapter is not None:
+        load_arrays(adapter, schema=ADAPTER_SCHEMA)  # what is no adapter is refused before a model is read
+    if to == "peft-config":
+        allocation = read_record(source, schema=ALLOCATION_SCHEMA)
+        return export_peft_config(allocation, settings, directory, loaded=open_model(model) if model else None)
+    if to == "recipe":
+        export_recipe(read_record(source, schema=ALLOCATION_SCHEMA), settings, directory)
+        return None
+    if adapter is not None and to == "peft":
+        return export_peft(open_model(source), adapter, settings, directory)
+    export_safetensors(open_model(source), adapter, directory)
+    return None
+
+
+def export_peft_config(
+    allocation: Record, settings: ExportSettings, directory: str | Path, *, loaded: Loaded | None = None
+) -> PeftAdapter:
+    """Write adapter_config.json with an allocation's ranks, for training in PyTorch.
+
+    Args:
+      allocation: record of allocation.json, target "rank".
+      settings: which projections, and their scale.
+      directory: must be new or empty.
+      loaded: the allocation's model: checks it, and tells shapes and names. None: names are those of the families
+        with `model.layers` (Llama, Mistral, Qwen, Gemma).
+
+    Returns:
+      How much it adapts; parameters are None without `loaded` where layers have projections that are not adapted, or
+      costs are of another kind.
+
+    Raises:
+      FileExistsError: if `directory` holds anything.
+      KeyError: if the allocation names a unit that `loaded` lacks.
+      ValueError: if the allocation is of another target or model, names what is no layer or projection or names it
+        twice, gives a rank above a smaller side or not whole, or gives none at all.
+    """
+    require_target(allocation, "rank", need="a peft-config needs")
+    if loaded is None:
+        ranks, parameters = _planned_ranks(allocation, settings), _planned_parameters(allocation, settings)
+        names = {path: f"model.{path}" for path in ranks}
+    else:
+        require_model(allocation, model_hash(loaded.model), source="the allocation")
+        chosen = by_projection(loaded.model, {unit["name"]: unit["amount"] for unit in allocation["units"]})
+        ranks = {path: rank for path, rank in chosen.items() if path.rpartition(".")[2] in settings.projections}
+        shapes = {path: linear.kernel.shape for path, linear in projections(loaded.model).items()}
+        _require_sides(ranks, {path: min(shapes[path]) for path in ranks})
+        parameters = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
+        names = {path: stored_module(loaded.config, path) for path in ranks}
+    ranks = {names[path]: rank for path, rank in ranks.items()}
+    scales = {name: SCALES[settings.scaling](settings.alpha, rank) for name, rank in ranks.items() if rank}
+    base = settings.base or allocation["model"]["name"]
+    config = peft_config(ranks, scales, base=base, rank_stabilised=settings.scaling == "rank-stabilised")
+    save_peft_config(config, directory)
+    return PeftAdapter(len(scales), max(ranks.values()), parameters)
+
+
+def export_recipe(allocation: Record, settings: ExportSettings, directory: str | Path) -> Path:
+    """Write recipe.yaml, with which llm-compressor prunes every unit to the allocation's sparsity.
+
+    Args:
+      allocation: record of allocation.json, target "sparsity", of a model of a family with `model.layers`.
+      settings: which method prunes.
+      directory: must be new or empty.
+
+    Returns:
+      The file.
+
+    Raises:
+      FileExistsError: if `directory` holds anything.
+      ValueError: if the allocation is of another target, or names what is no layer or projection or names it twice, or
+        a sparsity is not in [0, 1).
+    """
+    require_target(allocation, "sparsity", need="a recipe needs")
+    units = {f"model.{unit['name']}": unit["amount"] for unit in _ordered(allocation)}
+    text = pruning_recipe(units, method=settings.method)
+    with new_folder(directory) as new:
+        (new / RECIPE_FILE).write_text(text, encoding="utf-8")
+    return Path(directory) / RECIPE_FILE
+
+
+def export_peft(loaded: Loaded, adapter: str | Path, settings: ExportSettings, directory: str | Path) -> PeftAdapter:
+    """Write an adapter of `adapt` as PEFT's directory, with the scale that it was trained with.
+
+    Raises:
+      FileExistsError: if `directory` holds anything.
+      ValueError: if the adapter belongs to other weights or changes them (PiSSA), is more than B A, or the model's
+        family fuses projections (GPT-2).
+    """
+    model = load_adapter(loaded.model, adapter)
+    if weights_hash(model) != weights_hash(loaded.model):
+        msg = f"{adapter} began as a part of the weights; PEFT would add it to all of them: export it as safetensors."
+        raise ValueError(msg)
+    trained: Mapping[str, Any] = load_arrays(adapter, schema=ADAPTER_SCHEMA).description["settings"]
+    stabilised = trained["scaling"] == "rank-stabilised"
+    return save_peft(model, directory, base=settings.base or loaded.name, rank_stabilised=stabilised)
+
+
+def export_safetensors(loaded: Loaded, adapter: str | Path | None, directory: str | Path) -> None:
+    """Write a model as a dense Hugging Face directory: codes read back, factors multiplied, adapters folded in.
+
+    An adapter of `adapt`, if there is one, is put on first.
+
+    Raises:
+      FileExistsError: if `directory` holds what `save_hf` did not write.
+      ValueError: if the adapter belongs to other weights, there are mixtures of experts, or config.json cannot say what
+        the model is, such as layers of different widths.
+    """
+    model = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
+    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer)
+
+
+def _ordered(allocation: Record) -> list[Record]:
+    """Units in the order of the model's modules, each a layer or a projection of one that is no unit itself."""
+    layers, names = allocation["model"]["layers"], [unit["name"] for unit in allocation["units"]]
+
+    def place(unit: Record) -> tuple[int, int]:
+        index = layer_index(unit["name"])
+        within = unit["name"].removeprefix(layer_prefix(index)).removeprefix(".")
+        if not 0 <= index < layers or (within and within not in _PLACES):
+            msg = f"unit {unit['name']!r} is neither one of the model's {layers} layers nor a projection in one."
+            raise ValueError(msg)
+        if names.count(unit["name"]) > 1 or (within and layer_prefix(index) in names):
+            msg = (
+                f"unit {unit['name']!r} comes twice, or its layer is a unit too; one amount is needed, allocate again."
+            )
+            raise ValueError(msg)
+        return index, _PLACES.index(within) if within else -1
+
+    return sorted(allocation["units"], key=place)
+
+
+def _planned_ranks(allocation: Record, settings: ExportSettings) -> dict[str, int]:
+    """Rank of every projection chosen, its own or that of its layer, checked against what the units can take."""
+    units = _ordered(allocation)
+    _require_sides({u["name"]: u["amount"] for u in units}, {u["name"]: u["maximum"] for u in units})
+    paths = {}
+    for unit in units:
+        layer = layer_prefix(layer_index(unit["name"]))
+        within = _PLACES if unit["name"] == layer else [unit["name"].removeprefix(f"{layer}.")]
+        chosen = [place for place in within if place.rpartition(".")[2] in settings.projections]
+        paths |= {f"{layer}.{place}": unit["amount"] for place in chosen}
+    return paths
+
+
+def _planned_parameters(allocation: Record, settings: ExportSettings) -> int | None:
+    """Ranks times what one costs, if costs are parameters and the units that are adapted are adapted whole."""
+    if len(settings.projections) == len(_OWNERS) and allocation["budget"]["unit"] == "adapter parameters":
+        return round(sum(unit["amount"] * unit["cost"] for unit in allocation["units"]))
+    return None
+
+
+def _require_sides(ranks: Mapping[str, int], sides: Mapping[str, float]) -> None:
+    wrong = [f"{name}: {rank} of {sides[name]:g}" for name, rank in ranks.items() if not 0 <= rank <= sides[name]]
+    if wrong:
+        msg = f"{len(wrong)} ranks are negative or above the smaller side, which PEFT takes in silence: {wrong[:3]}."
+        raise ValueError(msg)

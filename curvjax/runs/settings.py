@@ -1,0 +1,59 @@
+"""What a run compares, and on how much."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from curvjax.runs.adapt import AdaptSettings
+from curvjax.runs.evaluate import EvaluateSettings
+from curvjax.runs.prune import PruneSettings
+from curvjax.runs.score import ScoreSettings
+
+Arm = Literal["curvature", "uniform", "permuted"]
+BASELINES: dict[Arm, Literal["none", "uniform", "permuted"]] = {
+    "curvature": "none",
+    "uniform": "uniform",
+    "permuted": "permuted",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The demonstration's sizes; the defaults fit 15 minutes on two cores."""
+
+    data: str = "demo:squad"
+    """Text for gains, pruning and perplexity, split by document into calibration, selection and test."""
+    task: str = "arc-easy"
+    """Task for the fine-tune; empty: none."""
+    train_questions: int = 400
+    """Questions to train on."""
+    test_questions: int = 100
+    """Questions to test on."""
+    rank: float = 4.0
+    """Parameter budget of the adapters: that of this rank on every projection."""
+    seeds: tuple[int, ...] = (1, 2)
+    """Of the fine-tunes and of the permuted scores."""
+    sparsities: tuple[float, ...] = (0.5, 0.6)
+    """Shares of the projections' weights to remove."""
+    kappas: tuple[float, ...] = (0.25, 0.5)
+    """Exponents of the sparsity program to choose from, on the selection texts."""
+    score: ScoreSettings = field(default_factory=lambda: ScoreSettings(rtol=0.1, tokens=256))
+    adapt: AdaptSettings = field(default_factory=lambda: AdaptSettings(steps=16, checkpoint_every=8))
+    prune: PruneSettings = field(default_factory=PruneSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    seed: int = 0
+    """Of the splits."""
+
+
+def quick(settings: RunSettings) -> RunSettings:
+    """The same run, small enough for a taste of a minute; its outcomes mean nothing."""
+    return RunSettings(
+        data=settings.data,
+        task="",
+        sparsities=settings.sparsities[:1],
+        kappas=settings.kappas[:1],
+        seeds=settings.seeds[:1],
+        score=ScoreSettings(tokens=32, length=32, rtol=0.5, grid=settings.score.grid, probes=2),
+        prune=PruneSettings(tokens=64, length=32, rows=2),
+        evaluate=EvaluateSettings(tokens=128, length=32),
+        seed=settings.seed,
+    )

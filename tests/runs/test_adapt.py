@@ -1,0 +1,253 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from curvjax.models import load_arrays, parameters
+from curvjax.runs import adapt as adapting
+from curvjax.runs.adapt import AdaptSettings, adapt, allocated_amounts, load_adapter
+from curvjax.runs.allocate import allocate
+from curvjax.runs.program import AllocateSettings
+from curvjax.runs.progress import silent
+from curvjax.surgery import adapter_size, lora_experts, lora_parameters, lora_ranks, projections
+from tests.runs.stand_ins import stand_in_fit
+from tests.runs.tiny import texts
+
+SETTINGS = AdaptSettings(steps=2, rows=2, length=16, warmup=1, checkpoint_every=1)
+
+
+@pytest.fixture
+def allocation(gains):
+    return allocate(gains, AllocateSettings(budget=2.0, baseline="uniform"))  # every rank compiles anew
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Adapters drawn at random, for what does not depend on how they were trained."""
+    monkeypatch.setattr(adapting, "fit", stand_in_fit)
+
+
+def given(allocation, amounts):
+    """The allocation with other amounts by unit name."""
+    units = [{"name": name, "amount": amount} for name, amount in amounts.items()]
+    return allocation | {"units": units}
+
+
+def test_every_projection_has_its_layers_rank(loaded, allocation, tmp_path, stand_in):
+    ranks = [2, 1, 2, 1, 1, 2, 1, 2, 1, 2, 3, 2]  # layers 1, 10 and 11 differ
+    planned = given(allocation, {f"layers.{index}": rank for index, rank in enumerate(ranks)})
+    model = adapt(loaded, planned, texts(4), SETTINGS, tmp_path, progress=silent)
+    found = lora_ranks(model)
+    assert len(found) == 7 * 12
+    for index, rank in enumerate(ranks):
+        assert {found[path] for path in found if path.startswith(f"layers.{index}.")} == {rank}
+    cost = allocation["units"][0]["cost"]
+    assert sum(value.size for value in lora_parameters(model).values()) == cost * sum(ranks)
+
+
+def test_modules_keep_ranks_of_their_own_and_zero_means_none(loaded, allocation, tmp_path, stand_in):
+    amounts = {"layers.1.mlp.up_proj": 1, "layers.10.mlp.up_proj": 3, "layers.11.self_attn.q_proj": 0}
+    model = adapt(loaded, given(allocation, amounts), texts(4), SETTINGS, tmp_path, progress=silent)
+    assert lora_ranks(model) == {"layers.1.mlp.up_proj": 1, "layers.10.mlp.up_proj": 3}
+
+
+def test_a_saved_adapter_reloads_to_equal_logits(loaded, allocation, tmp_path, stand_in, logits):
+    model = adapt(loaded, allocation, texts(4), SETTINGS, tmp_path, progress=silent)
+    again = load_adapter(loaded.model, tmp_path / "adapter")
+    assert lora_ranks(again) == lora_ranks(model)
+    assert np.array_equal(logits(again), logits(model))
+    assert not np.allclose(logits(again), logits(loaded.model))
+
+
+@pytest.mark.parametrize("scaling", ["classic", "rank-stabilised"])
+def test_a_reloaded_adapter_keeps_its_scale(loaded, allocation, tmp_path, stand_in, logits, scaling):
+    settings = dataclasses.replace(SETTINGS, scaling=scaling, alpha=4.0)
+    model = adapt(loaded, allocation, texts(4), settings, tmp_path, progress=silent)
+    assert np.array_equal(logits(load_adapter(loaded.model, tmp_path / "adapter")), logits(model))
+
+
+def test_adapters_learn_the_base_stays_and_a_second_call_gives_the_same(shallow, shallow_gains, tmp_path):
+    allocation = allocate(shallow_gains, AllocateSettings(budget=2.0, baseline="uniform"))
+    told = []
+    model = adapt(shallow, allocation, texts(4), SETTINGS, tmp_path, progress=lambda *now: told.append(now))
+    assert told == [("fine-tune", done, 2) for done in range(3)]
+    assert all(np.abs(value).max() > 0 for value in lora_parameters(model).values())
+    base = parameters(shallow.model)
+    assert all(np.array_equal(value, base[path]) for path, value in parameters(model).items())
+    again = adapt(shallow, allocation, texts(4), SETTINGS, tmp_path, progress=silent)
+    for found in (again, load_adapter(shallow.model, tmp_path / "adapter")):
+        jax.tree.map(np.testing.assert_array_equal, lora_parameters(found), lora_parameters(model))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `fit` is asked for; adapters drawn at random."""
+    found = {}
+
+    def fit(model, batch, **settings):
+        found.update(settings, batch=batch)
+        names = ("steps", "seed", "progress")
+        return stand_in_fit(model, batch, **{name: settings[name] for name in names})
+
+    monkeypatch.setattr(adapting, "fit", fit)
+    return found
+
+
+def pieces(batch):
+    """The token runs of a batch's documents."""
+    rows = zip(np.asarray(batch.tokens), np.asarray(batch.segments), strict=True)
+    return {tuple(row[part == at]) for row, part in rows for at in range(1, part.max() + 1)}
+
+
+def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, tmp_path, asked):
+    settings = dataclasses.replace(
+        SETTINGS, selection=2, select_every=1, patience=3, precision="bfloat16", devices=None
+    )
+    adapt(loaded, allocation, texts(6), settings, tmp_path, progress=silent)
+    held, learned = pieces(asked["selection"]), pieces(asked["batch"])
+    assert held
+    assert not held & learned
+    whole = adapting.pack(texts(6), loaded.tokenizer, length=16)
+    assert held | learned == pieces(whole)
+    chosen = {"select_every": 1, "patience": 3, "precision": "bfloat16", "devices": None, "tensorboard": False}
+    assert chosen.items() <= asked.items()
+    record = load_arrays(tmp_path / "adapter", schema=adapting.ADAPTER_SCHEMA).description
+    assert record["selection"] == {"steps": [], "losses": [], "best_step": 2}
+    adapt(loaded, allocation, texts(6), SETTINGS, tmp_path, progress=silent)
+    assert asked["selection"] is None
+    assert pieces(asked["batch"]) == pieces(whole)
+
+
+@pytest.mark.parametrize("count", [4, 5, -1])
+def test_a_selection_that_leaves_nothing_to_train_on_is_refused(loaded, allocation, tmp_path, count):
+    with pytest.raises(ValueError, match=rf"selection must be from 0 to 3, .*; got {count}"):
+        adapt(loaded, allocation, texts(4), dataclasses.replace(SETTINGS, selection=count), tmp_path, progress=silent)
+    assert not (tmp_path / "training").exists()
+
+
+def test_another_run_in_the_same_directory_is_refused(shallow, shallow_gains, tmp_path):
+    def run(seed):
+        allocation = allocate(shallow_gains, AllocateSettings(budget=2.0, baseline="uniform"))
+        settings = dataclasses.replace(SETTINGS, seed=seed)
+        return adapt(shallow, allocation, texts(4), settings, tmp_path, progress=silent)
+
+    before = lora_parameters(run(1))
+    with pytest.raises(ValueError, match=r"holds another run; .*settings seed was 1, is 2"):
+        run(2)
+    kept = lora_parameters(load_adapter(shallow.model, tmp_path / "adapter"))
+    jax.tree.map(np.testing.assert_array_equal, kept, before)
+
+
+def test_an_allocation_of_another_target_is_refused(loaded, gains, tmp_path):
+    allocation = allocate(gains, AllocateSettings(target="sparsity", budget=0.5))
+    with pytest.raises(ValueError, match="the allocation is of sparsity; adapters need target 'rank' or 'experts'"):
+        adapt(loaded, allocation, texts(4), SETTINGS, tmp_path / "out", progress=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_allocation_of_another_model_is_refused(stranger, allocation, tmp_path):
+    with pytest.raises(ValueError, match="the allocation was made for model 'tiny'"):
+        adapt(stranger, allocation, texts(4), SETTINGS, tmp_path / "out", progress=silent)
+
+
+def test_an_adapter_of_another_model_is_refused(loaded, stranger, allocation, tmp_path, stand_in):
+    adapt(loaded, allocation, texts(4), SETTINGS, tmp_path, progress=silent)
+    with pytest.raises(ValueError, match=r"adapter was made for model 'tiny' with weights"):
+        load_adapter(stranger.model, tmp_path / "adapter")
+
+
+def test_what_is_no_adapter_is_refused(loaded, tmp_path):
+    with pytest.raises(ValueError, match="not a finished checkpoint"):
+        load_adapter(loaded.model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["layers.12", "layers.1.norm", "layers.1.mlp.side_proj", "lm_head"])
+def test_units_that_the_model_lacks_are_refused(loaded, allocation, name):
+    with pytest.raises(KeyError, match=rf"'{name}' holds no projection of a decoder layer"):
+        allocated_amounts(loaded.model, given(allocation, {"layers.0": 2, name: 2}))
+
+
+EXPERTS = dataclasses.replace(SETTINGS, expert_rank=2, balance=0.1, dropout=0.1)
+
+
+@pytest.fixture
+def experts(gains):
+    return allocate(gains, AllocateSettings(target="experts", budget=2.0, baseline="uniform"))
+
+
+def planned(model, amounts, rank):
+    """Sum over the layers' projections of e r (in + out) + e in."""
+    shapes = {path: linear.kernel.shape for path, linear in projections(model).items() if path.startswith("layers.")}
+    layer = {path: ".".join(path.split(".")[:2]) for path in shapes}
+    return sum(
+        e * rank * (inputs + outputs) + (e * inputs if e > 1 else 0)
+        for path, (inputs, outputs) in shapes.items()
+        if (e := amounts[layer[path]])
+    )
+
+
+def test_every_projection_has_its_layers_experts_and_the_parameters_planned(loaded, experts, tmp_path, stand_in):
+    numbers = [2, 1, 3, 0, 1, 1, 2, 1, 1, 4, 1, 2]  # layers 1, 10 and 11 differ
+    amounts = {f"layers.{index}": number for index, number in enumerate(numbers)}
+    model = adapt(loaded, given(experts, amounts), texts(4), EXPERTS, tmp_path, progress=silent)
+    found = lora_experts(model)
+    for index, number in enumerate(numbers):
+        here = [found[path] for path in found if path.startswith(f"layers.{index}.")]
+        assert here == [number] * (7 if number else 0)
+    record = load_arrays(tmp_path / "adapter", schema=adapting.ADAPTER_SCHEMA).description
+    total = planned(loaded.model, amounts, 2)
+    assert record["parameters"] == {"planned": total, "realised": total}
+    assert sum(value.size for value in lora_parameters(model).values()) == total
+
+
+@pytest.mark.parametrize(
+    ("target", "change"),
+    [
+        ("experts", {"top_k": 1, "scaling": "classic"}),
+        ("rank", {"start": "principal"}),
+        ("rank", {"magnitudes": True, "scaling": "rank-stabilised"}),
+    ],
+)
+def test_saved_adapters_of_all_kinds_reload(loaded, allocation, experts, tmp_path, stand_in, logits, target, change):
+    settings = dataclasses.replace(EXPERTS, **change)
+    chosen = given({"rank": allocation, "experts": experts}[target], {"layers.1": 3, "layers.10.mlp.up_proj": 2})
+    model = adapt(loaded, chosen, texts(4), settings, tmp_path, progress=silent)
+    again = load_adapter(loaded.model, tmp_path / "adapter")
+    assert np.array_equal(logits(again), logits(model))
+    assert not np.allclose(logits(again), logits(loaded.model), atol=1e-3)
+
+
+def test_experts_learn_and_go_on_from_an_interruption_to_the_same_numbers(shallow, shallow_gains, tmp_path):
+    plan = allocate(shallow_gains, AllocateSettings(target="experts", budget=2.0, baseline="uniform"))
+    settings = dataclasses.replace(EXPERTS, steps=4, learning_rate=0.02, dropout=0.0)
+
+    def stopping(_, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    whole = adapt(shallow, plan, texts(4), settings, tmp_path / "whole", progress=silent)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(shallow, plan, texts(4), settings, tmp_path / "parts", progress=stopping)
+    told = []
+    parts = adapt(shallow, plan, texts(4), settings, tmp_path / "parts", progress=lambda *now: told.append(now))
+    assert [done for _, done, _ in told] == [0, 3, 4]
+    jax.tree.map(np.testing.assert_array_equal, lora_parameters(parts), lora_parameters(whole))
+    assert all(np.abs(value).max() > 0 for value in lora_parameters(whole).values())
+    base = parameters(shallow.model)
+    assert all(np.array_equal(value, base[path]) for path, value in parameters(whole).items())
+    losses = load_arrays(tmp_path / "whole" / "adapter", schema=adapting.ADAPTER_SCHEMA).description["losses"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("change", [{"magnitudes": True}, {"start": "principal"}])
+def test_what_is_for_ranks_is_refused_with_experts(loaded, experts, tmp_path, change):
+    with pytest.raises(ValueError, match="magnitudes and a principal start are for ranks"):
+        adapt(loaded, experts, texts(4), dataclasses.replace(EXPERTS, **change), tmp_path / "out", progress=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_other_than_planned_are_refused(loaded, allocation, tmp_path, monkeypatch, stand_in):
+    monkeypatch.setattr(adapting, "adapter_size", lambda shape, **plan: adapter_size(shape, **plan) - 1)
+    with pytest.raises(ValueError, match=r"adapters have [\d,]+ parameters where [\d,]+ were planned, \+84\."):
+        adapt(loaded, allocation, texts(4), SETTINGS, tmp_path, progress=silent)

@@ -1,0 +1,328 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from curvjax.curvature import dense_ggn, vectors
+from curvjax.curvature.interactions import ggn_interactions
+from curvjax.data import Batch
+from curvjax.layers import layer_units, module_units
+from curvjax.models import Decoder, DecoderConfig, parameters, weights_hash, with_parameters
+from curvjax.scores import Evidence
+from curvjax.runs import evidence as measuring
+from curvjax.runs.evidence import (
+    FIELDS,
+    EvidenceSettings,
+    Texts,
+    measure_evidence,
+    rounding_error,
+    slope_keys,
+)
+
+SETTINGS = EvidenceSettings(
+    tokens=24, length=6, rows=2, stream_tokens=9, step=1e-5, directions=2, policy="absolute", damping=0.1, rtol=1e-6,
+    probes=60, seed=1,
+)  # fmt: skip
+
+
+def batch_of(seed, rows=4, length=6):
+    """Rows with padding at the end, and predictions that do not count."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 13, (rows, length + 1), dtype=np.int32)
+    ids[:, 0] = np.arange(rows)  # so that no two tokens see the same
+    segments = (np.arange(length) < rng.integers(3, length + 1, (rows, 1))).astype(np.int32)
+    weights = segments * (rng.random((rows, length)) > 0.2)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)) * segments
+    return Batch(*map(jnp.asarray, (ids[:, :-1], ids[:, 1:], weights.astype(np.float64), positions, segments)))
+
+
+def make_decoder():
+    config = DecoderConfig(
+        vocab_size=13, hidden_size=8, intermediate_size=8, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4,
+        tied=True,
+    )  # fmt: skip
+    graph, state = nnx.split(Decoder(config, rngs=nnx.Rngs(1), dtype=jnp.float64))
+    return nnx.merge(graph, jax.tree.map(lambda x: 3.0 * x, state))
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return make_decoder()
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return Texts(batch_of(1), batch_of(2))
+
+
+@pytest.fixture(scope="module")
+def units(decoder):
+    return layer_units(parameters(decoder))
+
+
+@pytest.fixture(scope="module")
+def measured(decoder, texts, units):
+    """Everything but the gains, whose compilation alone takes as long as all others'."""
+    return measure_evidence(decoder, texts, units, FIELDS.keys() - {"gains"}, SETTINGS)
+
+
+@pytest.fixture
+def quick_gradients(monkeypatch):
+    """The whole model's gradient is compiled anew in each call."""
+    monkeypatch.setattr(measuring, "_timed_gradients", lambda *_: ({}, 0.5))
+
+
+@pytest.fixture(scope="module")
+def evidence(measured):
+    return measured.evidence
+
+
+def row_losses(decoder, values, batch):
+    """`[B]` summed loss of each row, without the engine."""
+    model = with_parameters(decoder, values)
+    logits = model(batch.tokens, positions_BT=batch.positions, segments_BT=batch.segments)
+    chosen = jax.nn.log_softmax(logits)[jnp.arange(len(logits))[:, None], jnp.arange(logits.shape[1]), batch.targets]
+    return -jnp.sum(batch.weights * chosen, axis=1)
+
+
+@pytest.fixture(scope="module")
+def row_gradients(decoder, texts):
+    """Of each text `path -> [B, ...]`, gradients of each row's summed loss."""
+    jacobian = jax.jit(jax.jacrev(lambda values, batch: row_losses(decoder, values, batch)))
+    return [jacobian(parameters(decoder), batch) for batch in texts]
+
+
+@pytest.fixture(scope="module")
+def ggn(decoder, texts):
+    """The ggn of the mean loss in the parameters of the layers, and each parameter's place in it."""
+    batch = texts.calibration
+    values = {path: value for path, value in parameters(decoder).items() if path.startswith("layers.")}
+
+    def logits(inside):
+        model = with_parameters(decoder, parameters(decoder) | inside)
+        return model(batch.tokens, positions_BT=batch.positions, segments_BT=batch.segments)
+
+    def output_hessian(z):
+        p, weight = jax.nn.softmax(z).reshape(-1, 13), batch.weights.reshape(-1) / batch.weights.sum()
+        blocks = weight[:, None, None] * (p[:, :, None] * jnp.eye(13)[None] - p[:, :, None] * p[:, None, :])
+        places = jnp.eye(len(p))[:, None, :, None]
+        return (places * blocks[:, :, None, :]).reshape(13 * len(p), -1)
+
+    ends = np.cumsum([0, *(value.size for _, value in sorted(values.items()))])
+    places = {path: slice(*ends[i : i + 2]) for i, path in enumerate(sorted(values))}
+    matrix = jax.jit(lambda values: dense_ggn(logits, values, output_hessian=output_hessian))(values)
+    return np.asarray(matrix), places
+
+
+def unit_columns(places, unit):
+    return np.concatenate([np.arange(places[path].start, places[path].stop) for path in unit.paths])
+
+
+def test_kernels_are_the_projections_of_the_units(evidence, decoder):
+    values = parameters(decoder)
+    assert list(evidence.kernels) == [path for path in values if path.endswith(".kernel")]
+    assert all(np.array_equal(kernel, values[path]) for path, kernel in evidence.kernels.items())
+
+
+def test_gradients_are_those_of_the_mean_loss(evidence, row_gradients, texts):
+    count = texts.calibration.weights.sum()
+    assert evidence.gradients.keys() == evidence.kernels.keys()
+    for path, gradient in evidence.gradients.items():
+        np.testing.assert_allclose(gradient, row_gradients[0][path].sum(axis=0) / count, rtol=1e-9, atol=1e-12)
+
+
+def test_moments_and_stream_are_those_of_the_layers_run_by_hand(evidence, decoder, texts):
+    batch = texts.calibration
+    real, x, streams = np.asarray(batch.segments) > 0, decoder.embed(batch.tokens, batch.positions), []
+    for k, block in enumerate(decoder.layers):
+        streams.append(x)
+        entering = np.asarray(block.input_layernorm(x))[real]
+        middle = x + block.self_attn(block.input_layernorm(x), batch.positions, batch.segments)
+        normed = block.post_attention_layernorm(middle)
+        inner = np.asarray(jax.nn.silu(block.mlp.gate_proj(normed)) * block.mlp.up_proj(normed))[real]
+        inputs = {"self_attn.q_proj": entering, "mlp.up_proj": np.asarray(normed)[real], "mlp.down_proj": inner}
+        for path, rows in inputs.items():
+            moment = evidence.moments[f"layers.{k}.{path}.kernel"]
+            np.testing.assert_allclose(moment, rows.T @ rows / len(rows), rtol=1e-10, atol=1e-12)
+        x = block(x, batch.positions, batch.segments)
+    assert evidence.moments.keys() == evidence.kernels.keys()
+    whole = np.stack([np.asarray(x)[real] for x in (*streams, x)])
+    assert evidence.stream.shape == (4, 9, 8)
+    found = [
+        np.flatnonzero(np.isclose(whole[-1], row, rtol=1e-9).all(axis=1))[0] for row in np.asarray(evidence.stream[-1])
+    ]
+    assert found == sorted(set(found))  # each token once, in order; none of the padding
+    np.testing.assert_allclose(evidence.stream, whole[:, found], rtol=1e-10, atol=1e-12)
+
+
+def test_grams_are_products_of_row_gradients_and_of_the_validation_gradient(evidence, row_gradients, texts, units):
+    counts, validation = texts.calibration.weights.sum(axis=1), texts.validation.weights.sum()
+    for unit, gram in zip(units, evidence.grams, strict=True):
+        assert gram.unit == unit
+        rows, other = (
+            np.concatenate([np.asarray(found[path]).reshape(4, -1) for path in unit.paths], axis=1)
+            for found in row_gradients
+        )
+        rows, g = rows / counts[:, None], other.sum(axis=0) / validation
+        np.testing.assert_allclose(gram.gram, rows @ rows.T, rtol=1e-8)
+        np.testing.assert_allclose(gram.projections, rows @ g, rtol=1e-8)
+        np.testing.assert_allclose(gram.gradient_norm2, g @ g, rtol=1e-8)
+
+
+def test_slopes_are_derivatives_along_their_directions(evidence, decoder, texts, units, row_gradients):
+    values, count = parameters(decoder), texts.calibration.weights.sum()
+    assert evidence.slopes.shape == (3, 2)
+    for k, unit in enumerate(units):
+        varied = {path.removeprefix(f"layers.{k}."): values[path] for path in unit.paths}
+        for s, key in enumerate(slope_keys(SETTINGS.seed, k, 2)):
+            z = vectors.draw(jax.random.normal, key, varied)
+            gradient = {path: row_gradients[0][f"layers.{k}.{path}"].sum(axis=0) / count for path in z}
+            np.testing.assert_allclose(evidence.slopes[k, s], vectors.dot(gradient, z), rtol=1e-5)
+
+
+def test_measuring_leaves_the_weights_as_they_were(measured, decoder):
+    assert measured.evidence.slopes.any()
+    assert weights_hash(decoder) == weights_hash(make_decoder())
+
+
+def test_traces_and_interactions_are_those_of_the_dense_ggn(evidence, ggn, units):
+    matrix, places = ggn
+    edits = np.zeros((len(units), len(matrix)))
+    for k, unit in enumerate(units):
+        inside = unit_columns(places, unit)
+        np.testing.assert_allclose(evidence.traces[k], np.trace(matrix[np.ix_(inside, inside)]), rtol=0.15)  # 60 draws
+        for path in unit.paths:
+            if path in evidence.kernels:
+                edits[k, places[path]] = np.ravel(rounding_error(evidence.kernels[path]))
+    np.testing.assert_allclose(evidence.interactions, edits @ matrix @ edits.T, rtol=1e-8, atol=1e-12)
+
+
+def test_interactions_of_projections_are_those_of_the_dense_ggn(decoder, texts, ggn, evidence, quick_gradients):
+    matrix, places = ggn
+    modules = [unit for unit in module_units(parameters(decoder)) if unit.name.endswith(("q_proj", "down_proj"))]
+    found = measure_evidence(decoder, texts, tuple(modules), ["interactions"], SETTINGS).evidence.interactions
+    edits = np.zeros((6, len(matrix)))
+    for k, unit in enumerate(modules):
+        edits[k, places[unit.paths[0]]] = np.ravel(rounding_error(evidence.kernels[unit.paths[0]]))
+    np.testing.assert_allclose(found, edits @ matrix @ edits.T, rtol=1e-8, atol=1e-12)
+
+
+def test_edits_of_no_unit_are_refused(decoder, units):
+    with pytest.raises(KeyError, match=r"edits name 1 parameters of no unit, e\.g\. \['layers\.9"):
+        ggn_interactions(None, None, units, {"layers.9.w": jnp.zeros(1)})
+
+
+def test_microbatches_change_nothing(decoder, texts, units, evidence):
+    needs = ["gradients", "moments", "stream"]
+    settings = EvidenceSettings(**{name: getattr(SETTINGS, name) for name in vars(SETTINGS)} | {"rows": 0})
+    whole = measure_evidence(decoder, texts, units, needs, settings).evidence
+    for name in needs:
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-9),
+            getattr(whole, name),
+            getattr(evidence, name),
+        )
+
+
+def test_only_what_is_needed_is_measured(decoder, texts, units, quick_gradients):
+    told = []
+    found = measure_evidence(
+        decoder, Texts(texts.calibration), units, ["stream", "kernels"], SETTINGS, progress=lambda *x: told.append(x)
+    )
+    known = {name for name in Evidence._fields if getattr(found.evidence, name) is not None}
+    assert known == {"units", "kernels", "stream"}
+    assert [cost.field for cost in found.costs] == ["kernels", "stream"]
+    assert told == [("evidence", 0, 2), ("evidence", 1, 2), ("evidence", 2, 2)]
+
+
+def test_gains_are_the_middles_of_their_brackets(decoder, texts, units, monkeypatch, quick_gradients):
+    asked = {}
+
+    def layer_gains(model, passes, units, **settings):
+        asked.update(settings, units=units, count=float(passes.count))
+        lower, upper = np.asarray([[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]]), np.asarray([[3.0, 9.0]] * 3)
+        return SimpleNamespace(gain=SimpleNamespace(lower=lower, upper=upper))
+
+    monkeypatch.setattr(measuring, "layer_gains", layer_gains)
+    found = measure_evidence(decoder, texts, units, ["gains"], SETTINGS)
+    assert found.evidence.gains.tolist() == [2.0, 2.5, 3.0]
+    assert asked.pop("damping")(None).values.tolist() == [0.1]
+    assert asked == {
+        "rtol": 1e-6, "max_iterations": 100, "probes": 60, "seed": 1, "units": units,
+        "count": texts.calibration.weights.sum(),
+    }  # fmt: skip
+
+
+def test_costs_are_quoted_in_gradients(measured):
+    assert [cost.field for cost in measured.costs] == [field for field in FIELDS if field != "gains"]
+    assert measured.gradient_seconds > 0
+    for cost in measured.costs:
+        assert cost.gradient_equivalents == pytest.approx(cost.seconds / measured.gradient_seconds)
+        assert not cost.recorded
+    by_field = {cost.field: cost.gradient_equivalents for cost in measured.costs}
+    assert by_field["gradients"] == pytest.approx(1, rel=0.5)
+    assert by_field["kernels"] < by_field["gradients"] < by_field["traces"]
+
+
+def gains_record(decoder, units):
+    rows = [{"name": u.name, "trace": 7.0 + u.index, "gains": [{"lower": 1.0, "upper": 2.0 + u.index}]} for u in units]
+    model = {"name": "tiny", "weights_sha256": weights_hash(decoder)}
+    return {"model": model, "units": rows, "totals": {"seconds": 3.0, "gradient_equivalents": 40.0}}
+
+
+def test_a_gains_record_stands_for_gains_and_traces(decoder, texts, units, quick_gradients):
+    gains = gains_record(decoder, units)
+    found = measure_evidence(decoder, texts, units, ["gains", "traces", "kernels"], SETTINGS, gains=gains)
+    assert found.evidence.gains.tolist() == [1.5, 2.0, 2.5]
+    assert found.evidence.traces.tolist() == [7.0, 8.0, 9.0]
+    assert [(c.seconds, c.gradient_equivalents, c.recorded) for c in found.costs[1:]] == [(3.0, 40.0, True)] * 2
+
+
+def test_a_gains_record_of_another_model_or_partition_is_refused(decoder, texts, units):
+    gains = gains_record(decoder, units)
+    stranger = gains | {"model": {"name": "stranger", "weights_sha256": "0" * 64}}
+    with pytest.raises(ValueError, match=r"the gains record was made for model 'stranger'"):
+        measure_evidence(decoder, texts, units, ["gains"], SETTINGS, gains=stranger)
+    with pytest.raises(ValueError, match=r"has 2 units, layers\.0, \.\.\.; asked for are 3, layers\.0"):
+        measure_evidence(decoder, texts, units, ["gains"], SETTINGS, gains=gains | {"units": gains["units"][:2]})
+
+
+def test_an_unknown_field_is_refused(decoder, texts, units):
+    with pytest.raises(ValueError, match=r"unknown fields of evidence \['hessian'\]; there are kernels, gradients"):
+        measure_evidence(decoder, texts, units, ["hessian"], SETTINGS)
+
+
+def test_grams_without_a_second_text_are_refused(decoder, texts, units):
+    with pytest.raises(ValueError, match="give validation rows, other than the calibration rows"):
+        measure_evidence(decoder, Texts(texts.calibration), units, ["grams"], SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"step": 0}, "step must be positive, got 0"),
+        ({"directions": 0}, "directions must be positive"),
+        ({"stream_tokens": 0}, "stream_tokens must be positive"),
+        ({"tokens": 8, "length": 16}, "tokens >= length"),
+        ({"rows": -1}, "rows >= 0"),
+        ({"probes": 1}, "probes >= 2"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        EvidenceSettings(**setting)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounding_leaves_levels_of_each_output(bits):
+    kernel = jax.random.normal(jax.random.key(1), (40, 3)) * jnp.asarray([1.0, 10.0, 0.0])[None, :]
+    rounded = np.asarray(kernel + rounding_error(kernel, bits=bits))
+    step = np.abs(np.asarray(kernel)).max(axis=0) / (2 ** (bits - 1) - 1)
+    levels = rounded[:, :2] / step[:2]
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-9)
+    assert np.abs(levels).max() == pytest.approx(2 ** (bits - 1) - 1)
+    assert np.all(np.abs(rounded - kernel) <= step / 2 * (1 + 1e-9))
+    assert not rounded[:, 2].any()
