@@ -12,6 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "curvjax"
 ALLOWED = {
     "layers": set(),
     "artefacts": set(),
+    "registry": set(),
+    "records": {"layers"},
     "allocation": set(),
     "data": set(),
     "curvature": {"layers"},

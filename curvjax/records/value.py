@@ -19,6 +19,10 @@ import numpy as np
 _PACKAGES = ("curvjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "gguf", "tokenizers")
 
 
+LEFT_OUT = {"left_out": True}
+"""Metadata of fields that stay in memory: models and arrays, which are saved in forms of their own."""
+
+
 class Value:
     """What a frozen dataclass of this room can do: become JSON, and come back from it, checked field by field."""
 
@@ -111,10 +115,10 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(msg) from error
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> Any:  # noqa: PLR0911 (a case each)
     """`value` in JSON's own types; numbers that are not finite become None."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value) if each.metadata != LEFT_OUT}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

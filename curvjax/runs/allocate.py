@@ -1,164 +1,187 @@
-"""`allocate`: gains.json -> allocation.json, the budget of every unit with its evidence."""
+"""Scores to amounts: one program, one rule, one control, with the evidence of what was shared out."""
 
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import Float, Num
 
-from curvjax.allocation import Allocation, quality
-from curvjax.allocation import Status as AllocationStatus
-from curvjax.artefacts import ALLOCATION_SCHEMA, Record, digest, write_record
-from curvjax.runs.plans import Plan, bits_plan, capacity_plan, certificate, sparsity_plan
-from curvjax.runs.program import SCORES, AllocateSettings
+from curvjax.allocation import (
+    CONTROLS,
+    PROGRAMS,
+    Posed,
+    Program,
+    Solution,
+    Whole,
+    budget_path,
+    certify,
+    positive_scores,
+    quality,
+)
+from curvjax.allocation import Status as ProgramStatus
+from curvjax.allocation.rules import RULES
+from curvjax.records import Allocation, Budget, Ranges, Scores, SweepPoint, UnitAmount, WholeEvidence
 
+PROGRAM = "program"  # the package's own, beside the names of published rules
 _HELD = {-1: "lower", 0: None, 1: "upper"}
-_SETTINGS = {
-    "sparsity": ("kappa", "max_sparsity", "pattern"),
-    "rank": ("minimum", "alpha", "beta", "gamma", "utility", "shape", "allowed", "cost"),
-    "bits": ("allowed",),
-}
 
 
-class OpenProgram(NamedTuple):
-    """solve: `[K]` scores to whole amounts beyond the minimum. lower, upper: `[K]` certified bounds of the scores."""
+class SharedOut(NamedTuple):
+    """continuous: `[K]` before rounding. whole: `[K]` with evidence. solution: of the program, None for a rule."""
 
-    solve: Callable[[Any], np.ndarray]
-    lower: np.ndarray
-    upper: np.ndarray
+    continuous: Float[np.ndarray, " K"]
+    whole: Whole
+    solution: Solution | None
 
 
-def allocate(gains: Record, settings: AllocateSettings, path: str | Path | None = None) -> Record:
-    """Share out a budget over the units of `gains` and write the record to `path`, if given.
+def allocate(
+    scores: Scores, program: Program, *, rule: str = PROGRAM, control: str = "none", seed: int = 0
+) -> Allocation:
+    """Share out a budget over the units of `scores`.
 
     Args:
-      gains: record of gains.json.
-      settings: the program.
-      path: where allocation.json goes.
+      scores: of every unit, in layer order.
+      program: what is shared out: `Ranks`, `Experts`, `Sparsity`, `Bits`, or another of `PROGRAMS`.
+      rule: "program", or a published rule of `RULES` that fits the program's target.
+      control: what is done to the scores before: "none", "permuted", "reversed", "random".
+      seed: of the controls.
 
     Returns:
-      The record: continuous and whole amounts in layer order, dual price and its meaning, budget, KKT residual, duality
-      gap, bounds that bind, certificate, and the curve of `settings.sweep`.
+      Continuous and whole amounts in layer order, dual price and its meaning, budget, KKT residual, duality gap, bounds
+      that bind, certificate, and the curve of `program.sweep`.
 
     Raises:
-      ValueError: if the budget is out of reach or a unit cannot be given what is asked; the message names the limit.
+      ValueError: if the budget is out of reach, a name is unknown, or a unit cannot be given what is asked; the message
+        names the limit.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_scores
+      >>> cj.allocate(tiny_scores([3.0, 1.0]), cj.Experts(4)).amounts
+      {'layers.0': 6, 'layers.1': 2}
     """
-    units = gains["units"]
-    scores = np.asarray([SCORES[settings.score](unit) for unit in units], np.float64)
-    q = np.asarray(quality(scores, floor=settings.floor), np.float64)
-    plan = _plan(units, scores, q, settings)
-    bounded = settings.score == "zeta2" and settings.baseline == "none" and not settings.floor and plan.monotone
-    budget = {"requested": plan.requested, "planned": plan.planned, "realised": None, "unit": plan.unit}
-    record = {
-        "schema": ALLOCATION_SCHEMA,
-        "target": settings.target,
-        "program": _program(settings),
-        "score": settings.score,
-        "baseline": settings.baseline,
-        "gains_sha256": digest(gains),
-        "granularity": gains["granularity"],
-        "model": gains["model"],
-        "units": [
-            {
-                "name": unit["name"],
-                "index": unit["index"],
-                "score": float(scores[k]),
-                "quality": float(q[k]),
-                "cost": float(plan.cost[k]),
-                "continuous": float(plan.continuous[k]),
-                "amount": plan.amount[k].item(),
-                "maximum": float(plan.maximum[k]),
-                "held": _HELD[int(plan.solved.held[k])],
-            }
-            for k, unit in enumerate(units)
-        ],
-        "dual": float(plan.solved.dual),
-        "dual_meaning": plan.meaning,
-        "budget": budget,
-        "objective": float(plan.solved.objective),
-        "gap": float(plan.solved.gap),
-        "residual": float(plan.solved.residual),
-        "status": AllocationStatus(int(plan.solved.status)).name.lower(),
-        "remark": _remark(plan, settings),
-        "integers": plan.integers,
-        "certificate": certificate(plan, *_bounds(units)) if bounded else None,
-        "path": None if plan.path is None else _path(plan.path, settings),
-    }
-    if path is not None:
-        write_record(path, record)
-    return record
+    posed = program.pose(scores.shapes)
+    values = CONTROLS.named(control)(scores.values, jax.random.key(seed))
+    found = share_out(posed, program, values, rule)
+    solution = found.solution
+    q = quality(positive_scores(values), floor=program.floor) if solution is not None else [None] * len(values)
+    held = [None] * len(values) if solution is None else [_HELD[int(side)] for side in np.asarray(solution.held)]
+    numbers = {} if solution is None else _numbers(posed, solution)
+    provable = rule == PROGRAM and control == "none" and scores.bounded and not program.floor
+    return Allocation(
+        target=program.target,
+        units=tuple(
+            UnitAmount(
+                name=unit.name,
+                index=unit.index,
+                amount=int(found.whole.amount[k]),
+                cost=float(posed.cost[k]),
+                size=unit.weights,
+                continuous=float(found.continuous[k]),
+                score=float(values[k]),
+                quality=None if q[k] is None else float(q[k]),
+                maximum=float(posed.maximum[k]),
+                held=held[k],
+            )
+            for k, unit in enumerate(scores.shapes)
+        ),
+        budget=Budget(
+            requested=posed.requested, planned=float(posed.cost @ found.whole.amount), unit=posed.unit, realised=None
+        ),
+        origin=replace(scores.origin, settings=asdict(program) | {"rule": rule, "control": control, "seed": seed}),
+        program=asdict(program),
+        granularity=scores.granularity,
+        rule=rule,
+        control=control,
+        score=scores.score,
+        scores_sha256=scores.sha256,
+        whole=WholeEvidence(**{name: getattr(found.whole, name) for name in ("unspent", "gap", "exact", "status")}),
+        certificate=_certificate(posed, scores) if provable and posed.monotone is not None else None,
+        sweep=_sweep(posed, program, q) if solution is not None else (),
+        **numbers,
+    )
 
 
-def open_program(gains: Record, settings: AllocateSettings) -> OpenProgram:
-    """The program of whole amounts that bounds of the scores can certify, and those bounds.
+def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rule: str) -> SharedOut:
+    """What the program, or a published rule, makes of scores.
 
-    Args:
-      gains: record of gains.json.
-      settings: the program.
-
-    Returns:
-      An `OpenProgram`.
+    Rules get the scores as they are; the program gets the `quality` of `positive_scores`.
 
     Raises:
-      ValueError: if bounds of the scores do not bound the amounts: another score than zeta2, a control, a floor,
-        unequal costs, a price alpha, ties, allowed values, or a target whose amounts are not whole.
+      ValueError: if the rule is unknown or not of this target, or refuses the scores or the budget.
     """
-    units = gains["units"]
-    lower, upper = _bounds(units)
-    plan = _plan(units, (lower + upper) / 2, np.asarray(quality((lower + upper) / 2)), settings)
-    whole = settings.target in ("rank", "experts") and plan.monotone
-    if not whole or settings.score != "zeta2" or settings.baseline != "none" or settings.floor:
-        msg = (
-            "only whole ranks or experts at equal costs can be proved from bounds: score zeta2, no baseline, no floor, "
-            f"alpha 0, no ties and no allowed values; got {settings}."
-        )
+    if rule == PROGRAM:
+        q = np.asarray(quality(positive_scores(scores), floor=program.floor), np.float64)
+        solution = posed.solve(q)
+        return SharedOut(posed.least + posed.scale * np.asarray(solution.amount), posed.whole(q), solution)
+    published = RULES.named(rule)
+    if program.target not in published.targets:
+        msg = f"the rule {rule!r} is of {' or '.join(published.targets)}, not of {program.target}."
         raise ValueError(msg)
-    scale = 1 / np.mean(lower + upper)
-    return OpenProgram(lambda scores: plan.program(np.asarray(scores) * scale), lower, upper)
+    amount = np.asarray(published.of(scores, posed.budget))
+    return SharedOut(posed.scale * amount.astype(np.float64), posed.rounded(amount), None)
 
 
-def _plan(units: list[Record], scores: np.ndarray, q: np.ndarray, settings: AllocateSettings) -> Plan:
-    if settings.target == "sparsity":
-        return sparsity_plan(units, q, settings)
-    return bits_plan(units, scores, settings) if settings.target == "bits" else capacity_plan(units, q, settings)
+def rules_of(target: str) -> list[str]:
+    """Names of all that shares out a budget of this target: the program, and the rules that fit."""
+    return [PROGRAM, *(name for name, rule in RULES.items() if target in rule.targets)]
 
 
-def _bounds(units: list[Record]) -> tuple[np.ndarray, np.ndarray]:
-    lower, upper = (np.asarray([unit["gains"][0][side] for unit in units], np.float64) for side in ("lower", "upper"))
-    return lower, upper
+def program_of(allocation: Allocation) -> Program:
+    """The program that an allocation was made by.
+
+    Raises:
+      ValueError: if no program has its target, or the program has no such settings.
+    """
+    settings = {name: tuple(x) if isinstance(x, list) else x for name, x in allocation.program.items()}
+    try:
+        return PROGRAMS.named(allocation.target)(**settings)
+    except TypeError as error:
+        msg = f"the allocation's program of {allocation.target} cannot be made again: {error}."
+        raise ValueError(msg) from error
 
 
-def _program(settings: AllocateSettings) -> Record:
-    names = _SETTINGS.get(settings.target, _SETTINGS["rank"])
-    record = {name: asdict(settings)[name] for name in (*names, "frozen", "tie", "floor", "seed")}
-    return record | ({"penalty": "quadratic", "size_neutral": True} if settings.target == "sparsity" else {})
+def _numbers(posed: Posed, solution: Solution) -> dict:
+    status = ProgramStatus(int(solution.status))
+    binds = status == ProgramStatus.OPTIMAL
+    return {
+        "dual": float(solution.dual),
+        "dual_meaning": posed.meaning,
+        "objective": float(solution.objective),
+        "gap": float(solution.gap),
+        "residual": float(solution.residual),
+        "status": status.name.lower(),
+        "remark": posed.remark if binds else None,
+    }
 
 
-def _remark(plan: Plan, settings: AllocateSettings) -> str | None:
-    """The cancellation [M13], [M17], where it applies."""
-    if settings.target == "sparsity":
-        return (
-            "The total is fixed, so that storage price and penalty weight cancel: only scores, kappa and bounds count."
+def _certificate(posed: Posed, scores: Scores) -> Ranges:
+    """Ranges of the amounts over all scores within their certified bounds [M19]."""
+    scale = 1 / np.mean(scores.lower + scores.upper)  # the programs do not see the scale
+    found = certify(posed.monotone, scores.lower * scale, scores.upper * scale)
+    return Ranges(
+        least=tuple(found.least.tolist()),
+        most=tuple(found.most.tolist()),
+        certified=int(found.unique.sum()),
+        widest=float((found.most - found.least).max()),
+    )
+
+
+def _sweep(posed: Posed, program: Program, q: Float[np.ndarray, " K"]) -> tuple[SweepPoint, ...]:
+    if not program.sweep or posed.at is None:
+        return ()
+    path = budget_path(lambda budget: posed.at(q, budget), np.asarray(program.sweep))
+    amounts = posed.least + posed.scale * np.asarray(path.amount)
+    return tuple(
+        SweepPoint(
+            budget=float(budget),
+            spent=float(path.spent[i]),
+            objective=float(path.objective[i]),
+            dual=float(path.dual[i]),
+            residual=float(path.residual[i]),
+            status=ProgramStatus(int(path.status[i])).name.lower(),
+            continuous=tuple(amounts[i].tolist()),
         )
-    binds = int(plan.solved.status) == AllocationStatus.OPTIMAL
-    in_proportion = not settings.alpha or len(set(plan.cost)) == 1
-    if settings.target == "bits" or not (binds and in_proportion):
-        return None
-    return "The budget binds, alpha is in proportion to cost: alpha and gamma cancel, beta, costs and bounds count."
-
-
-def _path(path: Allocation, settings: AllocateSettings) -> list[Record]:
-    least = 0 if settings.target == "sparsity" else settings.minimum
-    return [
-        {
-            "budget": budget,
-            "spent": float(path.spent[i]),
-            "objective": float(path.objective[i]),
-            "dual": float(path.dual[i]),
-            "residual": float(path.residual[i]),
-            "status": AllocationStatus(int(path.status[i])).name.lower(),
-            "continuous": (least + np.asarray(path.amount[i])).tolist(),
-        }
-        for i, budget in enumerate(settings.sweep)
-    ]
+        for i, budget in enumerate(program.sweep)
+    )

@@ -1,0 +1,131 @@
+"""`Comparison`: one budget by many methods -> compare.json. `Transfer`: by the scores of two texts -> transfer.json."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from curvjax.records.origin import Origin, TextOrigin
+from curvjax.records.value import Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldCost:
+    """What one field of evidence cost, in seconds and in gradients; recorded: taken from an earlier record."""
+
+    field: str
+    seconds: float
+    gradient_equivalents: float
+    recorded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedScore:
+    """One score. values: `[K]`, None where it was refused. Costs in gradients: of its evidence, of its own, of both."""
+
+    name: str
+    source: str
+    needs: tuple[str, ...]
+    values: tuple[float | None, ...] | None
+    evidence_gradients: float
+    own_gradients: float
+    refused: str | None = None
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Of evidence and score."""
+        return self.evidence_gradients + self.own_gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to share out the budget. score: None for a plan, or a rule that looks at none. amounts: `[K]`, whole.
+
+    spent: in the budget's unit. refused: why there are no amounts.
+    """
+
+    name: str
+    score: str | None
+    rule: str
+    control: str = "none"
+    continuous: tuple[float | None, ...] | None = None
+    amounts: tuple[int, ...] | None = None
+    spent: float | None = None
+    gradient_equivalents: float = 0.0
+    refused: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlations:
+    """Spearman's, of every two columns; None where one is constant."""
+
+    names: tuple[str, ...]
+    matrix: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedUnit:
+    """A unit of the comparison. cost: of one more unit of amount. size: weights of its projections."""
+
+    name: str
+    index: int
+    cost: float
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Value):
+    """Scores through rules, and plans, at one budget."""
+
+    schema: ClassVar[str] = "curvjax.compare/2"
+    target: str
+    program: dict[str, Any]
+    granularity: str
+    units: tuple[ComparedUnit, ...]
+    requested: float
+    unit: str
+    scores: tuple[ComparedScore, ...]
+    methods: tuple[Method, ...]
+    of_scores: Correlations
+    of_amounts: Correlations
+    costs: tuple[FieldCost, ...]
+    gradient_seconds: float
+    validation_tokens: int
+    origin: Origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferUnit:
+    """One unit: quality and continuous amount by the source's scores and by the target's."""
+
+    name: str
+    index: int
+    quality: tuple[float, float]
+    amount: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Value):
+    """What allocating by one text's scores costs, judged by another's, and what bounds it [M18].
+
+    regret and bounds are in units of the program's objective: a surrogate cost, not an accuracy.
+    """
+
+    schema: ClassVar[str] = "curvjax.transfer/2"
+    target_text: TextOrigin | None
+    source_text: TextOrigin | None
+    source_sha256: str
+    target_sha256: str
+    program: dict[str, Any]
+    granularity: str
+    regret: float
+    a_posteriori: float | None
+    bound: float | None
+    conditioned: float | None
+    drift: float
+    condition_number: float | None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    rank_correlation: float | None = None
+    units: tuple[TransferUnit, ...] = ()
+    origin: Origin
+    meaning: Literal["regret and bounds are in units of the program's objective: a surrogate cost, not an accuracy"] = (
+        "regret and bounds are in units of the program's objective: a surrogate cost, not an accuracy"
+    )

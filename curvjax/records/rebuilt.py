@@ -1,0 +1,54 @@
+"""`Rebuilt`: a model whose units have what was planned for them, counted in its arrays -> rebuilt.json."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from curvjax.records.origin import Origin
+from curvjax.records.scores import require_order
+from curvjax.records.value import Value, LEFT_OUT
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRebuilt:
+    """One unit. planned, realised: what it was to have and what its arrays have, in units of the target."""
+
+    name: str
+    index: int
+    planned: float
+    realised: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of the rebuilt units. parameters, bytes: as they lie in memory; flops: for one token."""
+
+    parameters: int
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt(Value):
+    """What a surgery made.
+
+    method: its name in `curvjax.surgery.SURGERIES`; settings: its own. target: what units have. total: realised, in the
+    budget's unit. before, after: sizes of the units named. evidence: of the method, JSON. model: the decoder; arrays:
+    what is saved beside it, by name (masks). origin: of the model that was rebuilt.
+    """
+
+    schema: ClassVar[str] = "curvjax.rebuilt-model/1"
+    method: str
+    settings: dict[str, Any]
+    target: str
+    units: tuple[UnitRebuilt, ...]
+    total: float
+    before: Size
+    after: Size
+    evidence: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
+    model: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
+    arrays: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
+
+    def __post_init__(self) -> None:
+        """Refuse units that are not in layer order."""
+        require_order([(unit.name, unit.index) for unit in self.units], what=f"what {self.method} rebuilt")
