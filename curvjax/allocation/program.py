@@ -1,7 +1,7 @@
 """What a program is: a budget and its settings as one value, posed over the units of a model."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -16,7 +16,8 @@ from curvjax.registry import Registry
 
 class Whole(NamedTuple):
     """Whole amounts, on the host. amount: `[K]` int64. gap: objective less that of the continuous optimum, None where
-    they are not of it. exact: whether proved optimal. unspent: budget left. status: why."""
+    they are not of it. exact: whether proved optimal. unspent: budget left. status: why.
+    """
 
     amount: Int[np.ndarray, " K"]
     unspent: float

@@ -40,6 +40,14 @@ from curvjax.models.parameters import parameter_shapes as parameter_shapes
 from curvjax.models.parameters import parameters as parameters
 from curvjax.models.parameters import weights_hash as weights_hash
 from curvjax.models.parameters import with_parameters as with_parameters
+from curvjax.models.rebuilt import KINDS as KINDS
+from curvjax.models.rebuilt import all_arrays as all_arrays
+from curvjax.models.rebuilt import model_hash as model_hash
+from curvjax.models.rebuilt import module_facts as module_facts
+from curvjax.models.rebuilt import rebuilt_module as rebuilt_module
+from curvjax.models.rebuilt import rebuilt_modules as rebuilt_modules
+from curvjax.models.rebuilt import require_plain as require_plain
+from curvjax.models.rebuilt import submodules as submodules
 from curvjax.models.rope import Llama3Bands as Llama3Bands
 from curvjax.models.rope import Rope as Rope
 from curvjax.models.tokenizer import Tokenizer as Tokenizer

@@ -1,5 +1,6 @@
 """Models by path or name, whatever their format."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,10 @@ from curvjax.models.gguf import decoder_from_gguf
 from curvjax.models.gguf_file import read_gguf
 from curvjax.models.glassllm import read_glassllm, read_glassllm_tokenizer
 from curvjax.models.hf import load_hf
+from curvjax.models.parameters import parameters
+from curvjax.models.rebuilt import model_hash
 from curvjax.models.tokenizer import Tokenizer, check_vocabulary, load_tokenizer, tokenizer_from_gguf
+from curvjax.records import ModelOrigin
 
 _ACCEPTED = (
     "A model is a Hugging Face directory (config.json, safetensors, tokenizer.json), a .gguf file, a checkpoint saved "
@@ -23,13 +27,30 @@ _ACCEPTED = (
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
-class Loaded(NamedTuple):
-    """A model ready for use. config: `model.config`. name: of the demonstration, file or directory."""
-
+class _Loaded(NamedTuple):
     model: Decoder
     tokenizer: Tokenizer
     config: DecoderConfig
     name: str
+
+
+class Loaded(_Loaded):
+    """A model ready for use. config: `model.config`. name: of the demonstration, file or directory."""
+
+    @cached_property
+    def origin(self) -> ModelOrigin:
+        """By which records name the model; hashed once."""
+        return ModelOrigin(
+            name=self.name,
+            sha256=model_hash(self.model),
+            parameters=sum(value.size for value in parameters(self.model).values()),
+            layers=len(self.model.layers),
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Of all that the model computes with."""
+        return self.origin.sha256
 
 
 def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Loaded:

@@ -20,7 +20,7 @@ class ModelOrigin:
 
 @dataclass(frozen=True, kw_only=True)
 class TextOrigin:
-    """Tokens. source: file or name. sha256: of the documents. tokens: with a loss. begin_of_text: whether each has one."""
+    """Tokens. source: file or name. sha256: of the documents. tokens: with a loss. begin_of_text: if they have one."""
 
     source: str
     sha256: str

@@ -8,7 +8,7 @@ import jax
 
 from curvjax.artefacts import Record, require_model, require_target
 from curvjax.data import Batch, Document, pack, split_documents
-from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, save_arrays
+from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, model_hash, save_arrays
 from curvjax.runs.progress import Progress, labelled
 from curvjax.surgery import (
     adapter_size,
@@ -20,7 +20,6 @@ from curvjax.surgery import (
     constant_scale,
     count_lora,
     lora_parameters,
-    model_hash,
     principal_start,
     projections,
     rank_stabilised_scale,

@@ -11,16 +11,15 @@ import numpy as np
 from curvjax.artefacts import COMPARE_SCHEMA, Record, machine, versions, write_record
 from curvjax.data import Document, documents_hash
 from curvjax.layers import Unit, module_path
-from curvjax.models import Loaded, parameters
+from curvjax.models import Loaded, model_hash, parameters
 from curvjax.report.profile import rank_correlation
-from curvjax.scores import PLANS, SCORES
 from curvjax.runs.budgets import SCORELESS, Amounts, Shared, allocators, amounts, shared_budget
 from curvjax.runs.evidence import EvidenceSettings, Measured, Texts, measure_evidence
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.score import UNITS, calibration_batch
 from curvjax.runs.stopwatch import timed_warm
-from curvjax.surgery import model_hash
+from curvjax.scores import PLANS, SCORES
 
 PLANS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "sparsity": ("lamp", "magnitude-global"),

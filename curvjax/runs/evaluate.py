@@ -9,12 +9,11 @@ from typing import TypeVar
 from curvjax.artefacts import EVALUATION_SCHEMA, Record, machine, versions
 from curvjax.data import Document, FewShot, Question, few_shot, pack, read_documents, read_task, sample, take
 from curvjax.evaluation import Choice, Perplexity, encode_choices, perplexity, ranked_choice
-from curvjax.models import Decoder, Loaded
+from curvjax.models import Decoder, Loaded, model_hash
 from curvjax.runs.adapt import load_adapter
 from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, labelled
 from curvjax.runs.stopwatch import timed
-from curvjax.surgery import model_hash
 
 Found = TypeVar("Found", Perplexity, Choice)
 

@@ -27,14 +27,13 @@ from curvjax.curvature.interactions import ggn_interactions
 from curvjax.curvature.layered import LayeredLoss, unit_parameters
 from curvjax.data import Batch, microbatches
 from curvjax.layers import Unit, within_layer
-from curvjax.models import Decoder, parameters
+from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
-from curvjax.scores.evidence import Evidence
 from curvjax.runs.activations import input_moments, run_block, sampled_stream, streams_before
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.score import POLICIES, compiled_gradient
 from curvjax.runs.stopwatch import timed, timed_warm
-from curvjax.surgery import model_hash
+from curvjax.scores.evidence import Evidence
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,12 @@ from curvjax.interop import (
     save_peft_config,
 )
 from curvjax.layers import layer_index, layer_prefix
-from curvjax.models import Loaded, load_arrays, save_hf, weights_hash
+from curvjax.models import Loaded, load_arrays, model_hash, save_hf, weights_hash
 from curvjax.models.hf_names import stored_module
 from curvjax.models.hf_save import require_replaceable
 from curvjax.runs.adapt import ADAPTER_SCHEMA, SCALES, load_adapter
 from curvjax.runs.open import open_model
-from curvjax.surgery import by_projection, dense_equivalent, model_hash, projections
+from curvjax.surgery import by_projection, dense_equivalent, projections
 
 RECIPE_FILE = "recipe.yaml"
 _OWNERS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn") | dict.fromkeys(

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
-from curvjax.models import Decoder, Loaded
+from curvjax.models import Decoder, Loaded, model_hash
 from curvjax.runs.progress import Progress, labelled
 from curvjax.runs.saving import Saved, save_forms
 from curvjax.runs.score import calibration_batch
@@ -17,7 +17,6 @@ from curvjax.surgery import (
     factorize_asvd,
     factorize_aware,
     factorize_svd,
-    model_hash,
     projections,
     saving_ranks,
 )

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from curvjax.models import DEMONSTRATIONS, Loaded, check_vocabulary, load_model
-from curvjax.surgery import QuantizedLinear, is_rebuilt, load_rebuilt, submodules
+from curvjax.models import DEMONSTRATIONS, Loaded, check_vocabulary, load_model, submodules
+from curvjax.surgery import QuantizedLinear, is_rebuilt, load_rebuilt
 
 
 def open_model(path: str | Path) -> Loaded:

@@ -8,7 +8,7 @@ from typing import Literal
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
 from curvjax.layers import layer_index
-from curvjax.models import Loaded, parameters
+from curvjax.models import Loaded, model_hash, parameters, require_plain
 from curvjax.runs.progress import Progress, labelled
 from curvjax.runs.saving import Saved, save_forms
 from curvjax.runs.score import calibration_batch
@@ -16,14 +16,12 @@ from curvjax.surgery import (
     Pattern,
     Pruned,
     drop_layers,
-    model_hash,
     patterns_near,
     prune_magnitude,
     prune_sparsegpt,
     prune_wanda,
     read_pattern,
     renumbered,
-    require_plain,
     save_masks,
 )
 

@@ -18,13 +18,12 @@ from curvjax.curvature.gain import Lanczos, begun
 from curvjax.curvature.layered import LayeredModel, Passes, run_passes
 from curvjax.data import Document, documents_hash
 from curvjax.layers import Unit
-from curvjax.models import Loaded, parameters
+from curvjax.models import Loaded, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.runs.allocate import allocate, open_program
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.score import UNITS, calibration_batch, split_rows
-from curvjax.surgery import model_hash
 
 
 @dataclass(frozen=True, kw_only=True)

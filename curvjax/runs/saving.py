@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curvjax.artefacts import Record
-from curvjax.models import Decoder, Tokenizer, config_to_hf, save_hf
-from curvjax.surgery import dense_equivalent, model_hash, save_rebuilt
+from curvjax.models import Decoder, Tokenizer, config_to_hf, model_hash, save_hf
+from curvjax.surgery import dense_equivalent, save_rebuilt
 
 
 class Saved(NamedTuple):

@@ -35,12 +35,11 @@ from curvjax.curvature.kinds import CURVATURES
 from curvjax.curvature.placement import layer_gains_over_devices
 from curvjax.data import Batch, Document, documents_hash, microbatches, pack, take
 from curvjax.layers import Unit, layer_units, module_path, module_units
-from curvjax.models import Decoder, Loaded, parameters
+from curvjax.models import Decoder, Loaded, model_hash, parameters
 from curvjax.models.layered import cross_entropy, layered_model
 from curvjax.runs.partial import Partial, resumable
 from curvjax.runs.processes import ALONE, Team
 from curvjax.runs.progress import Progress
-from curvjax.surgery import model_hash
 
 POLICIES: dict[str, Callable[[float], LayerPolicy]] = {
     "trust-radius": trust_radius,

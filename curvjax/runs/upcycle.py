@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Loaded, parameters
+from curvjax.models import Decoder, Loaded, model_hash, parameters
 from curvjax.runs.saving import Saved, save_forms
 from curvjax.runs.score import calibration_batch
-from curvjax.surgery import ExpertMLP, model_hash, upcycle, upcycled_costs
+from curvjax.surgery import ExpertMLP, upcycle, upcycled_costs
 
 _SLACK = 1e3  # units in the last place that logits may move: rounding, through all layers
 _PROBE = 64  # tokens that logits are compared on

@@ -56,7 +56,6 @@ from curvjax.surgery.pattern import read_pattern as read_pattern
 from curvjax.surgery.pissa import principal_start as principal_start
 from curvjax.surgery.projections import by_projection as by_projection
 from curvjax.surgery.projections import projections as projections
-from curvjax.surgery.projections import submodules as submodules
 from curvjax.surgery.quantize import QuantizationPlan as QuantizationPlan
 from curvjax.surgery.quantize import Quantized as Quantized
 from curvjax.surgery.quantize import QuantizedLinear as QuantizedLinear
@@ -71,8 +70,6 @@ from curvjax.surgery.router import watched as watched
 from curvjax.surgery.saved import REBUILT_SCHEMA as REBUILT_SCHEMA
 from curvjax.surgery.saved import is_rebuilt as is_rebuilt
 from curvjax.surgery.saved import load_rebuilt as load_rebuilt
-from curvjax.surgery.saved import model_hash as model_hash
-from curvjax.surgery.saved import require_plain as require_plain
 from curvjax.surgery.saved import save_rebuilt as save_rebuilt
 from curvjax.surgery.shrinkage import ShrinkPlan as ShrinkPlan
 from curvjax.surgery.shrinkage import shrink as shrink

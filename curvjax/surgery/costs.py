@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from flax import nnx
 
+from curvjax.models import submodules
 from curvjax.surgery.dora import DoRALinear
 from curvjax.surgery.experts import LoRAExperts
 from curvjax.surgery.lora import adapters
-from curvjax.surgery.projections import submodules
 from curvjax.surgery.router import Router
 from curvjax.surgery.upcycle import ExpertMLP
 

@@ -1,15 +1,12 @@
 """The plain decoder that computes what a rebuilt one does, where there is one."""
 
+from functools import partial
 from typing import TypeVar
 
 from flax import nnx
 
-from curvjax.surgery.experts import LoRAExperts
-from curvjax.surgery.factorize import merge_factors
-from curvjax.surgery.lora import merge_lora
-from curvjax.surgery.projections import submodules
-from curvjax.surgery.quantize import dequantized
-from curvjax.surgery.upcycle import ExpertMLP
+from curvjax.models.rebuilt import rebuilt_modules
+from curvjax.surgery.projections import replaced
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -20,13 +17,21 @@ def dense_equivalent(model: Module) -> Module:
     Layers, channels and heads that are gone stay gone.
 
     Raises:
-      ValueError: if there are mixtures of experts, which no dense model equals.
+      ValueError: if a module has none: mixtures of experts, which depend on their input.
     """
-    mixtures = [path for path, child in submodules(model).items() if isinstance(child, ExpertMLP | LoRAExperts)]
-    if mixtures:
-        msg = (
-            f"{len(mixtures)} modules are mixtures of experts, e.g. {mixtures[0]}; they depend on their input, so that "
-            "no dense model equals them: keep the checkpoint."
-        )
+    edits, without = {}, {}
+    for path, child in rebuilt_modules(model).items():
+        try:
+            edits[path] = partial(_same, child.plain())
+        except ValueError as refusal:
+            without[path] = refusal
+    if without:
+        first = next(iter(without))
+        msg = f"{len(without)} modules have no dense form, e.g. {first}: {without[first]} Keep the checkpoint."
         raise ValueError(msg)
-    return dequantized(merge_factors(merge_lora(model)))
+    return replaced(model, edits)
+
+
+def _same(plain: nnx.Module, child: nnx.Module) -> nnx.Module:
+    del child
+    return plain

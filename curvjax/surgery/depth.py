@@ -8,8 +8,7 @@ import dataclasses
 from collections.abc import Collection
 
 from curvjax.layers import layer_index, layer_prefix
-from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, with_parameters
-from curvjax.surgery.saved import require_plain
+from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, require_plain, with_parameters
 
 
 def drop_layers(model: Decoder, dropped: Collection[int]) -> Decoder:

@@ -5,7 +5,7 @@ gradient as in section 4.3. One magnitude for each output: the column norms of t
 kernels.
 """
 
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,14 @@ import numpy as np
 from flax import nnx
 
 from curvjax.models import Linear
+from curvjax.models.rebuilt import Facts, rebuilt_module
 from curvjax.surgery.lora import LoRALinear, LoRAParam, adapters
 from curvjax.surgery.projections import rebuilt
 
 Module = TypeVar("Module", bound=nnx.Module)
 
 
+@rebuilt_module
 class DoRALinear(LoRALinear):
     """y = x (V magnitude / |V|) + bias, V = W + scale A B, |V| by column. magnitude: `[out]`, begins as |V|.
 
@@ -40,6 +42,11 @@ class DoRALinear(LoRALinear):
     def folded(self) -> jax.Array:
         """V magnitude / |V|, `[in, out]`."""
         return super().folded() * self._factor()[None, :]
+
+    @classmethod
+    def blank(cls, plain: Linear, facts: Facts) -> Self:
+        """Adapter and magnitudes of zeros."""
+        return cls(LoRALinear.blank(plain, facts))
 
     def matrices(self) -> dict[str, nnx.Variable]:
         """Both matrices and the magnitude."""

@@ -7,7 +7,7 @@ products, with one mask, and routes in float32.
 
 import functools
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from curvjax.models import Linear
+from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
 from curvjax.surgery.lora import LoRALinear, LoRAParam, adapters, check_rank, new_adapter, path_key
 from curvjax.surgery.projections import by_projection, rebuilt, select
 from curvjax.surgery.router import Router
@@ -22,6 +23,7 @@ from curvjax.surgery.router import Router
 Module = TypeVar("Module", bound=nnx.Module)
 
 
+@rebuilt_module
 class LoRAExperts(LoRALinear):
     """y = x W + bias + scale sum_e g_e(x) (x A_e) B_e. lora_a: `[E, in, r]`, lora_b: `[E, r, out]`, g: a `Router`.
 
@@ -46,6 +48,20 @@ class LoRAExperts(LoRALinear):
         """
         msg = f"a mixture of {self.lora_a.shape[0]} experts depends on its input; no single kernel equals it."
         raise ValueError(msg)
+
+    def facts(self) -> dict[str, Any]:
+        """Those of an adapter, and the router's."""
+        return super().facts() | self.router.facts()
+
+    @classmethod
+    def blank(cls, plain: Linear, facts: Facts) -> Self:
+        """Experts and a router of zeros."""
+        (inputs, outputs), rank, experts = plain.kernel.shape, facts["rank"], facts["experts"]
+        low = jnp.zeros((experts, inputs, rank)), jnp.zeros((experts, rank, outputs))
+        router = Router(LoRAParam(jnp.zeros((inputs, experts))), top_k=facts["top_k"])
+        mixture = cls(plain, *low, scale=facts["scale"], router=router)
+        mixture.trained = facts[TRAINED]
+        return mixture
 
     def matrices(self) -> dict[str, nnx.Variable]:
         """The router and all experts' matrices."""

@@ -10,7 +10,7 @@ Shang, Song, Wu, Yan, Sun, "ASVD: Activation-aware Singular Value Decomposition 
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Linear, affine, parameters
-from curvjax.surgery.projections import linear_with, rebuilt, replaced, select, submodules
+from curvjax.models import Decoder, Linear, affine, parameters, submodules
+from curvjax.models.rebuilt import Facts, rebuilt_module
+from curvjax.surgery.projections import linear_with, rebuilt, replaced, select
 from curvjax.surgery.second_moment import inverse_root, moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import Progress, Statistic, Stream, edit_in_order, residual_streams
 
@@ -30,6 +31,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 _LEAST = 1e-6  # of the largest scale of an input: inputs that never fire can be divided by theirs
 
 
+@rebuilt_module
 class FactorizedLinear(nnx.Module):
     """y = (x A) B + bias. first: `[in, r]` A. second: `[r, out]` B. No `Linear`: what edits kernels refuses it."""
 
@@ -43,6 +45,20 @@ class FactorizedLinear(nnx.Module):
     def dense(self) -> jax.Array:
         """A B, `[in, out]`."""
         return jnp.matmul(self.first[...], self.second[...], precision="highest")
+
+    def plain(self) -> Linear:
+        """The projection of their product."""
+        return linear_with(self.dense(), self.bias)
+
+    def facts(self) -> dict[str, Any]:
+        """The rank."""
+        return {"rank": self.first.shape[1]}
+
+    @classmethod
+    def blank(cls, plain: Linear, facts: Facts) -> Self:
+        """Factors of zeros."""
+        (inputs, outputs), rank = plain.kernel.shape, facts["rank"]
+        return cls(plain, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)))
 
 
 class Factors(NamedTuple):

@@ -7,7 +7,7 @@ from Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with Lo
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from curvjax.models import Linear, with_parameters
-from curvjax.surgery.projections import projections, rebuilt, select
+from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
+from curvjax.surgery.projections import linear_with, projections, rebuilt, select
 
 Module = TypeVar("Module", bound=nnx.Module)
 Scaling = Callable[[float, int], float]
@@ -38,6 +39,7 @@ class LoRAParam(nnx.Variable):
     """An adapter's matrix. Not an `nnx.Param`: `parameters`, hashes and curvature see the base model only."""
 
 
+@rebuilt_module
 class LoRALinear(Linear):
     """y = x W + bias + scale (x A) B. lora_a: `[in, r]`, lora_b: `[r, out]`, at least float32.
 
@@ -68,6 +70,22 @@ class LoRALinear(Linear):
     def folded(self) -> jax.Array:
         """The kernel `[in, out]` of the plain projection that computes the same, in the adapter's dtype."""
         return self.kernel[...] + self.scale * (self.lora_a[...] @ self.lora_b[...])
+
+    def plain(self) -> Linear:
+        """The projection that computes the same, in the kernel's dtype."""
+        return linear_with(self.folded().astype(self.kernel.dtype), self.bias)
+
+    def facts(self) -> dict[str, Any]:
+        """Rank, scale and whether it learns."""
+        return {"rank": self.lora_a.shape[-1], "scale": self.scale, TRAINED: self.trained}
+
+    @classmethod
+    def blank(cls, plain: Linear, facts: Facts) -> Self:
+        """An adapter of zeros."""
+        (inputs, outputs), rank = plain.kernel.shape, facts["rank"]
+        adapter = cls(plain, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)), scale=facts["scale"])
+        adapter.trained = facts[TRAINED]
+        return adapter
 
     def matrices(self) -> dict[str, nnx.Variable]:
         """All that belongs to the adapter and not to the base, by name."""

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from curvjax.layers import Unit, layer_index, module_path
-from curvjax.models import Linear, parameters, with_parameters
+from curvjax.models import Linear, parameters, submodules, with_parameters
 
 Module = TypeVar("Module", bound=nnx.Module)
 Amount = TypeVar("Amount")
@@ -106,8 +106,3 @@ def linear_with(kernel: jax.Array, bias: nnx.Param | None) -> Linear:
     inputs, outputs = kernel.shape
     empty = nnx.eval_shape(lambda: Linear(inputs, outputs, bias=bias is not None, rngs=nnx.Rngs(0), dtype=kernel.dtype))
     return with_parameters(empty, {"kernel": kernel} | ({} if bias is None else {"bias": bias[...]}))
-
-
-def submodules(module: nnx.Module) -> dict[str, nnx.Module]:
-    """Every module inside `module`, itself included as "", by its dotted path."""
-    return {".".join(map(str, path)): child for path, child in nnx.iter_modules(module)}

@@ -1,7 +1,7 @@
 """Projections stored as codes of 2 to 8 bits, a width for each, and the bytes that this takes, counted from arrays."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Int
 
 from curvjax.layers import Unit, module_path
-from curvjax.models import Decoder, Linear, affine, parameters
+from curvjax.models import Decoder, Linear, affine, parameters, submodules
+from curvjax.models.rebuilt import Facts, rebuilt_module
 from curvjax.surgery.codes import (
     UNTOUCHED,
     Codes,
@@ -22,7 +23,7 @@ from curvjax.surgery.codes import (
     require_format,
     unpacked,
 )
-from curvjax.surgery.projections import kernel_units, linear_with, projections, rebuilt, replaced, submodules
+from curvjax.surgery.projections import kernel_units, linear_with, projections, rebuilt, replaced
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -31,6 +32,7 @@ class QuantizedParam(nnx.Variable):
     """Codes, scales or zeros. Not an `nnx.Param`: nothing trains it, and `parameters` leaves it out."""
 
 
+@rebuilt_module
 class QuantizedLinear(nnx.Module):
     """y = x W + bias with W = (code - zero) scale, read back on call.
 
@@ -54,6 +56,24 @@ class QuantizedLinear(nnx.Module):
         scales, codes = self.scales[...], unpacked(self.codes[...], self.bits, inputs=self.inputs)
         middle = jnp.full(scales.shape, 2 ** (self.bits - 1), jnp.uint8)
         return decoded(Codes(codes, scales, middle if self.zeros is None else self.zeros[...], self.bits), self.dtype)
+
+    def plain(self) -> Linear:
+        """The projection of the kernel that the codes stand for."""
+        return linear_with(self.dense(), self.bias)
+
+    def facts(self) -> dict[str, Any]:
+        """Width, groups, grid, and the dtype of the kernel that was replaced."""
+        shared = {"bits": self.bits, "groups": self.scales.shape[0], "symmetric": self.zeros is None}
+        return shared | {"dtype": str(self.dtype)}
+
+    @classmethod
+    def blank(cls, plain: Linear, facts: Facts) -> Self:
+        """Codes of zeros."""
+        shape, groups = plain.kernel.shape, (facts["groups"], plain.kernel.shape[1])
+        codes = Codes(jnp.zeros(shape, jnp.uint8), jnp.zeros(groups), jnp.zeros(groups, jnp.uint8), facts["bits"])
+        linear = cls(plain, codes, symmetric=facts["symmetric"])
+        linear.dtype = jnp.dtype(facts["dtype"])
+        return linear
 
 
 class Storage(NamedTuple):

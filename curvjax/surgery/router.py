@@ -4,14 +4,14 @@ Source: Gao et al., "Higher Layers Need More LoRA Experts" (MoLA), 2024, eq. 3: 
 over the chosen ones; the balance loss is from Fedus, Zoph, Shazeer, "Switch Transformers", 2022, eqs. 4 to 6.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from curvjax.surgery.projections import submodules
+from curvjax.models import submodules
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -30,6 +30,10 @@ class Router(nnx.Module):
         self.weight, self.top_k = weight, min(top_k, weight.shape[1])
         self.watched = False
         self.probability: Probability | None = nnx.data(None)
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers of experts: all, and those a token goes to."""
+        return {"experts": self.weight.shape[1], "top_k": self.top_k}
 
     def __call__(self, rows: jax.Array) -> jax.Array:
         """`[N, in]` to `[N, E]`, zero for experts that are not chosen; no token is dropped."""

@@ -7,56 +7,32 @@ adapters in a dense form are ever needed.
 """
 
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from curvjax.models import (
-    MLP,
+    KINDS,
     Decoder,
-    Linear,
     Restored,
     Tokenizer,
-    arrays_hash,
+    all_arrays,
     checkpoint_schema,
     described_model,
     load_arrays,
     model_description,
+    model_hash,
+    module_facts,
     save_arrays,
-    weights_hash,
+    submodules,
 )
-from curvjax.surgery.codes import Codes
-from curvjax.surgery.dora import DoRALinear
-from curvjax.surgery.experts import LoRAExperts
-from curvjax.surgery.factorize import FactorizedLinear
-from curvjax.surgery.lora import LoRALinear, LoRAParam
-from curvjax.surgery.projections import replaced, submodules
-from curvjax.surgery.quantize import QuantizedLinear
-from curvjax.surgery.router import Router
-from curvjax.surgery.upcycle import ExpertMLP
+from curvjax.models.rebuilt import Facts
+from curvjax.surgery.projections import replaced
 
 REBUILT_SCHEMA = "curvjax.rebuilt/1"
-
-Facts = Mapping[str, Any]
-"""What is static about a module, as JSON."""
-
-
-class Kind(NamedTuple):
-    """A module that surgery puts in place of a plain one.
-
-    facts: what is static about such a module. empty: one of that kind in place of the plain one given, arrays zero;
-    called in a trace, so that none is made.
-    """
-
-    facts: Callable[[Any], dict[str, Any]]
-    empty: Callable[[Any, Facts], nnx.Module]
 
 
 def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer) -> None:
@@ -72,13 +48,13 @@ def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer)
       FileExistsError: if `directory` exists.
       ValueError: if the model holds anything that its config and the kinds of its modules do not say.
     """
-    modules = _modules(model)
-    again = _filled(_abstract(model.config, modules), _arrays(model))
+    modules = module_facts(model)
+    again = _filled(_abstract(model.config, modules), all_arrays(model))
     if nnx.split(again)[0] != nnx.split(model)[0]:
         msg = f"the model has settings beyond those of its config and of {sorted(KINDS)}; a checkpoint would lose them."
         raise ValueError(msg)
     description = {"schema": REBUILT_SCHEMA, "modules": modules, "sha256": model_hash(model)}
-    save_arrays(_arrays(model), directory, description=description | model_description(model.config, tokenizer))
+    save_arrays(all_arrays(model), directory, description=description | model_description(model.config, tokenizer))
 
 
 def load_rebuilt(directory: str | Path) -> Restored:
@@ -113,45 +89,6 @@ def is_rebuilt(path: str | Path) -> bool:
     return checkpoint_schema(path) == REBUILT_SCHEMA
 
 
-def model_hash(model: nnx.Module) -> str:
-    """SHA-256, in hexadecimal, of all that a model computes with; that of `weights_hash` where nothing is rebuilt.
-
-    `weights_hash` sees parameters only: it is the same for a model with and without an adapter, and for any two that
-    differ in their codes.
-    """
-    learns = "trained"  # says what training may change, nothing of what is computed
-    modules = {path: {k: v for k, v in facts.items() if k != learns} for path, facts in _modules(model).items()}
-    if not modules:
-        return weights_hash(model)
-    return hashlib.sha256((json.dumps(modules, sort_keys=True) + arrays_hash(_arrays(model))).encode()).hexdigest()
-
-
-def require_plain(model: nnx.Module) -> None:
-    """Refuse a model with adapters, mixtures, factors or codes, which a new decoder of its parameters would lose.
-
-    Raises:
-      ValueError: naming such modules.
-    """
-    found = [f"{path} ({facts['kind']})" for path, facts in _modules(model).items()]
-    if found:
-        msg = (
-            f"{len(found)} modules are not plain, e.g. {found[:3]}; start from the model as it was, or from its dense "
-            "equivalent (curvjax export CHECKPOINT --to safetensors)."
-        )
-        raise ValueError(msg)
-
-
-def _modules(model: nnx.Module) -> dict[str, dict[str, Any]]:
-    """The rebuilt modules by path, each with its kind and what is static about it."""
-    found = ((path, type(child).__name__, child) for path, child in submodules(model).items())
-    return {path: {"kind": kind} | KINDS[kind].facts(child) for path, kind, child in found if kind in KINDS}
-
-
-def _arrays(model: nnx.Module) -> dict[str, jax.Array]:
-    """Every variable by its dotted path, whether or not it is a parameter."""
-    return {_dotted(path): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))}
-
-
 def _abstract(config: Any, modules: Mapping[str, Facts]) -> Decoder:
     """A decoder of shapes with modules of the given kinds."""
 
@@ -167,10 +104,7 @@ def _abstract(config: Any, modules: Mapping[str, Facts]) -> Decoder:
 
 
 def _empty(plain: nnx.Module, facts: Facts) -> nnx.Module:
-    if facts["kind"] not in KINDS:
-        msg = f"modules are {sorted(KINDS)}, not {facts['kind']!r}"
-        raise ValueError(msg)
-    return KINDS[facts["kind"]].empty(plain, facts)
+    return KINDS.named(facts["kind"]).blank(plain, facts)
 
 
 def _filled(abstract: Decoder, arrays: Mapping[str, jax.Array]) -> Decoder:
@@ -189,71 +123,3 @@ def _filled(abstract: Decoder, arrays: Mapping[str, jax.Array]) -> Decoder:
 
 def _dotted(path: tuple[object, ...]) -> str:
     return ".".join(map(str, path))
-
-
-def _adapter_facts(adapter: LoRALinear) -> dict[str, Any]:
-    return {"rank": adapter.lora_a.shape[-1], "scale": adapter.scale, "trained": adapter.trained}
-
-
-def _empty_lora(base: Linear, facts: Facts) -> LoRALinear:
-    (inputs, outputs), rank = base.kernel.shape, facts["rank"]
-    adapter = LoRALinear(base, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)), scale=facts["scale"])
-    adapter.trained = facts["trained"]
-    return adapter
-
-
-def _mixture_facts(mixture: LoRAExperts) -> dict[str, Any]:
-    return _adapter_facts(mixture) | _router_facts(mixture)
-
-
-def _empty_mixture(base: Linear, facts: Facts) -> LoRAExperts:
-    (inputs, outputs), rank, experts = base.kernel.shape, facts["rank"], facts["experts"]
-    low = jnp.zeros((experts, inputs, rank)), jnp.zeros((experts, rank, outputs))
-    router = Router(LoRAParam(jnp.zeros((inputs, experts))), top_k=facts["top_k"])
-    mixture = LoRAExperts(base, *low, scale=facts["scale"], router=router)
-    mixture.trained = facts["trained"]
-    return mixture
-
-
-def _router_facts(mixture: LoRAExperts | ExpertMLP) -> dict[str, Any]:
-    experts, top_k = mixture.router.weight.shape[1], mixture.router.top_k
-    return {"experts": experts, "top_k": top_k, "trained": mixture.trained}
-
-
-def _empty_expert_mlp(mlp: MLP, facts: Facts) -> ExpertMLP:
-    weight = nnx.Param(jnp.zeros((mlp.up_proj.kernel.shape[0], facts["experts"])))
-    mixture = ExpertMLP(mlp, Router(weight, top_k=facts["top_k"]))
-    mixture.trained = facts["trained"]
-    return mixture
-
-
-def _factor_facts(linear: FactorizedLinear) -> dict[str, Any]:
-    return {"rank": linear.first.shape[1]}
-
-
-def _empty_factors(base: Linear, facts: Facts) -> FactorizedLinear:
-    (inputs, outputs), rank = base.kernel.shape, facts["rank"]
-    return FactorizedLinear(base, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)))
-
-
-def _code_facts(linear: QuantizedLinear) -> dict[str, Any]:
-    shared = {"bits": linear.bits, "groups": linear.scales.shape[0], "symmetric": linear.zeros is None}
-    return shared | {"dtype": str(linear.dtype)}
-
-
-def _empty_codes(base: Linear, facts: Facts) -> QuantizedLinear:
-    shape, groups = base.kernel.shape, (facts["groups"], base.kernel.shape[1])
-    codes = Codes(jnp.zeros(shape, jnp.uint8), jnp.zeros(groups), jnp.zeros(groups, jnp.uint8), facts["bits"])
-    linear = QuantizedLinear(base, codes, symmetric=facts["symmetric"])
-    linear.dtype = jnp.dtype(facts["dtype"])
-    return linear
-
-
-KINDS: Mapping[str, Kind] = MappingProxyType({
-    "LoRALinear": Kind(_adapter_facts, _empty_lora),
-    "DoRALinear": Kind(_adapter_facts, lambda base, facts: DoRALinear(_empty_lora(base, facts))),
-    "LoRAExperts": Kind(_mixture_facts, _empty_mixture),
-    "ExpertMLP": Kind(_router_facts, _empty_expert_mlp),
-    "FactorizedLinear": Kind(_factor_facts, _empty_factors),
-    "QuantizedLinear": Kind(_code_facts, _empty_codes),
-})

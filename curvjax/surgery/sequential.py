@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch, microbatches
 from curvjax.layers import layer_index, module_path, within_layer
-from curvjax.models import Block, Decoder, Linear, parameters, with_parameters
+from curvjax.models import Block, Decoder, Linear, parameters, submodules, with_parameters
 from curvjax.surgery.masks import Pruned, pruned
-from curvjax.surgery.projections import projections, rebuilt, submodules
+from curvjax.surgery.projections import projections, rebuilt
 from curvjax.surgery.sparsity import SparsityPlan
 
 Progress = Callable[[int, int], None]

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from curvjax.layers import layer_index, layer_prefix, within_layer
-from curvjax.models import Block, Decoder
+from curvjax.models import Block, Decoder, require_plain
 from curvjax.surgery.projections import by_projection, projections
-from curvjax.surgery.saved import require_plain
 from curvjax.surgery.structured import prune_channels, prune_heads
 
 

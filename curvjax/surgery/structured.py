@@ -19,8 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from curvjax.layers import layer_prefix
-from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, with_parameters
-from curvjax.surgery.saved import require_plain
+from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, require_plain, with_parameters
 from curvjax.surgery.sequential import require_finite
 
 

@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 
 from curvjax.layers import layer_index
+from curvjax.models import submodules
 from curvjax.surgery.lora import LoRALinear, adapters
-from curvjax.surgery.projections import submodules
 from curvjax.surgery.upcycle import ExpertMLP
 
 Module = TypeVar("Module", bound=nnx.Module)

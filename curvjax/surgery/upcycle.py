@@ -6,6 +6,7 @@ limits the tokens of an expert and drops the rest; ours computes every expert fo
 """
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import nnx
 from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import MLP, Decoder, Linear
 from curvjax.models.decoder import ACTIVATIONS
+from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
 from curvjax.surgery.projections import projections
 from curvjax.surgery.router import Router
 
@@ -41,6 +43,7 @@ class LinearExperts(nnx.Module):
         return {"kernel": self.kernel} | ({} if self.bias is None else {"bias": self.bias})
 
 
+@rebuilt_module
 class ExpertMLP(nnx.Module):
     """sum_e g_e(x) down_e(act(gate_e(x)) * up_e(x)), g: a `Router`. trained: whether experts and router learn."""
 
@@ -59,6 +62,27 @@ class ExpertMLP(nnx.Module):
         hidden_ENF = ACTIVATIONS[self.activation](self.gate_proj(x_1ND)) * self.up_proj(x_1ND)
         gates_NE, y_END = self.router(x_1ND[0]), self.down_proj(hidden_ENF)
         return jnp.einsum("ne,end->nd", gates_NE.astype(y_END.dtype), y_END).reshape(x_BTD.shape)
+
+    def plain(self) -> MLP:
+        """There is none.
+
+        Raises:
+          ValueError: always.
+        """
+        msg = f"a mixture of {self.router.weight.shape[1]} experts depends on its input; no single MLP equals it."
+        raise ValueError(msg)
+
+    def facts(self) -> dict[str, Any]:
+        """The router's, and whether it learns."""
+        return self.router.facts() | {TRAINED: self.trained}
+
+    @classmethod
+    def blank(cls, plain: MLP, facts: Facts) -> Self:
+        """Copies of the MLP, and a router of zeros."""
+        weight = nnx.Param(jnp.zeros((plain.up_proj.kernel.shape[0], facts["experts"])))
+        mixture = cls(plain, Router(weight, top_k=facts["top_k"]))
+        mixture.trained = facts[TRAINED]
+        return mixture
 
     def matrices(self) -> dict[str, nnx.Variable]:
         """All arrays of router and experts, by name."""

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from curvjax.models import parameters, with_parameters
-from curvjax.surgery import QuantizedLinear, Router, submodules
+from curvjax.models import parameters, submodules, with_parameters
+from curvjax.surgery import QuantizedLinear, Router
 
 Module = TypeVar("Module", bound=nnx.Module)
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from orbax.checkpoint import v1 as ocp
 
 from curvjax.data import Batch
-from curvjax.models import arrays_hash, weights_hash
-from curvjax.surgery import LoRALinear, Router, lora_parameters, lora_ranks, projections, submodules, trained_parameters
+from curvjax.models import arrays_hash, submodules, weights_hash
+from curvjax.surgery import LoRALinear, Router, lora_parameters, lora_ranks, projections, trained_parameters
 from curvjax.training.event_files import EventFiles
 from curvjax.training.selection import Looks
 from curvjax.training.step import TrainState

@@ -9,7 +9,8 @@ from curvjax.runs.factorize import FactorizeSettings, factorize_ranks, save_thin
 from curvjax.runs.open import open_model
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
-from curvjax.surgery import FactorizedLinear, model_hash, submodules
+from curvjax.surgery import FactorizedLinear
+from curvjax.models import model_hash, submodules
 from tests.runs.tiny import texts
 
 SVD = FactorizeSettings(method="svd", tokens=32, length=16, rows=2)

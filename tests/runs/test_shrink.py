@@ -11,7 +11,7 @@ from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
 from curvjax.runs.prune import PruneSettings, without_layers
 from curvjax.runs.shrink import prune_structures, save_smaller
-from curvjax.surgery import model_hash
+from curvjax.models import model_hash
 from tests.runs.tiny import texts
 
 SETTINGS = PruneSettings(method="channels", tokens=32, length=16, rows=2)

@@ -9,7 +9,8 @@ from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.upcycle import UpcycleSettings, save_grown, upcycle_experts
-from curvjax.surgery import ExpertMLP, model_hash
+from curvjax.surgery import ExpertMLP
+from curvjax.models import model_hash
 from tests.runs.tiny import texts
 
 SETTINGS = UpcycleSettings(top_k=1)

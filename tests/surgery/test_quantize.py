@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from curvjax.models import Decoder, load_hf, parameters, save_hf, weights_hash
+from curvjax.models import Decoder, load_hf, parameters, save_hf, submodules, weights_hash
 from curvjax.surgery import (
     Format,
     QuantizedLinear,
@@ -17,7 +17,6 @@ from curvjax.surgery import (
     quantization_plan,
     quantize_nearest,
 )
-from curvjax.surgery.projections import submodules
 from curvjax.surgery.quantize import quantized
 from tests.surgery.conftest import CONFIG
 
