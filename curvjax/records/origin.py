@@ -20,14 +20,20 @@ class ModelOrigin:
 
 @dataclass(frozen=True, kw_only=True)
 class TextOrigin:
-    """Tokens. source: file or name. sha256: of the documents. tokens: with a loss. begin_of_text: if they have one."""
+    """Tokens. source: file or name. sha256: of the documents. tokens: those with a loss, in rows of `length`.
+
+    begin_of_text, end_of_text: tokens that stand around every document. cut: numbers of prompts that lost their
+    beginning, of tokens so lost, and of completions longer than a row.
+    """
 
     source: str
     sha256: str
     tokens: int
     sequences: int = 0
     length: int = 0
-    begin_of_text: bool = False
+    begin_of_text: tuple[str, ...] = ()
+    end_of_text: tuple[str, ...] = ()
+    cut: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

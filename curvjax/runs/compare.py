@@ -1,216 +1,217 @@
-"""`compare`: any scores through any allocators at one budget, and what each costs -> compare.json."""
+"""`compare`: any scores through any rules at one budget, and what each costs -> compare.json."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+import jax
 import numpy as np
+from scipy.stats import spearmanr
 
-from curvjax.artefacts import COMPARE_SCHEMA, Record, machine, versions, write_record
-from curvjax.data import Document, documents_hash
-from curvjax.layers import Unit, module_path
-from curvjax.models import Loaded, model_hash, parameters
-from curvjax.report.profile import rank_correlation
-from curvjax.runs.budgets import SCORELESS, Amounts, Shared, allocators, amounts, shared_budget
-from curvjax.runs.evidence import EvidenceSettings, Measured, Texts, measure_evidence
-from curvjax.runs.program import AllocateSettings
+from curvjax.allocation import CONTROLS, Posed, Program
+from curvjax.allocation.rules import RULES
+from curvjax.layers import Unit, UnitShape, module_path
+from curvjax.models import Decoder, Loaded, parameters
+from curvjax.records import ComparedScore, ComparedUnit, Comparison, Correlations, Cost, Method, Origin, Scores
+from curvjax.runs.allocate import PROGRAM, SharedOut, rules_of, share_out
+from curvjax.runs.evidence import Measured, measure_evidence
+from curvjax.runs.measure import ScoreSettings, units_of
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.score import UNITS, calibration_batch
 from curvjax.runs.stopwatch import timed_warm
+from curvjax.runs.text import Text
 from curvjax.scores import PLANS, SCORES
-
-PLANS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "sparsity": ("lamp", "magnitude-global"),
-    "rank": (),
-    "experts": (),
-})
-"""Plans whose amounts are those of a target; the others choose units, or ranks of factorised matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings:
-    """What is compared, and at which budget."""
+    """What is compared."""
 
-    target: Literal["rank", "experts", "sparsity"] = "sparsity"
-    """What the units receive."""
-    budget: float = 0.5
-    """Mean rank or mean number of experts, weighted by cost; or the share of weights to remove."""
     scores: tuple[str, ...] = ("gain", "gradient-norm")
-    """Names of `curvjax.scores.SCORES`."""
-    rules: tuple[str, ...] = ("program", "uniform")
-    """How scores become budgets: program (the package's), uniform, permuted, reversed, or published rules by name."""
+    """Scores by name; `curvjax compare --scores help` lists them."""
+    rules: tuple[str, ...] = (PROGRAM, "uniform")
+    """How scores become budgets: program (the package's), uniform, or published rules by name."""
+    controls: tuple[str, ...] = ("none",)
+    """What the program is given: the scores (none), or permuted, reversed or random ones beside them."""
     plans: tuple[str, ...] = ()
     """Published methods without a score: lamp, magnitude-global."""
-    granularity: Literal["layer", "module"] = "layer"
-    """One amount per decoder layer, or per projection matrix."""
-    minimum: int = 1
-    """Least rank or number of experts that the program gives."""
-    beta: float = 1.0
-    """Exponent of the quality in the capacity program."""
-    kappa: float = 0.5
-    """Exponent of the quality in the sparsity program."""
-    max_sparsity: float = 0.95
-    """Most that is removed from one unit."""
-    floor: float = 0.05
-    """Added to every quality score, in medians: a score of 0 alone would let a whole unit go."""
 
 
 def compare(
     loaded: Loaded,
-    documents: list[Document],
-    settings: CompareSettings,
-    measured: EvidenceSettings,
-    path: str | Path | None = None,
+    text: Text,
+    program: Program,
+    settings: CompareSettings | None = None,
+    measured: ScoreSettings | None = None,
     *,
-    source: str,
-    gains: Record | None = None,
+    validation: Text | None = None,
+    gains: Scores | None = None,
+    path: str | Path | None = None,
     progress: Progress = silent,
-) -> Record:
-    """Measure what the chosen scores look at, share out one budget by each of them, and write the record to `path`.
+) -> Comparison:
+    """Measure what the chosen scores look at, and share out one budget by each of them.
 
     Every score goes through every rule; a rule that looks at no score stands once. A score or a rule that refuses what
-    it is given stands in the record with its reason. Every fourth document is kept for the validation gradient.
+    it is given stands in the record with its reason.
 
     Args:
       loaded: the model and its tokenizer.
-      documents: calibration documents, in the order in which they are to be used.
-      settings: scores, rules and budget.
+      text: calibration rows.
+      program: the budget.
+      settings: scores, rules, controls and plans.
       measured: how closely the evidence is measured.
+      validation: rows of other documents, for scores that need them.
+      gains: of the same model and units, in place of measuring gains and traces again.
       path: where compare.json goes, if anywhere.
-      source: name of the data, for the record.
-      gains: record of gains.json of the same model and units, in place of measuring gains and traces again.
       progress: told of the evidence measured.
 
     Returns:
-      The record: scores with their costs in gradients, amounts of every method in layer order, rank correlations.
+      Scores with their costs in gradients, amounts of every method in layer order, rank correlations.
 
     Raises:
       ValueError: if a name is unknown, the budget is out of reach, the documents are too few, or `gains` belong to
         another model or partition; before anything is measured.
     """
-    _require_known("scores", settings.scores, SCORES)
-    _require_known(f"rules of {settings.target}", settings.rules, allocators(settings.target))
-    _require_known(f"plans of {settings.target}", settings.plans, PLANS_OF[settings.target])
-    if not settings.rules and not settings.plans:
-        msg = f"nothing shares out the budget: name rules ({', '.join(allocators(settings.target))}) or plans."
-        raise ValueError(msg)
-    units = UNITS[settings.granularity](parameters(loaded.model))
-    rows, program = _rows(loaded, units), _program(settings, measured)
-    shared = shared_budget(rows, program)
+    settings, measured = settings or CompareSettings(), measured or ScoreSettings()
+    plans = _require_known(settings, program.target)
+    units = units_of(loaded.model, measured)
+    shapes = unit_shapes(loaded.model, units)
+    posed = program.pose(shapes)
     needs = {field for name in settings.scores for field in SCORES[name].needs}
-    needs |= {field for name in settings.plans for field in PLANS[name].needs}
-    texts = _texts(documents, loaded, measured, validation="grams" in needs)
-    found = measure_evidence(loaded.model, texts, units, needs, measured, gains=gains, progress=progress)
+    needs |= {field for name in plans for field in PLANS[name].needs}
+    found = measure_evidence(
+        loaded.model, text, units, needs, measured, validation=validation, gains=gains, progress=progress
+    )
     cost = {each.field: each.gradient_equivalents for each in found.costs}
-    scores = {name: _score(name, found, cost) for name in settings.scores}
-    methods = [_by_rule(*pair, scores, shared, program) for pair in _pairs(settings)]
-    methods += [_by_plan(name, found, settings.budget, shared, cost) for name in settings.plans]
-    record = _header(loaded, documents, texts, settings, measured, source) | {
-        "units": [
-            {"name": row["name"], "index": row["index"], "weight": float(shared.weight[k])}
-            for k, row in enumerate(rows)
-        ],
-        "budget": {"requested": shared.requested, "unit": shared.unit},
-        "gradient_seconds": found.gradient_seconds,
-        "costs": [each._asdict() for each in found.costs],
-        "scores": scores,
-        "methods": methods,
-        "rank_correlation": {
-            "scores": _correlations((name, score["values"]) for name, score in scores.items()),
-            "amounts": _correlations((method["name"], method["continuous"]) for method in methods),
-        },
-        "versions": versions(),
-        "machine": machine(),
-    }
+    scores = [_score(name, found, cost) for name in settings.scores]
+    methods = [_by_rule(score, rule, control, posed, program, measured.seed) for score, rule, control in _ways(scores, settings)]
+    methods += [_by_plan(name, found, program.budget, posed, cost) for name in plans]
+    record = Comparison(
+        target=program.target,
+        program=asdict(program),
+        granularity=measured.granularity,
+        units=tuple(
+            ComparedUnit(name=shape.name, index=shape.index, cost=float(posed.cost[k]), size=shape.weights)
+            for k, shape in enumerate(shapes)
+        ),
+        requested=posed.requested,
+        unit=posed.unit,
+        scores=tuple(scores),
+        methods=tuple(methods),
+        of_scores=_correlations((score.name, score.values) for score in scores),
+        of_amounts=_correlations((method.name, method.continuous) for method in methods),
+        costs=found.costs,
+        gradient_seconds=found.gradient_seconds,
+        validation_tokens=validation.origin.tokens if validation else 0,
+        origin=Origin(
+            model=loaded.origin,
+            text=text.origin,
+            settings=asdict(settings) | asdict(measured),
+            cost=Cost(seconds=sum(each.seconds for each in found.costs), gradient_seconds=found.gradient_seconds),
+        ),
+    )
     if path is not None:
-        write_record(path, record)
+        record.save(path)
     return record
 
 
-def _require_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    unknown, allowed = [name for name in names if name not in known], ", ".join(known) or "none"
-    if unknown:
-        msg = f"unknown {what}: {', '.join(unknown)}; there are {allowed}."
-        raise ValueError(msg)
-
-
-def _rows(loaded: Loaded, units: tuple[Unit, ...]) -> list[Record]:
-    """The units as gains.json has them, as far as a budget looks at them."""
-    values = parameters(loaded.model)
-    return [
-        {
-            "name": unit.name,
-            "index": unit.index,
-            "projections": {module_path(path): values[path].shape for path in unit.paths if values[path].ndim == 2},
-        }
+def unit_shapes(model: Decoder, units: Iterable[Unit]) -> tuple[UnitShape, ...]:
+    """What programs look at in units of a model."""
+    values = parameters(model)
+    return tuple(
+        UnitShape(
+            unit.name,
+            unit.index,
+            {module_path(path): values[path].shape for path in unit.paths if values[path].ndim == 2},
+            sum(values[path].size for path in unit.paths),
+            float(np.sqrt(sum(np.square(np.asarray(values[path], np.float64)).sum() for path in unit.paths))),
+        )
         for unit in units
-    ]
+    )
 
 
-def _program(settings: CompareSettings, measured: EvidenceSettings) -> AllocateSettings:
-    same = {name: getattr(settings, name) for name in ("target", "budget", "minimum", "beta", "kappa", "floor")}
-    return AllocateSettings(**same, max_sparsity=settings.max_sparsity, seed=measured.seed)
+def _require_known(settings: CompareSettings, target: str) -> tuple[str, ...]:
+    SCORES.require(settings.scores)
+    RULES.require(rule for rule in settings.rules if rule != PROGRAM)
+    CONTROLS.require(settings.controls)
+    PLANS.require(settings.plans)
+    fitting = [name for name, plan in PLANS.items() if plan.target == target]
+    for what, names, allowed in (("rules", settings.rules, rules_of(target)), ("plans", settings.plans, fitting)):
+        other = [name for name in names if name not in allowed]
+        if other:
+            msg = f"{what} {', '.join(other)} are not of {target}; there are {', '.join(allowed) or 'none'}."
+            raise ValueError(msg)
+    if not settings.rules and not settings.plans:
+        msg = f"nothing shares out the budget: name rules ({', '.join(rules_of(target))}) or plans."
+        raise ValueError(msg)
+    return settings.plans
 
 
-def _texts(documents: list[Document], loaded: Loaded, measured: EvidenceSettings, *, validation: bool) -> Texts:
-    """Calibration rows; and, where asked for, validation rows from other documents."""
-    kept = [document for place, document in enumerate(documents) if place % 4 != 3]
-    rows = {"tokens": measured.tokens, "length": measured.length}
-    others = calibration_batch(documents[3::4], loaded, **rows) if validation else None
-    return Texts(calibration_batch(kept, loaded, **rows), others)
+def _ways(
+    scores: list[ComparedScore], settings: CompareSettings
+) -> list[tuple[ComparedScore | None, str, str]]:
+    """Scores, rules and controls that go together; None beside a rule that looks at no score."""
+    reading = [rule for rule in settings.rules if rule == PROGRAM or RULES[rule].reads_scores]
+    ways = [(score, rule, "none") for score in scores for rule in reading if rule != PROGRAM or "none" in settings.controls]
+    if PROGRAM in settings.rules:
+        ways += [(score, PROGRAM, control) for score in scores for control in settings.controls if control != "none"]
+    return [*ways, *((None, rule, "none") for rule in settings.rules if rule not in reading)]
 
 
-def _pairs(settings: CompareSettings) -> list[tuple[str | None, str]]:
-    """Scores and rules that go together; None beside a rule that looks at no score."""
-    by_score = [(score, rule) for score in settings.scores for rule in settings.rules if rule not in SCORELESS]
-    return [*by_score, *((None, rule) for rule in settings.rules if rule in SCORELESS)]
-
-
-def _score(name: str, measured: Measured, cost: Mapping[str, float]) -> Record:
+def _score(name: str, measured: Measured, cost: Mapping[str, float]) -> ComparedScore:
     score = SCORES[name]
     (found, refused), seconds = timed_warm(
         lambda: _attempt(lambda: np.asarray(score.of(measured.evidence), np.float64))
     )
-    return {
-        "values": None if found is None else found.tolist(),
-        "needs": list(score.needs),
-        "source": score.source,
-        "refused": refused,
-    } | _cost(score.needs, cost, seconds / measured.gradient_seconds)
-
-
-def _cost(needs: Iterable[str], cost: Mapping[str, float], own: float) -> Record:
-    """In gradients: of the evidence, of what is made of it (a spectrum, say), and of both."""
-    evidence = sum(cost[field] for field in needs)
-    return {"evidence_gradients": evidence, "own_gradients": own, "gradient_equivalents": evidence + own}
+    return ComparedScore(
+        name=name,
+        source=score.source,
+        needs=score.needs,
+        values=None if found is None else tuple(found.tolist()),
+        evidence_gradients=sum(cost[field] for field in score.needs),
+        own_gradients=seconds / measured.gradient_seconds,
+        refused=refused,
+    )
 
 
 def _by_rule(
-    score: str | None, rule: str, scores: Mapping[str, Record], shared: Shared, program: AllocateSettings
-) -> Record:
-    if score is None:
-        found, refused = _attempt(lambda: amounts(rule, np.ones(shared.weight.size), shared, program))
-        return _method(rule, found, refused, shared) | {"score": None, "rule": rule, "gradient_equivalents": 0.0}
-    values, refused = scores[score]["values"], scores[score]["refused"]
-    found = None
-    if values is not None:
-        found, refused = _attempt(lambda: amounts(rule, np.asarray(values), shared, program))
-    name, cost = f"{score} + {rule}", scores[score]["gradient_equivalents"]
-    return _method(name, found, refused, shared) | {"score": score, "rule": rule, "gradient_equivalents": cost}
+    score: ComparedScore | None, rule: str, control: str, posed: Posed, program: Program, seed: int
+) -> Method:
+    if score is not None and score.values is None:
+        return Method(
+            name=_name(score, rule, control), score=score.name, rule=rule, control=control, refused=score.refused
+        )
+    values = np.ones(posed.cost.size) if score is None else np.asarray(score.values)
+    values = CONTROLS[control](values, jax.random.key(seed))
+    found, refused = _attempt(lambda: share_out(posed, program, values, rule))
+    return _method(
+        found,
+        posed,
+        name=_name(score, rule, control),
+        score=None if score is None else score.name,
+        rule=rule,
+        control=control,
+        gradient_equivalents=0.0 if score is None else score.gradient_equivalents,
+        refused=refused,
+    )
 
 
-def _by_plan(name: str, measured: Measured, total: float, shared: Shared, cost: Mapping[str, float]) -> Record:
+def _name(score: ComparedScore | None, rule: str, control: str) -> str:
+    parts = [*([score.name] if score else []), *([control] if control != "none" else []), rule]
+    return " + ".join(parts)
+
+
+def _by_plan(name: str, measured: Measured, total: float, posed: Posed, cost: Mapping[str, float]) -> Method:
     plan = PLANS[name]
 
-    def planned() -> Amounts:
+    def planned() -> SharedOut:
         share = np.asarray(plan.of(measured.evidence, total=total), np.float64)
-        return Amounts(share, share)  # whole weights already, whatever the most of a unit
+        whole = posed.rounded(share)._replace(amount=np.rint(share * posed.scale).astype(np.int64))
+        return SharedOut(share * posed.scale, whole, None)  # whole weights already, whatever the most of a unit
 
     (found, refused), seconds = timed_warm(lambda: _attempt(planned))
-    spent = _cost(plan.needs, cost, seconds / measured.gradient_seconds)["gradient_equivalents"]
-    return _method(name, found, refused, shared) | {"score": None, "rule": name, "gradient_equivalents": spent}
+    spent = sum(cost[field] for field in plan.needs) + seconds / measured.gradient_seconds
+    return _method(found, posed, name=name, score=None, rule=name, gradient_equivalents=spent, refused=refused)
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -221,51 +222,26 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, str(refusal)
 
 
-def _method(name: str, found: Amounts | None, refused: str | None, shared: Shared) -> Record:
+def _method(found: SharedOut | None, posed: Posed, **about: Any) -> Method:
     if found is None:
-        return {"name": name, "continuous": None, "amounts": None, "spent": None, "refused": refused}
-    return {
-        "name": name,
-        "continuous": found.continuous.tolist(),
-        "amounts": found.whole.tolist(),
-        "spent": float(shared.weight @ found.whole),
-        "refused": None,
-    }
+        return Method(**about)
+    whole = found.whole.amount
+    return Method(
+        continuous=tuple(found.continuous.tolist()),
+        amounts=tuple(whole.tolist()),
+        spent=float(posed.cost @ whole),
+        **about,
+    )
 
 
-def _correlations(columns: Iterable[tuple[str, list[float] | None]]) -> Record:
+def _correlations(columns: Iterable[tuple[str, tuple[float, ...] | None]]) -> Correlations:
     """Spearman's rank correlation of every two columns; None where one is constant."""
     known = {name: np.asarray(values) for name, values in columns if values is not None}
-    matrix = [[_known(rank_correlation(first, second)) for second in known.values()] for first in known.values()]
-    return {"names": list(known), "matrix": matrix}
+    matrix = tuple(tuple(_rank(first, second) for second in known.values()) for first in known.values())
+    return Correlations(names=tuple(known), matrix=matrix)
 
 
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _header(
-    loaded: Loaded,
-    documents: list[Document],
-    texts: Texts,
-    settings: CompareSettings,
-    measured: EvidenceSettings,
-    source: str,
-) -> Record:
-    return {
-        "schema": COMPARE_SCHEMA,
-        "model": {
-            "name": loaded.name,
-            "weights_sha256": model_hash(loaded.model),
-            "layers": loaded.config.num_layers,
-        },
-        "data": {
-            "source": source,
-            "sha256": documents_hash(documents),
-            "tokens": int(texts.calibration.weights.sum()),
-            "validation_tokens": int(texts.validation.weights.sum()) if texts.validation else 0,
-        },
-        "target": settings.target,
-        "settings": asdict(settings),
-        "evidence": asdict(measured),
-    }
+def _rank(first: np.ndarray, second: np.ndarray) -> float | None:
+    if first.size < 2 or not np.ptp(first) or not np.ptp(second):
+        return None
+    return float(spearmanr(first, second).statistic)

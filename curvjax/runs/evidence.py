@@ -1,10 +1,9 @@
 """`Evidence` for published scores: what they look at, measured on one model and one text, and what it costs."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from curvjax.artefacts import Record, require_model
 from curvjax.curvature import (
     LayeredModel,
     UnitGram,
@@ -25,84 +23,24 @@ from curvjax.curvature import (
 )
 from curvjax.curvature.interactions import ggn_interactions
 from curvjax.curvature.layered import LayeredLoss, unit_parameters
-from curvjax.data import Batch, microbatches
+from curvjax.data import Batch
 from curvjax.layers import Unit, within_layer
 from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
+from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, run_block, sampled_stream, streams_before
+from curvjax.runs.measure import POLICIES, ScoreSettings, compiled_gradient, split_rows
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.score import POLICIES, compiled_gradient
 from curvjax.runs.stopwatch import timed, timed_warm
+from curvjax.runs.text import Text
 from curvjax.scores.evidence import Evidence
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvidenceSettings:
-    """What is measured, and how closely."""
-
-    tokens: int = 512
-    """Calibration tokens, and as many of the validation text."""
-    length: int = 256
-    """Tokens in a row."""
-    rows: int = 0
-    """Rows in memory at a time; 0: all of them."""
-    stream_tokens: int = 512
-    """Most tokens whose residual stream is kept."""
-    directions: int = 4
-    """Random directions of the slopes of each unit."""
-    step: float = 1e-3
-    """Half the distance of the two losses of a slope, in standard deviations of the direction."""
-    policy: Literal["trust-radius", "absolute", "relative-mean", "relative-largest"] = "trust-radius"
-    """How the damping of the gains is chosen."""
-    damping: float = 0.02
-    """The policy's number, as for `curvjax score`."""
-    rtol: float = 0.05
-    """Relative gap between the bounds of each gain."""
-    max_products: int = 100
-    """Most curvature products for the gain of one unit."""
-    probes: int = 4
-    """Draws of the trace estimate."""
-    seed: int = 0
-    """Of documents, tokens, directions and probes."""
-
-    def __post_init__(self):
-        positive = ("tokens", "length", "stream_tokens", "directions", "step", "damping", "rtol", "max_products")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                msg = f"{name} must be positive, got {getattr(self, name)!r}."
-                raise ValueError(msg)
-        if self.rows < 0 or self.tokens < self.length or self.probes < 2:
-            msg = (
-                f"need rows >= 0, tokens >= length and probes >= 2, got rows {self.rows}, {self.tokens} and "
-                f"{self.length} tokens, {self.probes} probes."
-            )
-            raise ValueError(msg)
-
-
-class Texts(NamedTuple):
-    """Rows of tokens. calibration: where everything is measured. validation: others, whose gradient `grams` meet."""
-
-    calibration: Batch
-    validation: Batch | None = None
-
-
-class Cost(NamedTuple):
-    """What one field cost. seconds: without compilation; gradient_equivalents: in gradients' time of the whole model.
-
-    recorded: taken from an earlier record, in gradients of that run; the record's total, whatever else it was for.
-    """
-
-    field: str
-    seconds: float
-    gradient_equivalents: float
-    recorded: bool = False
 
 
 class Measured(NamedTuple):
     """costs: of the fields measured. gradient_seconds: one warm gradient in all parameters, median of three."""
 
     evidence: Evidence
-    costs: tuple[Cost, ...]
+    costs: tuple[FieldCost, ...]
     gradient_seconds: float
 
 
@@ -122,17 +60,18 @@ class _Subject(NamedTuple):
     parts: list[Batch]
     others: list[Batch]
     passes: Any
-    settings: EvidenceSettings
+    settings: ScoreSettings
 
 
 def measure_evidence(
     model: Decoder,
-    texts: Texts,
+    text: Text,
     units: tuple[Unit, ...],
     needs: Collection[str],
-    settings: EvidenceSettings,
+    settings: ScoreSettings,
     *,
-    gains: Record | None = None,
+    validation: Text | None = None,
+    gains: Scores | None = None,
     progress: Progress = silent,
 ) -> Measured:
     """The fields of `Evidence` that are needed, and no others, with the cost of each.
@@ -144,11 +83,12 @@ def measure_evidence(
 
     Args:
       model: a decoder.
-      texts: its calibration rows, and the validation rows that `grams` need.
+      text: calibration rows.
       units: what receives one score each, in layer order.
       needs: names of fields of `Evidence` besides `units`.
       settings: how closely.
-      gains: record of gains.json of the same model and units: `gains` and `traces` are then taken from there.
+      validation: rows of other documents, that `grams` need.
+      gains: of the same model and units: `gains` and `traces` are then taken from there.
       progress: told of the fields done.
 
     Raises:
@@ -158,14 +98,14 @@ def measure_evidence(
     if unknown:
         msg = f"unknown fields of evidence {unknown}; there are {', '.join(FIELDS)}."
         raise ValueError(msg)
-    if "grams" in needs and texts.validation is None:
+    if "grams" in needs and validation is None:
         msg = "grams meet the gradient of a second text: give validation rows, other than the calibration rows."
         raise ValueError(msg)
-    recorded = {} if gains is None else _recorded(gains, model, units)
+    recorded = _recorded(gains, model_hash(model) if gains else "", units)
     fields = [field for field in FIELDS if field in needs]
     progress("evidence", 0, len(fields))
     todo = set(fields) - recorded.keys()
-    subject, begun = _subject(model, texts, units, settings, with_passes=bool(_ON_PASSES & todo))
+    subject, begun = _subject(model, text, validation, units, settings, with_passes=bool(_ON_PASSES & todo))
     gradient_seconds = begun["gradients"]
     values, costs = {}, []
     for done, field in enumerate(fields):
@@ -175,7 +115,7 @@ def measure_evidence(
         else:
             values[field], seconds = timed_warm(partial(FIELDS[field], subject))
             seconds += begun.get(field, 0.0)
-            costs.append(Cost(field, seconds, seconds / gradient_seconds))
+            costs.append(FieldCost(field=field, seconds=seconds, gradient_equivalents=seconds / gradient_seconds))
         progress("evidence", done + 1, len(fields))
     return Measured(Evidence(units, **values), tuple(costs), gradient_seconds)
 
@@ -188,33 +128,37 @@ def rounding_error(kernel: Float[Array, "I O"], *, bits: int = 4) -> Float[Array
     return jnp.round(wide / scale) * scale - wide
 
 
-def _parts(batch: Batch | None, settings: EvidenceSettings) -> list[Batch]:
-    if batch is None:
-        return []
-    return list(microbatches(batch, settings.rows)) if settings.rows else [batch]
-
-
-def _recorded(gains: Record, model: Decoder, units: tuple[Unit, ...]) -> dict[str, tuple[Array, Cost]]:
-    require_model(gains, model_hash(model), source="the gains record")
-    rows, names = gains["units"], [unit.name for unit in units]
-    if [row["name"] for row in rows] != names:
+def _recorded(
+    gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]
+) -> dict[str, tuple[Array, FieldCost]]:
+    if gains is None:
+        return {}
+    gains.origin.require_model(model_sha256, source="the gains record")
+    rows, names = [unit.name for unit in gains.units], [unit.name for unit in units]
+    if rows != names:
         msg = (
-            f"the gains record has {len(rows)} units, {rows[0]['name']}, ...; asked for are {len(names)}, {names[0]}, "
+            f"the gains record has {len(rows)} units, {rows[0]}, ...; asked for are {len(names)}, {names[0]}, "
             "...: score again with the same granularity."
         )
         raise ValueError(msg)
-    middle = [0.5 * (row["gains"][0]["lower"] + row["gains"][0]["upper"]) for row in rows]
-    found = {"gains": jnp.asarray(middle), "traces": jnp.asarray([row["trace"] for row in rows])}
-    cost = gains["totals"]["seconds"], gains["totals"]["gradient_equivalents"]
-    return {field: (value, Cost(field, *cost, recorded=True)) for field, value in found.items()}
+    found = {"gains": jnp.asarray(gains.values), "traces": jnp.asarray(gains.column("trace").values)}
+    cost = gains.origin.cost
+    spent = {"seconds": cost.seconds, "gradient_equivalents": cost.gradient_equivalents or 0.0, "recorded": True}
+    return {field: (value, FieldCost(field=field, **spent)) for field, value in found.items()}
 
 
 def _subject(
-    model: Decoder, texts: Texts, units: tuple[Unit, ...], settings: EvidenceSettings, *, with_passes: bool
+    model: Decoder,
+    text: Text,
+    validation: Text | None,
+    units: tuple[Unit, ...],
+    settings: ScoreSettings,
+    *,
+    with_passes: bool,
 ) -> tuple[_Subject, dict[str, float]]:
     """The subject, and the seconds that fields have cost before they are measured."""
     layered, paths = layered_model(model), {path for unit in units for path in unit.paths}
-    parts, others = _parts(texts.calibration, settings), _parts(texts.validation, settings)
+    parts, others = (split_rows(each.batch, settings.rows) if each else [] for each in (text, validation))
     kernels = {path: value for path, value in parameters(model).items() if path in paths and value.ndim == 2}
     gradients, gradient_seconds = _timed_gradients(model, parts, kernels)
     begun = {"gradients": gradient_seconds}
@@ -223,7 +167,7 @@ def _subject(
         passes, seconds = timed_warm(partial(run_passes, layered, parts))
         begun |= dict.fromkeys(_ON_PASSES, seconds)
     return _Subject(
-        model, layered, texts.calibration, units, kernels, gradients, parts, others, passes, settings
+        model, layered, text.batch, units, kernels, gradients, parts, others, passes, settings
     ), begun
 
 
