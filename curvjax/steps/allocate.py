@@ -1,13 +1,12 @@
 """`allocate`: gains.json -> allocation.json, the budget of every unit with its evidence."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from curvjax.allocation import Allocation, quality
+from curvjax.allocation import Allocation, Program, quality
 from curvjax.allocation import Status as AllocationStatus
 from curvjax.artefacts import ALLOCATION_SCHEMA, Record, digest, write_record
 from curvjax.steps.plans import Plan, bits_plan, capacity_plan, certificate, sparsity_plan
@@ -22,9 +21,12 @@ _SETTINGS = {
 
 
 class OpenProgram(NamedTuple):
-    """solve: `[K]` scores to whole amounts beyond the minimum. lower, upper: `[K]` certified bounds of the scores."""
+    """A program that bounds certify.
 
-    solve: Callable[[Any], np.ndarray]
+    solve: `[K]` scores to whole amounts beyond the minimum, for `jax.vmap`. lower, upper: `[K]` certified bounds.
+    """
+
+    solve: Program
     lower: np.ndarray
     upper: np.ndarray
 
@@ -48,7 +50,7 @@ def allocate(gains: Record, settings: AllocateSettings, path: str | Path | None 
     scores = np.asarray([SCORES[settings.score](unit) for unit in units], np.float64)
     q = np.asarray(quality(scores, floor=settings.floor), np.float64)
     plan = _plan(units, scores, q, settings)
-    bounded = settings.score == "zeta2" and settings.baseline == "none" and not settings.floor and plan.monotone
+    bounded = settings.score == "zeta2" and settings.baseline == "none" and not settings.floor
     budget = {"requested": plan.requested, "planned": plan.planned, "realised": None, "unit": plan.unit}
     record = {
         "schema": ALLOCATION_SCHEMA,
@@ -107,15 +109,15 @@ def open_program(gains: Record, settings: AllocateSettings) -> OpenProgram:
     units = gains["units"]
     lower, upper = _bounds(units)
     plan = _plan(units, (lower + upper) / 2, np.asarray(quality((lower + upper) / 2)), settings)
-    whole = settings.target in ("rank", "experts") and plan.monotone
-    if not whole or settings.score != "zeta2" or settings.baseline != "none" or settings.floor:
+    solve = plan.program if settings.target in ("rank", "experts") else None
+    if solve is None or settings.score != "zeta2" or settings.baseline != "none" or settings.floor:
         msg = (
             "only whole ranks or experts at equal costs can be proved from bounds: score zeta2, no baseline, no floor, "
             f"alpha 0, no ties and no allowed values; got {settings}."
         )
         raise ValueError(msg)
     scale = 1 / np.mean(lower + upper)
-    return OpenProgram(lambda scores: plan.program(np.asarray(scores) * scale), lower, upper)
+    return OpenProgram(lambda scores: solve(scores * scale), lower, upper)
 
 
 def _plan(units: list[Record], scores: np.ndarray, q: np.ndarray, settings: AllocateSettings) -> Plan:
