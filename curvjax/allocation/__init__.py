@@ -11,6 +11,7 @@ from curvjax.allocation.curves import quadratic as quadratic
 from curvjax.allocation.curves import saturating_utility as saturating_utility
 from curvjax.allocation.integers import IntegerAllocation as IntegerAllocation
 from curvjax.allocation.integers import round_capacity as round_capacity
+from curvjax.allocation.integers import whole_capacity as whole_capacity
 from curvjax.allocation.intervals import Certificate as Certificate
 from curvjax.allocation.intervals import certify as certify
 from curvjax.allocation.menu import Choice as Choice

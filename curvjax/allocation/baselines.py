@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Int, Key, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, share_out
-from curvjax.allocation.inputs import unit_count
+from curvjax.allocation.inputs import in_float64, unit_count
 from curvjax.allocation.result import Program
 
 
@@ -60,9 +60,7 @@ def permuted(q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: 
     """The program on scores dealt out at random: the same spread of amounts, at the wrong layers."""
     del budget
     order = jax.random.permutation(key, jnp.arange(unit_count("q", q), dtype=jnp.int32))
-    with jax.enable_x64(True):
-        dealt = jnp.asarray(q, dtype=jnp.float64)[order]
-    return program(dealt)
+    return program(_dealt(q, order))
 
 
 def reversed_order(
@@ -70,9 +68,12 @@ def reversed_order(
 ) -> Num[ArrayLike, " K"]:
     """The program on scores in reverse layer order: the last layer's first."""
     del budget, key
-    with jax.enable_x64(True):
-        turned = jnp.asarray(q, dtype=jnp.float64)[::-1]
-    return program(turned)
+    return program(_dealt(q, jnp.arange(unit_count("q", q) - 1, -1, -1, dtype=jnp.int32)))
+
+
+@in_float64
+def _dealt(q: Num[ArrayLike, " K"], order: Int[Array, " K"]) -> Float[Array, " K"]:
+    return jnp.asarray(q, dtype=jnp.float64)[order]
 
 
 BASELINES: Mapping[str, Baseline] = MappingProxyType({

@@ -18,7 +18,7 @@ from curvjax.allocation.inputs import (
     POSITIVE,
     SHARE,
     Range,
-    for_caller,
+    in_float64,
     per_unit,
     single,
     unit_count,
@@ -64,6 +64,7 @@ Form = Callable[..., Line]
 """`(q, limits, *settings) -> Line`, all float64: what makes one rule differ from another."""
 
 
+@in_float64
 def share_out(
     form: Form,
     q: Num[ArrayLike, " K"],
@@ -98,20 +99,19 @@ def share_out(
     Source: ours; water filling, by the search of `curvjax.allocation.bisect`.
     """
     count = unit_count("q", q)
-    with jax.enable_x64(True):
-        amount, reach = _solve(
-            form,
-            per_unit("q", q, count, allowed),
-            _checked(budget, count, SHARE if sparsity else BOUND),
-            tuple(single(*setting) for setting in settings),
-        )
+    amount, reach = _solve(
+        form,
+        per_unit("q", q, count, allowed),
+        _checked(budget, count, SHARE if sparsity else BOUND),
+        tuple(single(*setting) for setting in settings),
+    )
     if not isinstance(amount, Tracer) and np.isnan(np.asarray(amount)).any():
         msg = (
             f"a total of {np.asarray(budget.total):.12g} is out of reach: the maxima hold {float(reach):.12g}; "
             "lower the total or raise the maxima."
         )
         raise ValueError(msg)
-    return for_caller(amount)
+    return amount
 
 
 def _checked(budget: Budget, count: int, bound: Range) -> Limits:

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Int, Num
 
 from curvjax.allocation.curves import Curve, log_utility
-from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, per_unit, raised, single, unit_count
+from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, in_float64, per_unit, raised, single, unit_count
 from curvjax.allocation.result import Allocation, delivered
 from curvjax.allocation.separable import Terms, solved
 
 
+@in_float64
 def allocate_capacity(
     q: Num[ArrayLike, " K"],
     *,
@@ -60,7 +60,7 @@ def allocate_capacity(
 
     Returns:
       An `Allocation` in extra units e. Its dual is the fall of the objective per unit of further budget. Worked out in
-      float64 whatever `jax_enable_x64` says.
+      float64.
 
     Raises:
       ValueError: outside a trace, for an empty q, a wrong shape, a value that is not finite or out of the ranges
@@ -70,16 +70,15 @@ def allocate_capacity(
     utilities, and a bracket in closed form in place of its growth.
     """
     count = unit_count("q", q)
-    with jax.enable_x64(True):
-        ends = budget if equality else least
-        numbers: dict[str, Any] = {
-            "weight": raised(q, count, exponent=beta, name="beta", scale=single("gamma", gamma, POSITIVE)),
-            "cost": per_unit("cost", cost, count, POSITIVE),
-            "price": per_unit("alpha", alpha, count),
-            "lower": per_unit("minimum", minimum, count),
-            "upper": per_unit("maximum", np.inf if maximum is None else maximum, count, BOUND),
-            "least": single("least", -np.inf if ends is None else ends, END),
-            "budget": single("budget", budget, FINITE),
-        }
-        result = solved(utility, Terms(**numbers), ties)
+    ends = budget if equality else least
+    numbers: dict[str, Any] = {
+        "weight": raised(q, count, exponent=beta, name="beta", scale=single("gamma", gamma, POSITIVE)),
+        "cost": per_unit("cost", cost, count, POSITIVE),
+        "price": per_unit("alpha", alpha, count),
+        "lower": per_unit("minimum", minimum, count),
+        "upper": per_unit("maximum", np.inf if maximum is None else maximum, count, BOUND),
+        "least": single("least", -np.inf if ends is None else ends, END),
+        "budget": single("budget", budget, FINITE),
+    }
+    result = solved(utility, Terms(**numbers), ties)
     return delivered(result)

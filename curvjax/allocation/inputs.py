@@ -1,6 +1,8 @@
 """What callers pass: concrete values are checked here, traced ones are judged by status; both become float64."""
 
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 Tree = TypeVar("Tree")
+Inputs = ParamSpec("Inputs")
 
 
 class Range(NamedTuple):
@@ -31,6 +34,14 @@ SHARE = Range(most=1.0)
 BOUND = Range(finite=False)  # inf is no bound
 FINITE = Range(least=-np.inf)
 END = Range(least=-np.inf, finite=False)  # of a budget: -inf is none
+
+
+_ROUNDING = 1e-12  # relative: sums over 1e4 numbers are good to that
+
+
+def with_rounding(limit: Any) -> Any:
+    """What still counts as at most `limit`, of numbers that were rounded: 0.3 must buy three units of 0.1."""
+    return limit * (1 + _ROUNDING)
 
 
 def unit_count(name: str, value: ArrayLike) -> int:
@@ -101,14 +112,31 @@ def _power(xp: Any, base: Any, exponent: Any, scale: Any) -> Any:
     return xp.where((base >= 0) & (exponent >= 0), xp.where(base > 0, power, 0.0), xp.nan)
 
 
-def for_caller(result: Tree) -> Tree:
-    """Outside a trace float64 on the host; inside one in the caller's own precision, the arithmetic being done."""
-    default = jnp.result_type(float)
+def in_float64(function: Callable[Inputs, Tree]) -> Callable[Inputs, Tree]:
+    """The function, worked out in float64 whatever `jax_enable_x64` says: the one place that turns it on.
+
+    Sixty-four halvings of a bracket of prices, and budgets of 1e9 parameters met exactly, need the digits. The setting
+    holds while the function runs; it leaves no trace in the caller, who gets float64 arrays of NumPy on the host, and
+    in a trace arrays of his own precision.
+    """
+
+    @wraps(function)
+    def wide(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Tree:
+        with jax.enable_x64(True):
+            result = function(*args, **kwargs)
+        return _for_caller(result)
+
+    return wide
+
+
+def _for_caller(result: Tree) -> Tree:
+    default = {np.floating: jnp.result_type(float), np.integer: jnp.result_type(int)}
 
     def cast(leaf: Array) -> Array | np.ndarray:
         if not isinstance(leaf, Tracer):
             return np.asarray(leaf)  # a float64 jax array in a float32 program would warn at every use
-        return leaf.astype(default) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        kinds = [kind for kind in default if jnp.issubdtype(leaf.dtype, kind) and leaf.dtype.itemsize == 8]
+        return leaf.astype(default[kinds[0]]) if kinds else leaf
 
     return jax.tree.map(cast, result)
 

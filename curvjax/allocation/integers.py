@@ -1,20 +1,32 @@
 """Whole units of capacity: the exact integer optimum where it can be had, and how far from it where not."""
 
 import heapq
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from curvjax.allocation.bisect import adjacent_prices
 from curvjax.allocation.capacity import allocate_capacity
-from curvjax.allocation.knapsack import best_subset
+from curvjax.allocation.inputs import (
+    BOUND,
+    POSITIVE,
+    in_float64,
+    per_unit,
+    raised,
+    single,
+    unit_count,
+    with_rounding,
+)
+from curvjax.allocation.knapsack import best_choice
 from curvjax.allocation.result import Status
 
-_ROUNDING = 1e-12  # relative; 0.3 must still buy three units of 0.1
+_LARGEST_AMOUNT = 2.0**53  # above it float64 does not tell whole numbers apart
 
 
 class IntegerAllocation(NamedTuple):
@@ -36,20 +48,27 @@ class IntegerAllocation(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """The program on the host, float64: benefit w, price alpha, cost, most whole units, budget."""
+    """The program in float64: benefit w, price alpha, cost, most whole units, budget with its rounding; on the host."""
 
     w: Float[np.ndarray, " K"]
     alpha: Float[np.ndarray, " K"]
     cost: Float[np.ndarray, " K"]
     top: Float[np.ndarray, " K"]
-    budget: float
+    budget: Float[np.ndarray, ""]
 
     def objective(self, amount: Num[np.ndarray, " K"]) -> float:
-        return float(np.sum(self.alpha * amount - self.w * np.log1p(amount)))
+        return math.fsum(self.alpha * amount - self.w * np.log1p(amount))
 
     def gain(self, unit: Int[np.ndarray, " N"], held: Num[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
         """Fall of the objective from one more unit beside `held` extra ones."""
         return self.w[unit] * np.log1p(1 / (1 + held)) - self.alpha[unit]
+
+    def rise(
+        self, amount: Num[np.ndarray, " K"], base: Num[np.ndarray, " K"], price: float
+    ) -> Float[np.ndarray, "2 K"]:
+        """Its two parts, linear and logarithmic, from `base` to `amount`, the budget counted at a price."""
+        further = amount - base
+        return np.stack([(self.alpha + price * self.cost) * further, -self.w * np.log1p(further / (1 + base))])
 
 
 def round_capacity(
@@ -61,8 +80,7 @@ def round_capacity(
     gamma: ArrayLike = 1.0,
     beta: ArrayLike = 1.0,
     maximum: ArrayLike | None = None,
-    largest_search: int = 20_000,
-    seconds: float = 20.0,
+    states: int = 20_000,
 ) -> IntegerAllocation:
     """Whole extra units of each layer that minimise the program of `allocate_capacity` [M14].
 
@@ -74,10 +92,10 @@ def round_capacity(
 
         e_k(lambda) = floor(1 / expm1((alpha_k + lambda cost_k) / (gamma q_k^beta))),
 
-    with lambda from the same bisection as the continuous program; only ties are then taken one by one, the first unit
+    with lambda from the same bisection as the continuous program; of units that lie at that price the first get theirs
     first. Unequal costs: the same greedy choice gives a lower and lambda an upper bound of the optimum. A unit whose
-    gain lies further from the price than these bounds lie apart is settled; the rest is a small knapsack,
-    solved to optimality. Where even that is too large, or time runs out, the greedy choice stands and `exact` is False.
+    gain lies further from the price than these bounds lie apart is settled; the rest is a menu of amounts,
+    searched as in `allocate_bits`. Where that is too large the greedy choice stands and `exact` is False.
 
     To spend all that fits, give `alpha=0`: with a binding budget and equal costs alpha changes nothing else [M13].
 
@@ -89,30 +107,27 @@ def round_capacity(
       gamma: positive weight of the benefit, nats.
       beta: non-negative exponent of the quality.
       maximum: `[K]` or `[]` most extra units; None for no bound.
-      largest_search: most open choices that are handed to the integer solver.
-      seconds: its time limit.
+      states: most entries that the search may have open, and most partial choices that it keeps at a time.
 
     Returns:
       An `IntegerAllocation`.
 
     Raises:
-      ValueError: as `allocate_capacity` does.
+      ValueError: as `allocate_capacity` does, or if the budget and the maxima allow a unit more than 2^53.
 
     Source: Fox (1966), Management Science 13(3), for greedy; reduced-cost fixing is textbook knapsack practice
     (Martello & Toth 1990, section 2.2.3).
     """
     # refuses what is malformed, and bounds what integers can reach
     continuous = allocate_capacity(q, cost=cost, budget=budget, alpha=alpha, gamma=gamma, beta=beta, maximum=maximum)
-    host = _on_host(q, cost=cost, budget=budget, alpha=alpha, gamma=gamma, beta=beta, maximum=maximum)
-    price, (most, least) = _threshold(host)
-    amount = _filled(host, least)
-    # Lagrange: within the budget nothing beats the choice at the price, credited with the budget it overspends
-    bound = host.objective(most) - price * (host.budget - float(host.cost @ most))
-    apart = host.objective(amount) - bound
-    exact = bool(np.all(host.cost == host.cost[0])) or apart <= _ROUNDING * abs(bound)
+    host = _program(q, cost=cost, budget=budget, alpha=alpha, gamma=gamma, beta=beta, maximum=maximum)
+    _require_countable(host)
+    exact = bool(np.all(host.cost == host.cost[0]))
+    host = host if exact else _in_common_units(host)
+    price, (most, least, amount) = in_float64(_priced)(host)
     if not exact:
-        amount, exact = _searched(host, amount, price, apart, largest_search=largest_search, seconds=seconds)
-    spent = float(np.sum(np.asarray(cost, dtype=np.float64) * amount))
+        amount, exact = _searched(host, _filled(host, least), most, float(price), states)
+    spent = math.fsum(np.asarray(cost, dtype=np.float64) * amount)
     objective = host.objective(amount)
     return IntegerAllocation(
         amount=amount.astype(np.int64),
@@ -125,7 +140,42 @@ def round_capacity(
     )
 
 
-def _on_host(
+@in_float64
+def whole_capacity(
+    q: Num[ArrayLike, " K"],
+    *,
+    cost: ArrayLike,
+    budget: ArrayLike,
+    alpha: ArrayLike,
+    gamma: ArrayLike = 1.0,
+    beta: ArrayLike = 1.0,
+    maximum: ArrayLike | None = None,
+) -> Int[ArrayLike, " K"]:
+    """The amounts of `round_capacity` where every unit costs the same, as a function that `jit` and `vmap` take.
+
+    Args:
+      q: `[K]` quality scores.
+      cost: `[]` positive.
+      budget: as for `round_capacity`.
+      alpha: as for `round_capacity`.
+      gamma: as for `round_capacity`.
+      beta: as for `round_capacity`.
+      maximum: as for `round_capacity`.
+
+    Returns:
+      `[K]` whole amounts; -1 each where an input is not in its range, seen only in a trace.
+
+    Raises:
+      ValueError: outside a trace, for a value out of its range or a cost that is not one number.
+    """
+    host = _program(
+        q, cost=single("cost", cost, POSITIVE), budget=budget, alpha=alpha, gamma=gamma, beta=beta, maximum=maximum
+    )
+    _require_countable(host)
+    return _priced(host)[1][2].astype(jnp.int64)
+
+
+def _program(
     q: Num[ArrayLike, " K"],
     *,
     cost: ArrayLike,
@@ -135,47 +185,67 @@ def _on_host(
     beta: ArrayLike,
     maximum: ArrayLike | None,
 ) -> _Program:
-    q, gamma, beta = (np.asarray(x, dtype=np.float64) for x in (q, gamma, beta))
-    cost, alpha = (np.broadcast_to(np.asarray(x, dtype=np.float64), q.shape) for x in (cost, alpha))
-    room = np.asarray(budget, dtype=np.float64).item() * (1 + _ROUNDING)
-    if np.all(cost == np.floor(cost)) and np.all(cost < 2**53):
-        unit = np.gcd.reduce(cost.astype(np.int64))  # what is left below the common divisor buys nothing, and
-        cost, room = cost / unit, float(np.floor(room / unit))  # without it the bounds lie much closer together
-    w = np.where(q > 0, gamma * q**beta, 0.0)
-    whole = np.broadcast_to(np.inf if maximum is None else np.floor(np.asarray(maximum, dtype=np.float64)), q.shape)
-    # one above what the budget buys: finite, and reached only where `maximum` itself binds
-    top = np.where(w > 0, np.minimum(whole, np.floor(room / cost) + 1), 0.0)
-    return _Program(w, alpha, cost, top, room)
+    count = unit_count("q", q)
+    w: Any = raised(q, count, exponent=beta, name="beta", scale=single("gamma", gamma, POSITIVE))
+    price: Any = per_unit("cost", cost, count, POSITIVE)
+    most: Any = per_unit("maximum", np.inf if maximum is None else maximum, count, BOUND)
+    room: Any = with_rounding(single("budget", budget))
+    traced = any(isinstance(number, Tracer) for number in (w, price, most, room))
+    xp: Any = jnp if traced else np
+    with np.errstate(over="ignore"):
+        # one above what the budget buys: finite, and reached only where `maximum` itself binds
+        top = xp.where(w > 0, xp.minimum(xp.floor(most), xp.floor(room / price) + 1), 0.0)
+    fixed: Any = per_unit("alpha", alpha, count)
+    return _Program(w, fixed, price, top, room)
 
 
-def _threshold(host: _Program) -> tuple[float, Num[np.ndarray, "2 K"]]:
-    """The price; whole units at it (they reach the budget or are all that pay) and just above it (within budget)."""
-    with jax.enable_x64(True):
-        price, units = _priced(*(jnp.asarray(x, dtype=jnp.float64) for x in host))
-    return float(price), np.asarray(units)
+def _require_countable(program: _Program) -> None:
+    if isinstance(program.top, Tracer):
+        return
+    largest = int(np.argmax(program.top))
+    if program.top[largest] > _LARGEST_AMOUNT:
+        msg = (
+            f"unit {largest} could be given {program.top[largest]:g} whole units, too many to count exactly; "
+            "give a maximum, or count in larger units."
+        )
+        raise ValueError(msg)
+
+
+def _in_common_units(program: _Program) -> _Program:
+    """Whole costs by their common divisor: what is left below it buys nothing, and bounds lie closer without it."""
+    if not (np.all(program.cost == np.floor(program.cost)) and np.all(program.cost < 2**53)):
+        return program
+    unit = np.gcd.reduce(program.cost.astype(np.int64))
+    return program._replace(cost=program.cost / unit, budget=np.floor(program.budget / unit))
 
 
 @jax.jit
-def _priced(
-    w: Float[Array, " K"],
-    alpha: Float[Array, " K"],
-    cost: Float[Array, " K"],
-    top: Float[Array, " K"],
-    budget: Float[Array, ""],
-) -> tuple[Float[Array, ""], Float[Array, "2 K"]]:
-    def units(price: Float[Array, ""]) -> Float[Array, " K"]:
-        return _worthwhile(w, alpha + price * cost, top)
+def _priced(program: _Program) -> tuple[Float[Array, ""], Float[Array, "3 K"]]:
+    """The price, and whole units at it (they reach the budget or are all that pay) and just above it (within budget).
 
-    high = jnp.maximum(jnp.max(w * jnp.log(2.0) / cost), 0.0) * 2
+    Last come, for equal costs, those just above it with what is left given to the units at it, the first unit first.
+    """
+    w, alpha, cost, top, budget = map(jnp.asarray, program)
+
+    def units(price: Float[Array, ""]) -> Float[Array, " K"]:
+        return _worthwhile(w, alpha + price * cost, top, jnp)
+
+    high = jnp.maximum(jnp.max(w / cost) * jnp.log(2.0), 0.0) * 2
     # where the budget does not bind this ends at price 0, with all that pay
     low, high = adjacent_prices(lambda price: jnp.sum(cost * units(price)), budget, jnp.zeros_like(high), high)
-    return low, jnp.stack([units(low), units(high)])
+    most, least = units(low), units(high)
+    left = jnp.floor(budget / jnp.max(cost)) - jnp.sum(least)
+    before = jnp.cumsum(most - least) - (most - least)
+    filled = least + jnp.clip(left - before, 0.0, most - least)
+    valid = jnp.isfinite(w) & (w >= 0) & (cost > 0) & jnp.isfinite(cost) & (alpha >= 0) & (top >= 0)
+    valid = jnp.all(valid & (top <= _LARGEST_AMOUNT)) & jnp.isfinite(budget) & (budget >= 0)
+    return low, jnp.stack([most, least, jnp.where(valid, filled, -1.0)])
 
 
-def _worthwhile(w: Float[Array, " K"], price: Float[Array, " K"], top: Float[Array, " K"]) -> Float[Array, " K"]:
+def _worthwhile(w: Any, price: Any, top: Any, xp: Any) -> Any:
     """How many units gain at least their price: w log((2 + e) / (1 + e)) >= price for all e below the answer."""
-    each = jnp.where(w > 0, price / jnp.where(w > 0, w, 1.0), jnp.inf)
-    return jnp.where(each > 0, jnp.clip(jnp.floor(1 / jnp.expm1(each)), 0.0, top), top)
+    each = xp.where(w > 0, price / xp.where(w > 0, w, 1.0), xp.inf)
+    return xp.where(each > 0, xp.clip(xp.floor(1 / xp.expm1(xp.where(each > 0, each, 1.0))), 0.0, top), top)
 
 
 def _filled(host: _Program, amount: Num[np.ndarray, " K"]) -> Num[np.ndarray, " K"]:
@@ -200,33 +270,28 @@ def _filled(host: _Program, amount: Num[np.ndarray, " K"]) -> Num[np.ndarray, " 
 
 
 def _searched(
-    host: _Program,
-    greedy: Num[np.ndarray, " K"],
-    price: float,
-    apart: float,
-    *,
-    largest_search: int,
-    seconds: float,
+    host: _Program, greedy: Num[np.ndarray, " K"], most: Num[np.ndarray, " K"], price: float, states: int
 ) -> tuple[Num[np.ndarray, " K"], bool]:
-    """The best whole amounts, and whether that is proven; only choices within `apart` of the price are open."""
-    with jax.enable_x64(True):
-        net, margin = host.alpha + price * host.cost, apart * (1 + 1e-6)
-        w, top = jnp.asarray(host.w), jnp.asarray(host.top)
-        sure, possible = (np.asarray(_worthwhile(w, jnp.asarray(net + side), top)) for side in (margin, -margin))
-    opened = (possible - sure).astype(np.int64)
-    if opened.sum() > largest_search:
+    """The best whole amounts, and whether that is proven; only choices within reach of the price are open."""
+    # Lagrange: nothing within the budget beats the choice at the price, credited with the budget it overspends. What
+    # greedy lies above it is added up by unit, each with its rounding, so that no large unit hides a small one.
+    parts = host.rise(greedy, most, price)
+    apart = math.fsum(np.maximum(parts.sum(0), 0.0) + 1e-15 * np.abs(parts).sum(0))
+    apart += price * max(host.budget - math.fsum(host.cost * greedy), 0.0)
+    net = host.alpha + price * host.cost
+    margin = apart * (1 + 1e-6) + 1e-12 * net
+    with np.errstate(over="ignore", divide="ignore"):
+        sure, possible = (_worthwhile(host.w, net + side, host.top, np) for side in (margin, -margin))
+    further = np.arange((possible - sure).max() + 1)
+    if further.size * sure.size > states:
         return greedy, False
-    unit = np.repeat(np.arange(opened.size), opened)
-    held = sure[unit] + np.arange(unit.size) - np.repeat(np.cumsum(opened) - opened, opened)
-    chosen, proven = best_subset(
-        host.gain(unit, held) / apart, host.cost[unit], host.budget - float(host.cost @ sure), seconds=seconds
-    )
-    if chosen is None:
-        return greedy, False
-    amount = sure + np.bincount(unit, weights=chosen, minlength=opened.size)
-    # a solver's tolerance is no budget, and an answer cut short may lie behind greedy
-    worse = host.cost @ amount > host.budget or host.objective(amount) > host.objective(greedy)
-    return (greedy, False) if worse else (amount, proven)
+    value = host.alpha[:, None] * further - host.w[:, None] * np.log1p(further / (1 + sure[:, None]))
+    value = np.where(further <= (possible - sure)[:, None], value, np.inf)
+    room = float(host.budget) - math.fsum(host.cost * sure)
+    found = best_choice(value, host.cost[:, None] * further, room, groups=np.arange(sure.size), states=states)
+    amount = sure + found.choice
+    worse = math.fsum(host.rise(amount, greedy, 0.0).sum(0)) > 0  # a search cut short may end behind greedy
+    return (greedy, False) if worse and not found.exact else (amount, found.exact)
 
 
 def _reason(host: _Program, amount: Num[np.ndarray, " K"]) -> Status:

@@ -1,51 +1,217 @@
-"""The best subset of items within one budget, proven: dynamic programming or HiGHS."""
+"""One entry per unit within one budget, and the proof that none is better: the package's one exact integer solver."""
+
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy.optimize import Bounds, LinearConstraint, milp
+from jaxtyping import Bool, Float, Int, Shaped
 
-_LARGEST_TABLE = 100_000_000  # cells of one byte
+from curvjax.allocation.relaxation import Completion, Steps, completion, hull_steps
+from curvjax.allocation.whole_numbers import Table, nearest, number, whole_table
 
 
-def best_subset(
-    gain: Float[np.ndarray, " N"], cost: Float[np.ndarray, " N"], room: float, *, seconds: float
-) -> tuple[Bool[np.ndarray, " N"] | None, bool]:
-    """argmax_{x in {0,1}^N} gain @ x subject to cost @ x <= room.
+class Best(NamedTuple):
+    """A choice, and what is known of it.
+
+    choice: `[K]` columns. gap: how much better a mixture of entries could be. price: fall of such a mixture's value per
+    unit of further budget. exact: whether no choice is better, proven.
+    """
+
+    choice: Int[np.ndarray, " K"]
+    gap: float
+    price: float
+    exact: bool
+
+
+class _Priced(NamedTuple):
+    """Lagrange at one price, in whole numbers: value fall / cost extra of the step at which the budget ends.
+
+    fall, extra: the price. excess: `[G, J]` extra * value + fall * cost, above the unit's least.
+    """
+
+    fall: int
+    extra: int
+    excess: Shaped[np.ndarray, "G J"]
+
+    def apart(self, choice: Int[np.ndarray, " G"], unspent: float) -> int:
+        """How far, times `extra`, a choice lies above what nothing within the budget can fall below."""
+        return sum(self.excess[np.arange(len(choice)), choice]) + self.fall * int(unspent)
+
+
+class _Layer(NamedTuple):
+    """Partial choices after some units. parent: `[N]` place in the layer before. column: `[N]` of the last unit."""
+
+    parent: Int[np.ndarray, " N"]
+    column: Int[np.ndarray, " N"]
+
+
+class _Known(NamedTuple):
+    """A choice to begin with, and its value. enough: no choice has less value than this."""
+
+    choice: Int[np.ndarray, " G"]
+    value: int
+    enough: int
+
+
+class _Incumbent(NamedTuple):
+    """The best choice so far: a state of a layer, completed by the first `steps` whole steps of the rest."""
+
+    value: int
+    layer: int
+    state: int
+    steps: int
+
+
+def best_choice(
+    value: Float[np.ndarray, "K J"],
+    cost: Float[np.ndarray, "K J"],
+    room: float,
+    *,
+    groups: Int[np.ndarray, " K"],
+    states: int,
+) -> Best:
+    """argmin_{j in {0..J-1}^K} sum_k value[k, j_k] subject to sum_k cost[k, j_k] <= room, tied units alike.
+
+    The relaxation over lower convex hulls gives a price and a choice that rounds it. An entry whose excess at that
+    price is more than these lie apart is settled. What is left is Bellman's recursion over lists: of the partial
+    choices after each unit those stay that no other undercuts in both cost and value, and whose relaxed completion does
+    not exceed the best choice known. All of this is in whole numbers, so that nothing but the input's own rounding
+    enters; where floating point bounds a completion, its rounding is taken off.
 
     Args:
-      gain: `[N]`, in a unit of which 1e-6 does not matter.
-      cost: `[N]` positive.
-      room: the budget, non-negative.
-      seconds: time limit of the integer solver.
+      value: `[K, J]`, `inf` for an entry that a unit lacks, one finite in each group.
+      cost: `[K, J]` finite, non-negative.
+      room: the budget, at least what the cheapest entries cost; see `whole_table` for how costs are read.
+      groups: `[K]` numbers from 0 up; units of one number choose the same column.
+      states: most partial choices kept after a unit. Where there are more the most promising go on, and `exact` is
+        False.
 
     Returns:
-      Which items to take (None if the solver found nothing in its time), and whether that is proven optimal. Whole
-      costs and a table of moderate size go by dynamic programming, exact; anything else to HiGHS, which proves the
-      optimum to 1e-6 and lets the budget be exceeded by 1e-7 of the largest cost.
+      A `Best`.
 
-    Source: Bellman (1957); HiGHS by `scipy.optimize.milp`.
+    Source: Sinha & Zoltners (1979), Operations Research 27(3), for the relaxation; Nemhauser & Ullmann (1969),
+    Management Science 15(9), for the lists; Pisinger (1995), EJOR 83(2), for both together.
     """
-    if np.all(cost == np.floor(cost)) and gain.size * (room + 1) <= _LARGEST_TABLE:
-        return _tabulated(gain, cost.astype(np.int64), int(room)), True
-    found = milp(
-        -gain,
-        integrality=np.ones(gain.size),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(cost / cost.max(), ub=room / cost.max()),
-        options={"time_limit": seconds, "mip_rel_gap": 0.0},
-    )
-    return (None, False) if found.x is None else (found.x > 0.5, found.status == 0)
+    table = whole_table(value, cost, room, groups)
+    one = max(int(table.value.max()), 1)
+    steps = hull_steps(table, one)
+    priced, choice = _rounded_down(table, steps, one)
+    apart = priced.apart(choice, _unspent(table, choice))
+    exact = apart < priced.extra  # values are whole: no better one lies in between
+    if not exact and states > 0:
+        opened = table.open & (priced.excess <= apart).astype(bool)
+        known = _Known(choice, _value(table, choice), _value(table, choice) - apart // priced.extra)
+        choice, exact = _search(_restricted(table, opened), known, one, states)
+    gap = Fraction(priced.apart(choice, _unspent(table, choice)), priced.extra)
+    price = Fraction(priced.fall, priced.extra) * table.value_unit / table.cost_unit
+    return Best(choice[groups], number(gap * table.value_unit), number(price), exact)
 
 
-def _tabulated(gain: Float[np.ndarray, " N"], cost: np.ndarray, room: int) -> Bool[np.ndarray, " N"]:
-    best = np.zeros(room + 1)  # most gain for each budget, with the items so far
-    taken = np.zeros((gain.size, room + 1), dtype=bool)
-    for item in np.flatnonzero(cost <= room):
-        with_it = best[: room + 1 - cost[item]] + gain[item]
-        taken[item, cost[item] :] = with_it > best[cost[item] :]
-        best[cost[item] :] = np.maximum(with_it, best[cost[item] :])
-    chosen = np.zeros(gain.size, dtype=bool)
-    for item in range(gain.size - 1, -1, -1):
-        chosen[item] = taken[item, room]
-        room -= chosen[item] * cost[item]
-    return chosen
+def _unspent(table: Table, choice: Int[np.ndarray, " G"]) -> float:
+    return table.left - table.cost[np.arange(len(choice)), choice].sum()
+
+
+def _value(table: Table, choice: Int[np.ndarray, " G"]) -> int:
+    return int(table.value[np.arange(len(choice)), choice].sum())
+
+
+def _rounded_down(table: Table, steps: Steps, one: int) -> tuple[_Priced, Int[np.ndarray, " G"]]:
+    """The relaxed optimum's price, and the choice left when the step that does not fit whole is not taken."""
+    rest = completion(table, steps, np.ones(len(table.open), bool), one)
+    taken = int(rest.whole(np.asarray([table.left]))[0])
+    choice = _walked(steps, taken)
+    fall, extra = (int(steps.fall[taken]), int(steps.extra[taken])) if taken < steps.unit.size else (0, 1)
+    cost = np.where(table.open, table.cost, 0.0).astype(np.int64).astype(object)
+    excess = extra * table.value.astype(object) + fall * cost
+    none = excess.max() + 1
+    excess = excess - np.where(table.open, excess, none).min(1)[:, None]
+    return _Priced(fall, extra, excess), _filled(table, choice, one)
+
+
+def _walked(steps: Steps, taken: int) -> Int[np.ndarray, " G"]:
+    choice = steps.start.copy()
+    choice[steps.unit[:taken]] = steps.after[:taken]  # of a unit's steps the last one counts
+    return choice
+
+
+def _filled(table: Table, choice: Int[np.ndarray, " G"], one: int) -> Int[np.ndarray, " G"]:
+    """Spend what is left: the single change of largest fall that fits, until none does."""
+    rows, value = np.arange(len(choice)), nearest(table.value, one)
+    while True:
+        extra = table.cost - table.cost[rows, choice][:, None]
+        fits = table.open & (extra <= _unspent(table, choice))
+        fall = np.where(fits, value[rows, choice][:, None] - value, 0.0)
+        unit, column = np.unravel_index(np.argmax(fall), fall.shape)
+        if fall[unit, column] <= 0:
+            return choice
+        choice[unit] = column
+
+
+def _restricted(table: Table, opened: Bool[np.ndarray, "G J"]) -> Table:
+    return table._replace(open=opened, cost=np.where(opened, table.cost, np.inf))
+
+
+def _search(table: Table, known: _Known, one: int, states: int) -> tuple[Int[np.ndarray, " G"], bool]:
+    """The best choice among open entries, and whether that is proven."""
+    steps, best, exact = hull_steps(table, one), _Incumbent(known.value, -1, 0, 0), True
+    undecided = table.open.sum(1) > 1
+    # the widest first, so that the rounding of what is left to bound shrinks with its scale
+    span = np.where(table.open, table.value, 0).max(1)
+    line = sorted(np.flatnonzero(undecided), key=lambda unit: -span[unit])
+    fixed = completion(table, steps, ~undecided, one)
+    cost, value = np.full(1, fixed.cheapest), fixed.value[:1]
+    layers, rests = [], []
+    for unit in line:
+        undecided[unit] = False
+        rest = completion(table, steps, undecided, one)
+        layer, cost, value, spare = _expanded(table, int(unit), cost, value, rest, best.value, one)
+        if layer.column.size > states:
+            promising = np.sort(np.argsort(nearest(value, one) + rest.bound(spare), kind="stable")[:states])
+            layer, exact = _Layer(layer.parent[promising], layer.column[promising]), False
+            cost, value, spare = cost[promising], value[promising], spare[promising]
+        if layer.column.size == 0:
+            break
+        layers.append(layer)
+        rests.append(rest)
+        whole = rest.whole(spare)
+        completed = value + rest.value[whole]
+        first = int(np.argmin(completed))
+        if completed[first] < best.value:
+            best = _Incumbent(int(completed[first]), len(layers) - 1, first, int(whole[first]))
+        if best.value <= known.enough:
+            exact = True
+            break
+    return (known.choice if best.layer < 0 else _traced(best, layers, line, rests[best.layer])), exact
+
+
+def _expanded(
+    table: Table,
+    unit: int,
+    cost: Float[np.ndarray, " N"],
+    value: Shaped[np.ndarray, " N"],
+    rest: Completion,
+    limit: int,
+    one: int,
+) -> tuple[_Layer, Float[np.ndarray, " M"], Shaped[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+    """Every state with every open entry of a unit, but for those that cannot be, or need not be, part of the best."""
+    columns = np.flatnonzero(table.open[unit])
+    parent, column = (x.ravel() for x in np.meshgrid(np.arange(cost.size), columns, indexing="ij"))
+    cost = cost[parent] + table.cost[unit, column]
+    spare = table.left - cost - rest.cheapest
+    fits = spare >= 0
+    parent, column, cost, spare = parent[fits], column[fits], cost[fits], spare[fits]
+    value = value[parent] + table.value[unit, column]
+    slack = nearest(limit - value, one)
+    good = np.flatnonzero(slack >= rest.bound(spare))
+    good = good[np.lexsort((-slack[good], cost[good]))]  # states of equal cost: the least value first, or nearly
+    best = np.minimum.accumulate(value[good])
+    kept = good[np.r_[True, value[good][1:] < best[:-1]].astype(bool)] if good.size else good
+    return _Layer(parent[kept], column[kept]), cost[kept], value[kept], spare[kept]
+
+
+def _traced(best: _Incumbent, layers: list[_Layer], line: list[int], rest: Completion) -> Int[np.ndarray, " G"]:
+    choice, state = _walked(rest.steps, best.steps), best.state
+    for layer, unit in reversed(list(zip(layers[: best.layer + 1], line, strict=False))):
+        choice[unit] = layer.column[state]
+        state = int(layer.parent[state])
+    return choice

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Num
 
-from curvjax.allocation.inputs import for_caller
+from curvjax.allocation.inputs import in_float64
 from curvjax.allocation.result import Allocation, require
 
 
+@in_float64
 def budget_path(program: Callable[[ArrayLike], Allocation], values: Num[ArrayLike, " n"]) -> Allocation:
     """The program's solutions at all values of one setting, in one compiled call.
 
@@ -30,5 +31,4 @@ def budget_path(program: Callable[[ArrayLike], Allocation], values: Num[ArrayLik
 
     Source: ours.
     """
-    with jax.enable_x64(True):
-        return for_caller(require(jax.vmap(program)(jnp.asarray(values, dtype=jnp.float64))))
+    return require(jax.vmap(program)(jnp.asarray(values, dtype=jnp.float64)))

@@ -8,11 +8,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from curvjax.allocation.curves import Curve, quadratic, traceable
-from curvjax.allocation.inputs import POSITIVE, SHARE, per_unit, single, unit_count
+from curvjax.allocation.inputs import POSITIVE, SHARE, in_float64, per_unit, single, unit_count
 from curvjax.allocation.result import Allocation, delivered
 from curvjax.allocation.separable import Terms, group_numbers, require_order, solution, tied
 
 
+@in_float64
 def allocate_sparsity(
     q: Num[ArrayLike, " K"],
     *,
@@ -51,7 +52,7 @@ def allocate_sparsity(
 
     Returns:
       An `Allocation` of shares rho; `spent`, `requested` and `reach` count weights. Its dual nu is the penalty added
-      by removing one more weight. Worked out in float64 whatever `jax_enable_x64` says.
+      by removing one more weight. Worked out in float64.
 
     Raises:
       ValueError: outside a trace, for an empty q, a wrong shape, a value that is not finite or out of the ranges
@@ -66,18 +67,17 @@ def allocate_sparsity(
         msg = f"units {zero[:8].tolist()} have q = 0, so removing them would be free; use quality(zeta2, floor=0.05)."
         raise ValueError(msg)
     require_order(minimum, max_sparsity, count)
-    with jax.enable_x64(True):
-        result = _solve(
-            traceable(penalty),
-            per_unit("q", q, count),
-            per_unit("size", size, count, POSITIVE),
-            single("sparsity", sparsity, SHARE),
-            single("kappa", kappa),
-            per_unit("minimum", minimum, count, SHARE),
-            per_unit("max_sparsity", max_sparsity, count, SHARE),
-            np.asarray(size_neutral, dtype=bool),
-            group_numbers(ties, count),
-        )
+    result = _solve(
+        traceable(penalty),
+        per_unit("q", q, count),
+        per_unit("size", size, count, POSITIVE),
+        single("sparsity", sparsity, SHARE),
+        single("kappa", kappa),
+        per_unit("minimum", minimum, count, SHARE),
+        per_unit("max_sparsity", max_sparsity, count, SHARE),
+        np.asarray(size_neutral, dtype=bool),
+        group_numbers(ties, count),
+    )
     return delivered(result)
 
 

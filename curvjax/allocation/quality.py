@@ -1,15 +1,15 @@
 """Gains made comparable: one share per unit."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
-from curvjax.allocation.inputs import for_caller, single, unit_count
+from curvjax.allocation.inputs import in_float64, single, unit_count
 
 
+@in_float64
 def quality(zeta2: Num[ArrayLike, " K"], *, floor: ArrayLike = 0.0) -> Float[ArrayLike, " K"]:
     """Quality score of each unit, its share of the total gain [M10].
 
@@ -32,14 +32,12 @@ def quality(zeta2: Num[ArrayLike, " K"], *, floor: ArrayLike = 0.0) -> Float[Arr
     unit_count("zeta2", zeta2)
     if not isinstance(zeta2, Tracer):
         _refuse_degenerate(np.asarray(zeta2, dtype=np.float64), floor)
-    with jax.enable_x64(True):
-        floor = single("floor", floor)
-        gain = jnp.maximum(jnp.asarray(zeta2, dtype=jnp.float64), 0.0)  # max keeps NaN
-        # dividing by the largest first keeps the sum of very large or very small gains in range
-        share = gain / jnp.max(gain)
-        share = share / jnp.sum(share)
-        score = share + floor * jnp.median(share)
-    return for_caller(score)
+    floor = single("floor", floor)
+    gain = jnp.maximum(jnp.asarray(zeta2, dtype=jnp.float64), 0.0)  # max keeps NaN
+    # dividing by the largest first keeps the sum of very large or very small gains in range
+    share = gain / jnp.max(gain)
+    share = share / jnp.sum(share)
+    return share + floor * jnp.median(share)
 
 
 def _refuse_degenerate(gain: np.ndarray, floor: ArrayLike) -> None:

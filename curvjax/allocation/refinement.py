@@ -30,7 +30,13 @@ class Refined(NamedTuple):
 
 
 def refine(
-    program: Program, probe: Probe, lower: Num[np.ndarray, " K"], upper: Num[np.ndarray, " K"], *, effort: int
+    program: Program,
+    probe: Probe,
+    lower: Num[np.ndarray, " K"],
+    upper: Num[np.ndarray, " K"],
+    *,
+    effort: int,
+    traceable: bool = False,
 ) -> Refined:
     """Tighten bounds of the scores until the whole amounts are the same for every score within them [M19].
 
@@ -44,6 +50,7 @@ def refine(
       lower: `[K]` non-negative lower bounds to begin with.
       upper: `[K]` upper bounds.
       effort: most probes in all.
+      traceable: whether the program is a function for `jax.vmap`, as `certify` takes it.
 
     Returns:
       A `Refined`; read `proved` before calling the allocation certified.
@@ -59,7 +66,7 @@ def refine(
         raise ValueError(msg)
     low, high = (np.array(bound, dtype=np.float64) for bound in (lower, upper))
     probes, able = np.zeros(low.size, np.int64), np.ones(low.size, bool)
-    certificate = certify(program, low, high)
+    certificate = certify(program, low, high, traceable=traceable)
     while not certificate.unique.all() and able.any():
         line = _widest(~certificate.unique & able, low, high, share=0.5)
         line = line if line.size else _widest(able, low, high, share=1.0)
@@ -72,7 +79,7 @@ def refine(
             able[unit] = found is not None
             if found is not None:
                 low[unit], high[unit] = _intersected(int(unit), (low[unit], high[unit]), found)
-        certificate = certify(program, low, high)
+        certificate = certify(program, low, high, traceable=traceable)
     return Refined(low, high, certificate, probes, bool(certificate.unique.all()), not able.any())
 
 

@@ -10,8 +10,6 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from curvjax.allocation.inputs import for_caller
-
 Program = Callable[[Float[Array, " K"]], Num[ArrayLike, " K"]]
 """Quality scores `[K]` to amounts `[K]`, with all settings bound."""
 
@@ -89,7 +87,7 @@ def require(result: Allocation, *, tolerance: float = 1e-6) -> Allocation:
 
 def delivered(result: Allocation) -> Allocation:
     """The result as a caller gets it: outside a trace failures are raised, inside one `status` tells."""
-    return for_caller(result if isinstance(result.status, Tracer) else require(result))
+    return result if isinstance(result.status, Tracer) else require(result)
 
 
 def judged(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from curvjax.allocation.bisect import spend
 from curvjax.allocation.curves import Curve, traceable
-from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, per_unit, single, unit_count
+from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, in_float64, per_unit, single, unit_count
 from curvjax.allocation.result import Allocation, delivered, judged, stationarity
 
 
@@ -27,6 +27,7 @@ class Terms(NamedTuple):
     budget: Float[Array, ""]
 
 
+@in_float64
 def allocate_separable(
     curve: Curve,
     *,
@@ -72,17 +73,16 @@ def allocate_separable(
     Source: ours; for log utilities and quadratic penalties Amaefuna et al., arXiv 2603.00910, Theorems 2 and 3.
     """
     count = unit_count("weight", weight)
-    with jax.enable_x64(True):
-        numbers: dict[str, Any] = {
-            "weight": per_unit("weight", weight, count),
-            "cost": per_unit("cost", cost, count, POSITIVE),
-            "price": per_unit("price", price, count),
-            "lower": per_unit("lower", lower, count),
-            "upper": per_unit("upper", np.inf if upper is None else upper, count, BOUND),
-            "least": single("least", -np.inf if least is None else least, END),
-            "budget": single("budget", budget, FINITE),
-        }
-        result = solved(curve, Terms(**numbers), ties)
+    numbers: dict[str, Any] = {
+        "weight": per_unit("weight", weight, count),
+        "cost": per_unit("cost", cost, count, POSITIVE),
+        "price": per_unit("price", price, count),
+        "lower": per_unit("lower", lower, count),
+        "upper": per_unit("upper", np.inf if upper is None else upper, count, BOUND),
+        "least": single("least", -np.inf if least is None else least, END),
+        "budget": single("budget", budget, FINITE),
+    }
+    result = solved(curve, Terms(**numbers), ties)
     return delivered(result)
 
 

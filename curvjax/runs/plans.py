@@ -12,6 +12,7 @@ from curvjax.allocation import (
     Allocation,
     Budget,
     Choice,
+    Program,
     allocate_bits,
     allocate_capacity,
     allocate_sparsity,
@@ -20,6 +21,7 @@ from curvjax.allocation import (
     round_capacity,
     round_sparsity,
     round_to_total,
+    whole_capacity,
 )
 from curvjax.artefacts import Record
 from curvjax.runs.program import AllocateSettings
@@ -33,8 +35,8 @@ class Plan(NamedTuple):
 
     continuous, amount, maximum, cost: `[K]`. solved: evidence of the continuous program. path: the same at the budgets
     of the sweep, or None. requested, planned: totals in `unit`. meaning: of the dual price. integers: evidence of the
-    rounding, for the record. program: `[K]` scores to whole amounts beyond `least`. monotone: whether bounds of the
-    scores bound these.
+    rounding, for the record. program: `[K]` scores to what is certified, amounts beyond `least`, for `jax.vmap`; None
+    where bounds of the scores do not bound them. ties: `[K]` the groups it ties, or None.
     """
 
     continuous: np.ndarray
@@ -48,9 +50,9 @@ class Plan(NamedTuple):
     unit: str
     meaning: str
     integers: Record
-    program: Callable[[Any], np.ndarray]
+    program: Program | None
     least: int
-    monotone: bool
+    ties: np.ndarray | None
 
 
 class _Menu(NamedTuple):
@@ -98,9 +100,13 @@ def capacity_plan(units: list[Record], q: np.ndarray, settings: AllocateSettings
         unit=many,
         meaning=f"nats of the program's objective that one more {one} buys",
         integers=integers,
-        program=lambda scores: whole(np.asarray(scores, np.float64))[0],
+        program=(
+            (lambda scores: whole_capacity(scores, budget=extra, **(shared | {"cost": cost[0]})))
+            if plain and len(set(cost)) == 1 and not settings.alpha
+            else None
+        ),
         least=least,
-        monotone=plain and len(set(cost)) == 1 and not settings.alpha,
+        ties=None,
     )
 
 
@@ -111,8 +117,8 @@ def sparsity_plan(units: list[Record], q: np.ndarray, settings: AllocateSettings
     bound: dict[str, Any] = {"size": size, "max_sparsity": most}
     bound |= {"kappa": settings.kappa, "size_neutral": True, "ties": groups}
 
-    def shares(scores: Any) -> np.ndarray:
-        return np.asarray(allocate_sparsity(scores, sparsity=settings.budget, **bound).amount)
+    def shares(scores: Any) -> Any:
+        return allocate_sparsity(scores, sparsity=settings.budget, **bound).amount
 
     solved = allocate_sparsity(q, sparsity=settings.budget, **bound)
     rho = np.asarray(solved.amount)
@@ -138,9 +144,9 @@ def sparsity_plan(units: list[Record], q: np.ndarray, settings: AllocateSettings
         unit="weights removed",
         meaning="rise of the program's objective for one more weight removed",
         integers=integers,
-        program=shares,
+        program=None if settings.pattern else shares,
         least=0,
-        monotone=not settings.pattern,
+        ties=groups,
     )
 
 
@@ -175,16 +181,18 @@ def bits_plan(units: list[Record], scores: np.ndarray, settings: AllocateSetting
         unit="bits",
         meaning="fall of the relaxed objective per further bit",
         integers=_evidence(choice.gap, choice.exact, choice.unspent, "chosen"),
-        program=np.asarray,
+        program=None,
         least=0,
-        monotone=False,
+        ties=None,
     )
 
 
-def certificate(plan: Plan, lower: np.ndarray, upper: np.ndarray) -> Record:
-    """Ranges of the amounts over all scores within their certified bounds [M19]."""
+def certificate(plan: Plan, lower: np.ndarray, upper: np.ndarray) -> Record | None:
+    """Ranges of the amounts over all scores within their certified bounds [M19]; None where there is no such range."""
+    if plan.program is None:
+        return None
     scale = 1 / np.mean(lower + upper)  # the programs do not see the scale
-    found = certify(plan.program, lower * scale, upper * scale)
+    found = certify(plan.program, lower * scale, upper * scale, ties=plan.ties, traceable=True)
     ranges = {"least": (plan.least + found.least).tolist(), "most": (plan.least + found.most).tolist()}
     if np.issubdtype(found.least.dtype, np.integer):
         return ranges | {"certified": int(found.unique.sum()), "unique": bool(found.unique.all())}

@@ -105,7 +105,7 @@ def refine(
         return (float(found.lower[0]), float(found.upper[0])) if done == wanted else None
 
     progress("further products", 0, settings.products)
-    found = tighten(solve, probe, lower, upper, effort=settings.products)
+    found = tighten(solve, probe, lower, upper, effort=settings.products, traceable=True)
     tight = found._replace(exhausted=found.exhausted and left >= settings.stride)  # not merely out of products
     tighter = _refined_gains(gains, runs, tight, settings.products - left)
     directory = Path(directory)

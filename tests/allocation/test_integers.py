@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from curvjax.allocation import Status, integers, knapsack, round_capacity
+from curvjax.allocation import Status, integers, round_capacity, whole_capacity
 
 
 def best_of_all(q, cost, budget, alpha, maximum):
@@ -55,7 +55,7 @@ def test_greedy_alone_would_be_wrong_at_unequal_costs():
     q, cost = np.array([0.61, 1.0]), np.array([6.0, 10.0])
     found = round_capacity(q, cost=cost, budget=10.0, alpha=0.0, maximum=1)
     np.testing.assert_array_equal(found.amount, [0, 1])
-    left = round_capacity(q, cost=cost, budget=10.0, alpha=0.0, maximum=1, largest_search=0)
+    left = round_capacity(q, cost=cost, budget=10.0, alpha=0.0, maximum=1, states=0)
     np.testing.assert_array_equal(left.amount, [1, 0])
     assert not left.exact
     assert left.objective > found.objective
@@ -64,21 +64,37 @@ def test_greedy_alone_would_be_wrong_at_unequal_costs():
 
 def test_greedy_alone_takes_nothing_that_does_not_pay():
     found = round_capacity(
-        np.array([1.0, 0.5]), cost=np.array([10.0, 1.0]), budget=9.0, alpha=0.2, maximum=50, largest_search=0
+        np.array([1.0, 0.5]), cost=np.array([10.0, 1.0]), budget=9.0, alpha=0.2, maximum=50, states=0
     )
     np.testing.assert_array_equal(found.amount, [0, 2])
 
 
-def test_costs_with_a_common_divisor_need_no_integer_solver(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError
-
-    monkeypatch.setattr(knapsack, "milp", refuse)
+def test_a_common_divisor_of_the_costs_changes_nothing():
     q, cost = np.random.default_rng(1).gamma(1.0, size=30), np.tile([4.0, 6.0, 11.0], 10)
     plain = round_capacity(q, cost=cost, budget=500.0, alpha=0.0)
     scaled = round_capacity(q, cost=cost * 2.0**20, budget=500.5 * 2.0**20, alpha=0.0)
     assert scaled.exact
     np.testing.assert_array_equal(scaled.amount, plain.amount)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_unit_of_huge_score_hides_none_of_the_others(seed):
+    rng = np.random.default_rng(seed)
+    q, cost = np.r_[1e14, rng.gamma(1.0, size=4)], rng.uniform(1, 5, 5)
+    found = round_capacity(q, cost=cost, budget=20.0, alpha=0.0, maximum=np.array([1, 4, 4, 4, 4]))
+    rest = round_capacity(q[1:], cost=cost[1:], budget=20.0 - cost[0], alpha=0.0, maximum=4)
+    assert found.exact
+    np.testing.assert_array_equal(found.amount, np.r_[1, rest.amount])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_function_for_vmap_gives_the_same_units(seed):
+    rng = np.random.default_rng(seed)
+    q = rng.gamma(0.7, size=(20, 12)) * (rng.random((20, 12)) > 0.1)
+    bound = {"cost": 0.1, "budget": 4.0, "alpha": 0.01, "maximum": 9}
+    batched = jax.jit(jax.vmap(lambda scores: whole_capacity(scores, **bound)))(q)
+    np.testing.assert_array_equal(batched, [round_capacity(scores, **bound).amount for scores in q])
+    assert (jax.vmap(lambda budget: whole_capacity(q[0], cost=1.0, budget=budget, alpha=0.0))(-np.ones(2)) == -1).all()
 
 
 def test_a_total_that_can_be_met_is_met_exactly():
@@ -141,6 +157,10 @@ def test_malformed_input_is_refused():
         round_capacity(np.array([np.nan]), cost=1.0, budget=1.0, alpha=0.0)
     with pytest.raises(ValueError, match="a total of -1 is out of reach"):
         round_capacity(np.ones(2), cost=1.0, budget=-1.0, alpha=0.0)
+    with pytest.raises(ValueError, match=r"unit 1 could be given 1e\+17 whole units, too many to count exactly"):
+        round_capacity(np.array([0.0, 1.0]), cost=1.0, budget=1e17, alpha=0.0)
+    with pytest.raises(ValueError, match=r"cost must be one number; got shape \(2,\)"):
+        whole_capacity(np.ones(2), cost=np.ones(2), budget=1.0, alpha=0.0)
 
 
 def test_float32_callers_get_the_same_units_and_other_values_compile_nothing_new():

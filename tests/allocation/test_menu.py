@@ -1,11 +1,12 @@
 """One entry per unit: exact against all choices, and honest about what is proven."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 
-from curvjax.allocation import allocate_bits, menu
+from curvjax.allocation import allocate_bits
 
 BITS = np.array([2, 3, 4, 6, 8])
 
@@ -41,7 +42,7 @@ def test_the_choice_is_the_best_of_all(seed, kind):
     assert found.exact
     assert found.objective == pytest.approx(brute(value, cost, budget), rel=1e-12, abs=1e-12)
     rows = np.arange(len(value))
-    assert found.spent == cost[rows, found.choice].sum() <= budget * (1 + 1e-12)
+    assert found.spent == math.fsum(cost[rows, found.choice]) <= budget * (1 + 1e-12)
     assert found.unspent == pytest.approx(budget - found.spent)
     assert found.bound <= found.objective
     assert found.gap == pytest.approx(found.objective - found.bound, abs=1e-12)
@@ -67,20 +68,40 @@ def test_a_real_sized_menu_is_proven_and_near_its_bound():
     assert found.unspent < BITS[-1] * size.max()
 
 
-def test_costs_that_are_not_whole_go_to_the_integer_solver(monkeypatch):
+def test_many_units_with_costs_that_are_not_whole_are_proven():
     value, cost, budget = problem(3, units=40, kind="real")
-    monkeypatch.setattr(menu, "_tabulated", None)
     found = allocate_bits(value, cost, budget=budget)
     assert found.exact
     step = (value.max(1) - value.min(1)).max()
     assert found.gap <= step  # a relaxed optimum mixes two entries of one unit only
 
 
-def test_without_time_the_rounded_choice_stands_and_says_so():
+def test_without_a_search_the_rounded_choice_stands_and_says_so():
     value, cost, budget = problem(5, units=60, kind="real")
-    found = allocate_bits(value, cost, budget=budget, seconds=1e-9)
+    found = allocate_bits(value, cost, budget=budget, states=0)
     assert not found.exact
     assert found.spent <= budget * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_units_offset_and_scale_do_not_change_the_others_choice(seed):
+    value, cost, budget = problem(seed, units=8, kind="real")
+    plain = allocate_bits(value, cost, budget=budget)
+    value[0] += 2.0**20  # moves no bit of its differences that decides
+    lifted = allocate_bits(value, cost, budget=budget)
+    np.testing.assert_array_equal(lifted.choice, plain.choice)
+    assert lifted.exact
+    assert lifted.gap == pytest.approx(plain.gap, rel=1e-6)
+    value[0] = np.where(np.arange(BITS.size) == plain.choice[0], 0.0, 1e9)  # may have nothing else
+    forced = allocate_bits(value, cost, budget=budget)
+    np.testing.assert_array_equal(forced.choice, plain.choice)
+    assert forced.exact
+
+
+def test_an_entry_dearer_than_the_whole_budget_is_passed_over():
+    found = allocate_bits(np.array([[3.0, 1.0], [2.0, 0.0]]), np.array([[1.0, 2.0], [1.0, 5.0]]), budget=3.0)
+    np.testing.assert_array_equal(found.choice, [1, 0])
+    assert (found.exact, found.spent) == (True, 3.0)
 
 
 def test_a_loose_budget_buys_the_best_entry_everywhere_at_no_price():

@@ -1,16 +1,16 @@
 """Uniform+: uniform sparsity that spares both ends of the network."""
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Num
 
 from curvjax.allocation.baselines import uniform
 from curvjax.allocation.budget import Budget
-from curvjax.allocation.inputs import SHARE, per_unit, single, unit_count
+from curvjax.allocation.inputs import SHARE, in_float64, per_unit, single, unit_count
 from curvjax.allocation.result import Program
 
 
+@in_float64
 def uniform_plus(
     q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], last_density: ArrayLike = 0.2
 ) -> Float[ArrayLike, " K"]:
@@ -35,8 +35,7 @@ def uniform_plus(
     the first convolution and the last linear layer.
     """
     count = unit_count("q", q)
-    with jax.enable_x64(True):
-        most = jnp.asarray(per_unit("maximum", budget.maximum, count, SHARE))
-        last = jnp.minimum(most[-1], 1 - single("last_density", last_density, SHARE))
-        spared = most.at[-1].set(last).at[0].set(0.0)
+    most = jnp.asarray(per_unit("maximum", budget.maximum, count, SHARE))
+    last = jnp.minimum(most[-1], 1 - single("last_density", last_density, SHARE))
+    spared = most.at[-1].set(last).at[0].set(0.0)
     return uniform(q, program=program, budget=budget._replace(maximum=spared), key=key)
