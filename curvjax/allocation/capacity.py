@@ -8,7 +8,7 @@ from jaxtyping import Int, Num
 
 from curvjax.allocation.curves import Curve, log_utility
 from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, in_float64, per_unit, raised, single, unit_count
-from curvjax.allocation.result import Allocation, delivered
+from curvjax.allocation.result import Solution, delivered
 from curvjax.allocation.separable import Terms, solved
 
 
@@ -27,7 +27,7 @@ def allocate_capacity(
     least: ArrayLike | None = None,
     ties: Int[ArrayLike, " K"] | None = None,
     utility: Curve = log_utility,
-) -> Allocation:
+) -> Solution:
     """Extra capacity of each unit at the least cost in description length [M11].
 
         argmin_{minimum <= e <= maximum}  sum_k alpha_k e_k - gamma sum_k q_k^beta log(1 + e_k)
@@ -59,7 +59,7 @@ def allocate_capacity(
       utility: the curve -u in place of -log(1 + e): `power_utility`, `saturating_utility`, `measured`.
 
     Returns:
-      An `Allocation` in extra units e. Its dual is the fall of the objective per unit of further budget. Worked out in
+      An `Solution` in extra units e. Its dual is the fall of the objective per unit of further budget. Worked out in
       float64.
 
     Raises:

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Num
 
 from curvjax.allocation.inputs import in_float64, per_unit, unit_count
-from curvjax.allocation.result import Program
+from curvjax.allocation.result import Amounts
 from curvjax.allocation.separable import group_numbers
 
 
@@ -26,7 +26,7 @@ class Certificate(NamedTuple):
 
 
 def certify(
-    program: Program,
+    program: Amounts,
     lower: Num[ArrayLike, " K"],
     upper: Num[ArrayLike, " K"],
     *,
@@ -81,7 +81,7 @@ def certify(
     return Certificate(least, most, least == most)
 
 
-def _at_once(program: Program, corners: Float[np.ndarray, "N K"]) -> Num[np.ndarray, "N K"]:
+def _at_once(program: Amounts, corners: Float[np.ndarray, "N K"]) -> Num[np.ndarray, "N K"]:
     found = np.asarray(_batched(program, corners))
     lost = ~np.isfinite(found).all(1) | (found < 0).any(1)  # how a trace tells that there is no answer
     if lost.any():
@@ -92,5 +92,5 @@ def _at_once(program: Program, corners: Float[np.ndarray, "N K"]) -> Num[np.ndar
 
 
 @in_float64
-def _batched(program: Program, corners: Float[ArrayLike, "N K"]) -> Num[ArrayLike, "N K"]:
+def _batched(program: Amounts, corners: Float[ArrayLike, "N K"]) -> Num[ArrayLike, "N K"]:
     return jax.vmap(program)(jnp.asarray(corners))

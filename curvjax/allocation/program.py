@@ -9,14 +9,17 @@ from jaxtyping import Float, Int, Num
 
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.menu import allocate_bits
-from curvjax.allocation.result import Solution
+from curvjax.allocation.programs import TransferProgram
+from curvjax.allocation.result import Amounts, Solution
 from curvjax.layers import UnitShape, within_layer
 from curvjax.registry import Registry
 
 
 class Whole(NamedTuple):
-    """Whole amounts, on the host. amount: `[K]` int64. gap: objective less that of the continuous optimum, None where
-    they are not of it. exact: whether proved optimal. unspent: budget left. status: why.
+    """Whole amounts `[K]`, on the host.
+
+    unspent: budget left; status: why. gap: objective less that of the continuous optimum, None where they are not of
+    it. exact: whether proved optimal.
     """
 
     amount: Int[np.ndarray, " K"]
@@ -32,9 +35,11 @@ class Posed(NamedTuple):
     cost: `[K]` of one more unit of amount, in units of the budget. maximum: `[K]` most of each. budget: what published
     rules share out, counted from nothing, in units of `scale`. requested: total. unit, meaning: of the total, and of
     the dual price, in words. solve: q -> continuous amounts, to be read as least + scale * amount. whole: q -> whole
-    amounts. rounded: a rule's amounts -> whole ones of the same total. monotone: q -> amounts that rise with a unit's
-    own score and fall with the others', so that bounds of scores bound amounts [M19]; None where none do. at: the
-    continuous program at another budget, traceable; None where there is none. remark: what cancels [M13], [M17].
+    amounts. rounded: a rule's amounts -> whole ones of the same total. monotone: traceable, q -> amounts that move one
+    way with a unit's own score and the other way with the others', so that bounds of scores bound amounts [M19]; None
+    where none do. ties: `[K]` groups of units that receive the same, or None. at: the continuous program at another
+    budget, traceable; None where there is none. paper: the program as Theorem 4 speaks of it [M18], or None. remark:
+    what cancels [M13], [M17].
     """
 
     cost: Float[np.ndarray, " K"]
@@ -46,8 +51,10 @@ class Posed(NamedTuple):
     solve: Callable[[Any], Solution]
     whole: Callable[[Any], Whole]
     rounded: Callable[[Any], Whole]
-    monotone: Callable[[Any], np.ndarray] | None
+    monotone: Amounts | None
+    ties: Int[np.ndarray, " K"] | None = None
     at: Callable[[Any, ArrayLike], Solution] | None = None
+    paper: TransferProgram | None = None
     remark: str | None = None
     least: int = 0
     scale: float | Num[np.ndarray, " K"] = 1.0

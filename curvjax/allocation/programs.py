@@ -8,7 +8,7 @@ from jaxtyping import Float, Num
 
 from curvjax.allocation.capacity import allocate_capacity
 from curvjax.allocation.pruning import allocate_sparsity
-from curvjax.allocation.result import Allocation
+from curvjax.allocation.result import Solution
 
 _Host = Float[np.ndarray, " K"]
 
@@ -17,7 +17,7 @@ _Host = Float[np.ndarray, " K"]
 class TransferProgram(Protocol):
     """min over a set that does not depend on q of f(x; q) = sum_k f_k(x_k; q_k), each f_k convex in x_k; float64."""
 
-    def allocate(self, q: Num[ArrayLike, " K"]) -> Allocation:
+    def allocate(self, q: Num[ArrayLike, " K"]) -> Solution:
         """The optimum x at scores q."""
         ...
 
@@ -53,7 +53,7 @@ class CapacityProgram(NamedTuple):
     maximum: ArrayLike | None = None
     equality: bool = False
 
-    def allocate(self, q: Num[ArrayLike, " K"]) -> Allocation:
+    def allocate(self, q: Num[ArrayLike, " K"]) -> Solution:
         """Extra units e."""
         return allocate_capacity(q, **self._asdict())
 
@@ -88,7 +88,7 @@ class SparsityProgram(NamedTuple):
     max_sparsity: float = 0.95
     size_neutral: bool = False
 
-    def allocate(self, q: Num[ArrayLike, " K"]) -> Allocation:
+    def allocate(self, q: Num[ArrayLike, " K"]) -> Solution:
         """Shares rho to remove."""
         return allocate_sparsity(q, **self._asdict())
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from curvjax.allocation.curves import Curve, quadratic, traceable
 from curvjax.allocation.inputs import POSITIVE, SHARE, in_float64, per_unit, single, unit_count
-from curvjax.allocation.result import Allocation, delivered
+from curvjax.allocation.result import Solution, delivered
 from curvjax.allocation.separable import Terms, group_numbers, require_order, solution, tied
 
 
@@ -25,7 +25,7 @@ def allocate_sparsity(
     penalty: Curve = quadratic,
     size_neutral: bool = False,
     ties: Int[ArrayLike, " K"] | None = None,
-) -> Allocation:
+) -> Solution:
     """Share of each block's weights to remove, at the least penalty for a given total [M15].
 
         argmin_{minimum <= rho <= max_sparsity}  sum_k m_k q_k^kappa psi(rho_k)
@@ -51,7 +51,7 @@ def allocate_sparsity(
       ties: `[K]` whole group numbers from 0 to K - 1; blocks of one number get the same sparsity.
 
     Returns:
-      An `Allocation` of shares rho; `spent`, `requested` and `reach` count weights. Its dual nu is the penalty added
+      An `Solution` of shares rho; `spent`, `requested` and `reach` count weights. Its dual nu is the penalty added
       by removing one more weight. Worked out in float64.
 
     Raises:
@@ -92,7 +92,7 @@ def _solve(
     maximum: Float[Array, " K"],
     size_neutral: Bool[Array, ""],
     groups: Int[Array, " K"] | None,
-) -> Allocation:
+) -> Solution:
     # q^kappa and size can each span many decades: both are taken relative to their largest
     largest, best = jnp.max(size), jnp.max(q)
     cost = size / largest

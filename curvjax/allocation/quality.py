@@ -52,3 +52,13 @@ def _refuse_degenerate(gain: np.ndarray, floor: ArrayLike) -> None:
         zero = np.flatnonzero(gain <= 0)
         msg = f"a floor of {floor} times the median lifts nothing: the median is 0, as in units {zero[:8].tolist()}."
         raise ValueError(msg)
+
+
+def positive_scores(scores: Num[ArrayLike, " K"]) -> Float[np.ndarray, " K"]:
+    """Scores for a program of powers: those that are all negative, minus a measure that points down, become 1/measure.
+
+    The program sees ratios, q^kappa, and a measure m that calls for removal enters it as m^-kappa. Scores of both signs
+    stay: their negative part counts as 0 [M10].
+    """
+    scores = np.asarray(scores, np.float64)
+    return -1 / scores if (scores < 0).all() else scores

@@ -12,12 +12,14 @@ from jaxtyping import Float
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.capacity import allocate_capacity
 from curvjax.allocation.curves import Curve, log_utility, power_utility, saturating_utility
-from curvjax.allocation.integers import round_capacity
+from curvjax.allocation.integers import round_capacity, whole_capacity
 from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
+from curvjax.allocation.programs import CapacityProgram
 from curvjax.allocation.result import Solution
 from curvjax.allocation.rounding import round_to_total
 from curvjax.layers import UnitShape
 
+_CANCELS = "The budget binds, alpha is in proportion to cost: alpha and gamma cancel, beta, costs and bounds count."
 _UTILITIES = {"log": lambda _: log_utility, "power": power_utility, "saturating": saturating_utility}
 
 
@@ -26,7 +28,8 @@ _UTILITIES = {"log": lambda _: log_utility, "power": power_utility, "saturating"
 class Ranks:
     """The rank of each unit's projections [M11], [M14].
 
-        argmin  sum_k alpha e_k - gamma sum_k q_k^beta log(1 + e_k)   s.t.  sum_k c_k (minimum + e_k) <= budget sum_k c_k
+        argmin  sum_k alpha e_k - gamma sum_k q_k^beta log(1 + e_k)
+        subject to  sum_k c_k (minimum + e_k) <= budget sum_k c_k
 
     with e_k beyond the minimum, and c_k = sum of (in + out) over the unit's projections. Whole ranks are the exact
     optimum where costs are equal, else as good as the solver proves.
@@ -52,7 +55,7 @@ class Ranks:
     tie: Literal["none", "layer", "projection"] = "none"
     """Units of one layer, or of one kind of projection, receive the same."""
     cost: str = "parameters"
-    """Of a unit of capacity: parameters, flops (per token), units; on the command line also a JSON file {unit: cost}."""
+    """Of a unit of capacity: parameters, flops (per token), units; in the commands also a JSON file {unit: cost}."""
     costs: dict[str, float] = field(default_factory=dict)
     """A cost for each unit by name (latency, bytes), in place of `cost`, which then is their name."""
     utility: Literal["log", "power", "saturating"] = "log"
@@ -114,9 +117,12 @@ class Ranks:
                 return self._chosen(apart, menu, cost, above, extra, groups)
             return _whole(amount, cost, total, least + above)
 
+        def proved(q: Any) -> Any:
+            return least + whole_capacity(q, budget=extra, **(terms | {"cost": cost[0]}))
+
         equal = len(set(cost)) == 1
+        paper = {"budget": extra, "gamma": self.gamma, "beta": self.beta, "maximum": above}
         one, many = self._words()
-        cancels = not self.alpha or equal
         return Posed(
             cost=cost,
             maximum=least + above,
@@ -127,11 +133,10 @@ class Ranks:
             solve=lambda q: at(q, self.budget),
             whole=whole,
             rounded=rounded,
-            monotone=(lambda q: whole(q).amount) if plain and equal and not self.alpha else None,
+            monotone=proved if plain and equal and not self.alpha else None,
             at=at,
-            remark="The budget binds, alpha is in proportion to cost: alpha and gamma cancel, beta, costs and bounds count."
-            if cancels
-            else None,
+            paper=CapacityProgram(cost=cost, alpha=self.alpha * cost / cost.mean(), **paper) if plain else None,
+            remark=_CANCELS if not self.alpha or equal else None,
             least=least,
         )
 
@@ -179,8 +184,8 @@ class Ranks:
         limit = self.minimum + float(cost @ above / cost.sum())
         if above.min() < 0 or self.budget > limit * (1 + 1e-12):
             msg = (
-                f"a mean {self.target} of {self.budget:g} with a minimum of {self.minimum} is out of reach: the smaller "
-                f"sides of the projections allow a mean of at most {limit:g} and a minimum of "
+                f"a mean {self.target} of {self.budget:g} with a minimum of {self.minimum} is out of reach: the "
+                f"smaller sides of the projections allow a mean of at most {limit:g} and a minimum of "
                 f"{self.minimum + above.min():g}."
             )
             raise ValueError(msg)

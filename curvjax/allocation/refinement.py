@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
 from curvjax.allocation.intervals import Certificate, certify
-from curvjax.allocation.result import Program
+from curvjax.allocation.result import Amounts
 
 Probe = Callable[[int], tuple[float, float] | None]
 """More work on one unit: its new (lower, upper), or None where more work would not tighten them."""
@@ -30,7 +30,7 @@ class Refined(NamedTuple):
 
 
 def refine(
-    program: Program,
+    program: Amounts,
     probe: Probe,
     lower: Num[np.ndarray, " K"],
     upper: Num[np.ndarray, " K"],

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
-Program = Callable[[Float[Array, " K"]], Num[ArrayLike, " K"]]
+Amounts = Callable[[Float[Array, " K"]], Num[ArrayLike, " K"]]
 """Quality scores `[K]` to amounts `[K]`, with all settings bound."""
 
 
@@ -24,7 +24,7 @@ class Status(enum.IntEnum):
     INVALID = 4  # an input is not finite or of the wrong sign, seen where it could not be raised
 
 
-class Allocation(NamedTuple):
+class Solution(NamedTuple):
     """A budget shared out over units; under `vmap` every field gains the leading axis.
 
     amount: `[K]` what each unit receives (extra units of capacity, or sparsity). dual: `[]` what one more unit of
@@ -48,7 +48,7 @@ class Allocation(NamedTuple):
     status: Int[Array, ""]
 
 
-def require(result: Allocation, *, tolerance: float = 1e-6) -> Allocation:
+def require(result: Solution, *, tolerance: float = 1e-6) -> Solution:
     """The same allocation, once it is known to be one; for use on the host, batches included.
 
     Args:
@@ -85,19 +85,19 @@ def require(result: Allocation, *, tolerance: float = 1e-6) -> Allocation:
     return result
 
 
-def delivered(result: Allocation) -> Allocation:
+def delivered(result: Solution) -> Solution:
     """The result as a caller gets it: outside a trace failures are raised, inside one `status` tells."""
     return result if isinstance(result.status, Tracer) else require(result)
 
 
 def judged(
-    result: Allocation,
+    result: Solution,
     *,
     valid: Bool[Array, ""],
     least: Float[Array, ""],
     budget: Float[Array, ""],
     slack: Bool[Array, ""],
-) -> Allocation:
+) -> Solution:
     """`result` with its status set, and NaN for amounts that answer nothing."""
     # 1e-12: sums over 1e6 units are good to that, and a total at the very end of the reach must count as inside
     beyond = (least > result.reach * (1 + 1e-12)) | (budget < result.floor * (1 - 1e-12))

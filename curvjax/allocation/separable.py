@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from curvjax.allocation.bisect import spend
 from curvjax.allocation.curves import Curve, traceable
 from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, in_float64, per_unit, single, unit_count
-from curvjax.allocation.result import Allocation, delivered, judged, stationarity
+from curvjax.allocation.result import Solution, delivered, judged, stationarity
 
 
 class Terms(NamedTuple):
@@ -39,7 +39,7 @@ def allocate_separable(
     lower: ArrayLike = 0.0,
     upper: ArrayLike | None = None,
     ties: Int[ArrayLike, " K"] | None = None,
-) -> Allocation:
+) -> Solution:
     """Amounts that minimise a separable convex objective under one budget: the core of [M11] and [M15].
 
         argmin_{lower <= x <= upper}  sum_k price_k x_k + weight_k f(x_k)
@@ -64,7 +64,7 @@ def allocate_separable(
       ties: `[K]` whole group numbers from 0 to K - 1; units of one number receive the same.
 
     Returns:
-      An `Allocation`. Its dual is the fall of the objective per unit of further budget. Worked out in float64.
+      An `Solution`. Its dual is the fall of the objective per unit of further budget. Worked out in float64.
 
     Raises:
       ValueError: outside a trace, for an empty weight, a wrong shape, a value that is not finite or out of the ranges
@@ -86,7 +86,7 @@ def allocate_separable(
     return delivered(result)
 
 
-def solved(curve: Curve, terms: Terms, ties: Int[ArrayLike, " K"] | None = None) -> Allocation:
+def solved(curve: Curve, terms: Terms, ties: Int[ArrayLike, " K"] | None = None) -> Solution:
     """The solution of checked terms, failures told by status; to be called with 64 bits on.
 
     Raises:
@@ -154,7 +154,7 @@ def tied(terms: Terms, groups: Int[ArrayLike, " K"] | None) -> Terms:
 
 
 @jax.jit
-def solution(curve: Curve, terms: Terms) -> Allocation:
+def solution(curve: Curve, terms: Terms) -> Solution:
     """The program's solution, failures told by status; see `allocate_separable`."""
     weight, cost, price, lower, upper, least, budget = terms
     useful = (weight > 0) | (least > 0)
@@ -189,7 +189,7 @@ def solution(curve: Curve, terms: Terms) -> Allocation:
     residual = jnp.maximum(_stationarity(curve, terms, amount, dual), jnp.maximum(missed, 0.0))
     valid = _valid(terms) & jnp.isfinite(objective)
     held = jnp.where(amount <= lower, -1, jnp.where(amount >= upper * (1 - 1e-12), 1, 0)).astype(jnp.int32)
-    result = Allocation(
+    result = Solution(
         amount=amount,
         dual=dual,
         spent=spent,

@@ -8,6 +8,7 @@ import numpy as np
 
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
+from curvjax.allocation.programs import SparsityProgram
 from curvjax.allocation.pruning import allocate_sparsity
 from curvjax.allocation.result import Solution
 from curvjax.allocation.rounding import round_sparsity
@@ -91,8 +92,14 @@ class Sparsity:
             solve=lambda q: at(q, self.budget),
             whole=whole,
             rounded=rounded,
-            monotone=None if self.pattern else lambda q: size * np.asarray(at(q, self.budget).amount),
+            monotone=None if self.pattern else lambda q: size * at(q, self.budget).amount,
+            ties=groups,
             at=at,
+            paper=None
+            if self.pattern or groups is not None or self.frozen
+            else SparsityProgram(
+                size=size, sparsity=self.budget, kappa=self.kappa, max_sparsity=self.max_sparsity, size_neutral=True
+            ),
             remark="The total is fixed, so that storage price and penalty weight cancel: only scores, kappa and bounds "
             "count.",
             scale=size,

@@ -159,7 +159,7 @@ def _numbers(posed: Posed, solution: Solution) -> dict:
 def _certificate(posed: Posed, scores: Scores) -> Ranges:
     """Ranges of the amounts over all scores within their certified bounds [M19]."""
     scale = 1 / np.mean(scores.lower + scores.upper)  # the programs do not see the scale
-    found = certify(posed.monotone, scores.lower * scale, scores.upper * scale)
+    found = certify(posed.monotone, scores.lower * scale, scores.upper * scale, ties=posed.ties, traceable=True)
     return Ranges(
         least=tuple(found.least.tolist()),
         most=tuple(found.most.tolist()),

@@ -1,19 +1,9 @@
-from curvjax.allocation.rules.alphalora import alphalora as alphalora
-from curvjax.allocation.rules.alphapruning import alphapruning as alphapruning
-from curvjax.allocation.rules.atp import SlopeChoice as SlopeChoice
-from curvjax.allocation.rules.atp import atp as atp
-from curvjax.allocation.rules.atp import atp_slopes as atp_slopes
-from curvjax.allocation.rules.atp import choose_slope as choose_slope
-from curvjax.allocation.rules.atp import largest_slope as largest_slope
-from curvjax.allocation.rules.ecoflap import ecoflap as ecoflap
-from curvjax.allocation.rules.erk import erk as erk
-from curvjax.allocation.rules.floe import floe as floe
-from curvjax.allocation.rules.layerif import layerif as layerif
-from curvjax.allocation.rules.mola import mola as mola
-from curvjax.allocation.rules.owl import owl as owl
-from curvjax.allocation.rules.proportional import floored as floored
-from curvjax.allocation.rules.proportional import largest_remainder as largest_remainder
-from curvjax.allocation.rules.proportional import proportional as proportional
-from curvjax.allocation.rules.registry import CAPACITY_RULES as CAPACITY_RULES
-from curvjax.allocation.rules.registry import SPARSITY_RULES as SPARSITY_RULES
-from curvjax.allocation.rules.uniform_plus import uniform_plus as uniform_plus
+"""Published rules, one paper a file, in a registry by name."""
+
+from curvjax.allocation.rules.registry import RULES as RULES
+from curvjax.allocation.rules.registry import Allocator as Allocator
+from curvjax.allocation.rules.registry import Rule as Rule
+from curvjax.allocation.rules.registry import rule as rule
+from curvjax.registry import import_all
+
+import_all(__name__, __path__)

@@ -2,17 +2,16 @@
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Float, Int, Num
 
 from curvjax.allocation.budget import Budget
-from curvjax.allocation.result import Program
 from curvjax.allocation.rules.proportional import proportional
+from curvjax.allocation.rules.registry import rule
 from curvjax.allocation.rules.whole import whole_budget
 
 
-def alphalora(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], beta: float = 2.5
-) -> Int[np.ndarray, " K"]:
+@rule("alphalora", "rank", "experts")
+def alphalora(q: Num[ArrayLike, " K"], budget: Budget, *, beta: float = 2.5) -> Int[np.ndarray, " K"]:
     """Whole experts: the proportional share to the nearest unit, repaired to the exact total.
 
         x_k = round(T q_k^beta / sum_j q_j^beta),   then one unit each is given (or taken) until sum_k x_k = T
@@ -20,9 +19,7 @@ def alphalora(
     Args:
       q: `[K]` non-negative scores, larger gets more; published with the power-law exponent of each block. The repair
         depends on their scale.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: equal costs, total and largest amounts.
-      key: not used.
       beta: non-negative exponent of the score.
 
     Returns:
@@ -36,7 +33,7 @@ def alphalora(
     where too few it gives to the smallest. We keep that order but repair each unit once before any twice: the
     published loop puts a whole shortage on one unit (12 equal scores and 30 experts: 8 on the first).
     """
-    share = np.asarray(proportional(q, program=program, budget=budget, key=key, beta=beta))
+    share = np.asarray(proportional(q, budget, beta=beta))
     total, most = whole_budget(budget, share.size)
     with np.errstate(over="ignore"):  # an infinite power still ranks first
         power = np.asarray(q, dtype=np.float64) ** beta

@@ -1,17 +1,16 @@
 """AlphaPruning: layers with heavier spectral tails keep more weights."""
 
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, SHARE
-from curvjax.allocation.result import Program
 from curvjax.allocation.rules.minmax import minmax
+from curvjax.allocation.rules.registry import rule
 
 
-def alphapruning(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], spread: ArrayLike = 0.3
-) -> Float[ArrayLike, " K"]:
+@rule("alphapruning", "sparsity")
+def alphapruning(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.3) -> Float[ArrayLike, " K"]:
     """Sparsities that fall linearly with the score, from 1 + spread to 1 - spread times a common level.
 
         x_k = min(c (1 + spread - 2 spread minmax(q)_k), maximum_k),   c such that weight @ x = total
@@ -19,9 +18,7 @@ def alphapruning(
     Args:
       q: `[K]` finite scores, larger keeps more: *minus* the published power-law exponent of the block. FARMS keeps
         this map and changes the exponent.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: sizes of the blocks, weights to remove, and the largest share of each block.
-      key: not used.
       spread: `[]` the published epsilon, in [0, 1].
 
     Returns:
@@ -34,7 +31,6 @@ def alphapruning(
     published program does not clamp, and returns sparsities above 1 (LLaMA-7B at 0.8); ours gives what is cut off to
     the other blocks.
     """
-    del program, key
     settings = (Setting("spread", spread, SHARE),)
     return share_out(_line, q, budget, *settings, allowed=FINITE, sparsity=True)
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, unit_count
-from curvjax.allocation.result import Program
+from curvjax.allocation.rules.registry import rule
 
 Number = TypeVar("Number", float, Array)
 
@@ -23,18 +23,15 @@ class SlopeChoice(NamedTuple):
     losses: Float[np.ndarray, " n"]
 
 
-def atp(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], slope: float | None = None
-) -> Float[ArrayLike, " K"]:
+@rule("atp", "sparsity", reads_scores=False)
+def atp(q: Num[ArrayLike, " K"], budget: Budget, *, slope: float | None = None) -> Float[ArrayLike, " K"]:
     """Sparsities in arithmetic progression over the layers, whatever the scores.
 
         x_k = clip(c + slope k, 0, maximum_k),   c such that weight @ x = total
 
     Args:
       q: `[K]` not used but for their number.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: sizes of the blocks, weights to remove, and the largest share of each block.
-      key: not used.
       slope: the published beta, the rise from one unit to the next, above 0 and at most `largest_slope`. None: half
         of the largest. The paper has no default; choose with `choose_slope`.
 
@@ -48,7 +45,6 @@ def atp(
     Perspective", arXiv 2502.14770: x_i = S - beta (L-1)/2 + beta (i-1), for blocks of equal size.
     Ours holds the total for unequal sizes too, and clamps to the maxima.
     """
-    del program, key
     count = unit_count("q", q)
     if slope is None:
         return share_out(_half, np.ones(count), budget, sparsity=True)

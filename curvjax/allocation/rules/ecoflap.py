@@ -1,24 +1,21 @@
 """ECoFLaP: kept weights in proportion to importance, on top of a floor for every block."""
 
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, share_out
-from curvjax.allocation.result import Program
+from curvjax.allocation.rules.registry import rule
 
 
-def ecoflap(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""]
-) -> Float[ArrayLike, " K"]:
+@rule("ecoflap", "sparsity")
+def ecoflap(q: Num[ArrayLike, " K"], budget: Budget) -> Float[ArrayLike, " K"]:
     """Sparsities that leave each block its floor of weights, and share out the others by importance.
 
         weight_k (1 - x_k) = min(weight_k (1 - maximum_k) + c q_k, weight_k),   c such that weight @ x = total
 
     Args:
       q: `[K]` non-negative importance of each block *as a whole*, the sum over its weights; larger keeps more.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: sizes of the blocks, weights to remove, and the largest share of each block (published with S + 0.1).
-      key: not used.
 
     Returns:
       `[K]` sparsities. Equal scores give equal sparsities for blocks of equal size and maximum only.
@@ -29,7 +26,6 @@ def ecoflap(
     Source: Sung et al. (2024), "ECoFLaP", arXiv 2310.02998, first stage. The published program fills in rounds of
     whole weights, each rounded up, and can keep a few weights more than asked; ours solves for their limit exactly.
     """
-    del program, key
     return share_out(_line, q, budget, sparsity=True)
 
 

@@ -2,13 +2,14 @@
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, share_out
-from curvjax.allocation.result import Program
+from curvjax.allocation.rules.registry import rule
 
 
-def erk(q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""]) -> Float[ArrayLike, " K"]:
+@rule("erk", "sparsity")
+def erk(q: Num[ArrayLike, " K"], budget: Budget) -> Float[ArrayLike, " K"]:
     """Sparsities with densities in proportion to the scores, dense at most.
 
         1 - x_k = min(c q_k, 1),   x_k <= maximum_k,   c such that weight @ x = total
@@ -16,9 +17,7 @@ def erk(q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[A
     Args:
       q: `[K]` non-negative scores, larger keeps more; published with (inputs + outputs) / (inputs * outputs) of a
         matrix, so that small matrices stay denser.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: sizes of the blocks, weights to remove, and the largest share of each block.
-      key: not used.
 
     Returns:
       `[K]` sparsities.
@@ -29,7 +28,6 @@ def erk(q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[A
     Source: Evci et al. (2020), "Rigging the Lottery", arXiv 1911.11134, section 3(1); Mocanu et al. (2018). As there,
     blocks that would be more than dense are kept dense and the others share the rest; the maxima are ours.
     """
-    del program, key
     return share_out(_line, q, budget, sparsity=True)
 
 

@@ -2,25 +2,22 @@
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, Range
-from curvjax.allocation.result import Program
+from curvjax.allocation.rules.registry import rule
 
 
-def floe(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], share: ArrayLike = 0.25
-) -> Float[ArrayLike, " K"]:
+@rule("floe", "rank", "experts")
+def floe(q: Num[ArrayLike, " K"], budget: Budget, *, share: ArrayLike = 0.25) -> Float[ArrayLike, " K"]:
     """The same amount for a share of the units, those of largest score, and nothing for the others.
 
         x_k = min(c, maximum_k) where fewer than share K units have a larger score, else 0;   weight @ x = total
 
     Args:
       q: `[K]` finite scores, larger is chosen first; published with the trace of the layer's Fisher information.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: costs, total and largest amounts.
-      key: not used.
       share: `[]` share of the units to choose, above 0 and at most 1; 0.25 is the paper's main setting, 0.5 the upper
         half.
 
@@ -34,7 +31,6 @@ def floe(
     Source: Wang et al. (2025), "FLoE", arXiv 2506.00495, section on layer selection; its search for the rank is not
     part of this rule: the rank is what the budget allows.
     """
-    del program, key
     settings = (Setting("share", share, Range(above=True, most=1.0)),)
     return share_out(_line, q, budget, *settings, allowed=FINITE)
 

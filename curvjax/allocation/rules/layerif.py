@@ -3,21 +3,20 @@
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, unit_count
-from curvjax.allocation.result import Program
 from curvjax.allocation.rules.proportional import power_line
+from curvjax.allocation.rules.registry import rule
 from curvjax.allocation.rules.whole import whole_budget, whole_units
 
 
+@rule("layerif", "rank", "experts")
 def layerif(
     q: Num[ArrayLike, " K"],
-    *,
-    program: Program,
     budget: Budget,
-    key: Key[Array, ""],
+    *,
     beta: ArrayLike = 1.0,
     first: int = 1,
 ) -> Int[np.ndarray, " K"]:
@@ -29,9 +28,7 @@ def layerif(
 
     Args:
       q: `[K]` finite scores, larger gets more. In the paper's sign of influence S, where lower is more, q = -S.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: equal costs, total (the first units included) and largest amounts.
-      key: not used.
       beta: non-negative exponent.
       first: units that everyone has; 0 where the budget counts further units only.
 
@@ -45,7 +42,6 @@ def layerif(
     Source: Askari et al. (2025), "LayerIF", arXiv 2505.23811, section on expert allocation. Where all scores are equal
     the formula is 0/0; ours is uniform.
     """
-    del program, key
     count = unit_count("q", q)
     total, most = whole_budget(budget, count)
     if first < 0 or total < first * count or (most < first).any():

@@ -2,20 +2,19 @@
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int, Key, Num
+from jaxtyping import Int, Num
 
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.inputs import unit_count
-from curvjax.allocation.result import Program
 from curvjax.allocation.rules.proportional import largest_remainder
+from curvjax.allocation.rules.registry import rule
 
 
+@rule("mola", "rank", "experts", reads_scores=False)
 def mola(
     q: Num[ArrayLike, " K"],
-    *,
-    program: Program,
     budget: Budget,
-    key: Key[Array, ""],
+    *,
     quarters: tuple[float, ...] = (2.0, 4.0, 6.0, 8.0),
 ) -> Int[np.ndarray, " K"]:
     """Whole experts by position alone: quarter j of the layers in proportion to `quarters[j]`.
@@ -24,9 +23,7 @@ def mola(
 
     Args:
       q: `[K]` not used but for their number.
-      program: handed on, not used.
       budget: equal costs, total and largest amounts.
-      key: handed on, not used.
       quarters: experts from the first quarter to the last. Published: 2-4-6-8 (inverted triangle, the best), 8-6-4-2
         (triangle), 8-2-2-8 (hourglass), 5-5-5-5 (rectangle); all give 160 experts on 32 layers.
 
@@ -43,4 +40,4 @@ def mola(
         raise ValueError(msg)
     count = unit_count("q", q)
     pattern = np.asarray(quarters, dtype=np.float64)[4 * np.arange(count) // count]
-    return largest_remainder(pattern, program=program, budget=budget, key=key)
+    return largest_remainder(pattern, budget)

@@ -2,26 +2,23 @@
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, SHARE
-from curvjax.allocation.result import Program
 from curvjax.allocation.rules.minmax import minmax
+from curvjax.allocation.rules.registry import rule
 
 
-def owl(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], spread: ArrayLike = 0.08
-) -> Float[ArrayLike, " K"]:
+@rule("owl", "sparsity")
+def owl(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.08) -> Float[ArrayLike, " K"]:
     """Sparsities whose densities differ by at most twice the spread, in proportion to the scores.
 
         1 - x_k = 2 spread minmax(q)_k + c,   c such that weight @ x = total,   0 <= x_k <= maximum_k
 
     Args:
       q: `[K]` finite scores, larger keeps more; published with the share of outliers D_k, in percent.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: sizes of the blocks, weights to remove, and the largest share of each block.
-      key: not used.
       spread: `[]` the published lambda, half the range of the densities, in [0, 1].
 
     Returns:
@@ -35,7 +32,6 @@ def owl(
     above 1 at low sparsity, and divides 0 by 0 where all scores are equal; ours weights by size, clamps, and is
     uniform. For equal sizes and no bound in the way the two agree.
     """
-    del program, key
     settings = (Setting("spread", spread, SHARE),)
     return share_out(_line, q, budget, *settings, allowed=FINITE, sparsity=True)
 

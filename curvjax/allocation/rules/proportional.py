@@ -3,25 +3,22 @@
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
-from curvjax.allocation.result import Program
+from curvjax.allocation.rules.registry import rule
 from curvjax.allocation.rules.whole import whole_units
 
 
-def proportional(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], beta: ArrayLike = 1.0
-) -> Float[ArrayLike, " K"]:
+@rule("proportional", "rank", "experts")
+def proportional(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -> Float[ArrayLike, " K"]:
     """Amounts in proportion to a power of the score: the plain share that any program must beat.
 
         x_k = min(c q_k^beta, maximum_k),   c such that weight @ x = total
 
     Args:
       q: `[K]` non-negative scores, larger gets more.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: costs, total and largest amounts.
-      key: not used.
       beta: `[]` non-negative exponent; 0 is uniform.
 
     Returns:
@@ -30,7 +27,6 @@ def proportional(
     Raises:
       ValueError: outside a trace, for a negative score or exponent, or as `share_out` does.
     """
-    del program, key
     return share_out(power_line, q, budget, Setting("beta", beta))
 
 
@@ -42,16 +38,13 @@ def power_line(q: Float[Array, " K"], limits: Limits, beta: Float[Array, ""]) ->
     return Line(jnp.zeros_like(q), jnp.where(known, (q / jnp.where(known, largest, 1.0)) ** beta, 0.0))
 
 
-def largest_remainder(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], beta: ArrayLike = 1.0
-) -> Int[np.ndarray, " K"]:
+@rule("largest_remainder", "rank", "experts")
+def largest_remainder(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -> Int[np.ndarray, " K"]:
     """Whole units by score: the floor of the proportional share, then one more each by falling remainder.
 
     Args:
       q: `[K]` non-negative scores, larger gets more.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: equal costs, total and largest amounts; as many whole units as the total pays for are given.
-      key: not used.
       beta: non-negative exponent of the score.
 
     Returns:
@@ -62,19 +55,16 @@ def largest_remainder(
 
     Source: the program released with arXiv 2603.00910 (Amaefuna et al.), which has no maxima.
     """
-    return whole_units(proportional(q, program=program, budget=budget, key=key, beta=beta), budget)
+    return whole_units(proportional(q, budget, beta=beta), budget)
 
 
-def floored(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], beta: ArrayLike = 1.0
-) -> Int[np.ndarray, " K"]:
+@rule("floor", "rank", "experts")
+def floored(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -> Int[np.ndarray, " K"]:
     """Whole units by score: the floor of the proportional share. Spends less than the total, by under one unit each.
 
     Args:
       q: `[K]` non-negative scores, larger gets more.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: costs, total and largest amounts.
-      key: not used.
       beta: non-negative exponent of the score.
 
     Returns:
@@ -85,5 +75,5 @@ def floored(
 
     Source: the program released with arXiv 2603.00910 (Amaefuna et al.), which has no maxima.
     """
-    share = np.asarray(proportional(q, program=program, budget=budget, key=key, beta=beta))
+    share = np.asarray(proportional(q, budget, beta=beta))
     return np.floor(share * (1 + 1e-12)).astype(np.int64)  # 1e-12: a share that is whole must not lose to rounding

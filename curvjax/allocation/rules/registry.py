@@ -1,38 +1,54 @@
-"""Published rules by name, for comparisons that run them all with their published settings."""
+"""Published rules by name: `(scores, budget) -> amounts`. Each enters itself, with what its amounts are of.
 
-from collections.abc import Mapping
-from types import MappingProxyType
+Of sparsities amounts are shares of each block to remove, and a larger score keeps more. Of ranks and experts amounts
+are units, the first of each layer included, and a larger score gets more.
+"""
 
-from curvjax.allocation.baselines import Baseline
-from curvjax.allocation.rules.alphalora import alphalora
-from curvjax.allocation.rules.alphapruning import alphapruning
-from curvjax.allocation.rules.atp import atp
-from curvjax.allocation.rules.ecoflap import ecoflap
-from curvjax.allocation.rules.erk import erk
-from curvjax.allocation.rules.floe import floe
-from curvjax.allocation.rules.layerif import layerif
-from curvjax.allocation.rules.mola import mola
-from curvjax.allocation.rules.owl import owl
-from curvjax.allocation.rules.proportional import floored, largest_remainder, proportional
-from curvjax.allocation.rules.uniform_plus import uniform_plus
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeVar
 
-# Amounts are shares of each block to remove; a larger score keeps more.
-SPARSITY_RULES: Mapping[str, Baseline] = MappingProxyType({
-    "owl": owl,
-    "alphapruning": alphapruning,
-    "atp": atp,
-    "ecoflap": ecoflap,
-    "erk": erk,
-    "uniform_plus": uniform_plus,
-})
+from jax.typing import ArrayLike
+from jaxtyping import Num
 
-# Amounts are units (experts, ranks), the first of each layer included; a larger score gets more.
-CAPACITY_RULES: Mapping[str, Baseline] = MappingProxyType({
-    "layerif": layerif,
-    "alphalora": alphalora,
-    "mola": mola,
-    "floe": floe,
-    "largest_remainder": largest_remainder,
-    "floor": floored,
-    "proportional": proportional,
-})
+from curvjax.allocation.budget import Budget
+from curvjax.registry import Registry
+
+Of = TypeVar("Of", bound=Callable)
+
+
+class Allocator(Protocol):
+    """Amounts `[K]` from scores `[K]`."""
+
+    def __call__(self, q: Num[ArrayLike, " K"], budget: Budget) -> Num[ArrayLike, " K"]:
+        """Amounts within `budget`."""
+        ...
+
+
+class Rule(NamedTuple):
+    """of: the rule, with its published settings. targets: of programs. reads_scores: whether it looks at scores."""
+
+    of: Allocator
+    targets: tuple[str, ...]
+    reads_scores: bool = True
+
+
+RULES: Registry[Rule] = Registry("rule")
+
+
+def rule(name: str, *targets: str, reads_scores: bool = True) -> Callable[[Of], Of]:
+    """Enter a function as the rule `name`, for every command; the arguments are fields of `Rule`.
+
+    Raises:
+      ValueError: if the name is taken.
+
+    Example:
+      >>> from curvjax.allocation.rules import RULES
+      >>> RULES["owl"].targets
+      ('sparsity',)
+    """
+
+    def entered(of: Of) -> Of:
+        RULES.enter(name, Rule(of, targets, reads_scores), place=of.__module__)
+        return of
+
+    return entered

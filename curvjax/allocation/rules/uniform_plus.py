@@ -2,27 +2,24 @@
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Float, Num
 
-from curvjax.allocation.baselines import uniform
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.inputs import SHARE, in_float64, per_unit, single, unit_count
-from curvjax.allocation.result import Program
+from curvjax.allocation.rules.registry import rule
+from curvjax.allocation.rules.uniform import uniform
 
 
+@rule("uniform_plus", "sparsity", reads_scores=False)
 @in_float64
-def uniform_plus(
-    q: Num[ArrayLike, " K"], *, program: Program, budget: Budget, key: Key[Array, ""], last_density: ArrayLike = 0.2
-) -> Float[ArrayLike, " K"]:
+def uniform_plus(q: Num[ArrayLike, " K"], budget: Budget, *, last_density: ArrayLike = 0.2) -> Float[ArrayLike, " K"]:
     """The same sparsity for all blocks but the first, which stays dense, and the last, which keeps a least density.
 
         x_1 = 0,   x_K = min(t, maximum_K, 1 - last_density),   x_k = min(t, maximum_k),   weight @ x = total
 
     Args:
       q: `[K]` not used but for their number.
-      program: not used; every rule takes the arguments of `Baseline`.
       budget: sizes of the blocks, weights to remove, and the largest share of each block.
-      key: not used.
       last_density: `[]` share of the last block that stays at least, in [0, 1].
 
     Returns:
@@ -38,4 +35,4 @@ def uniform_plus(
     most = jnp.asarray(per_unit("maximum", budget.maximum, count, SHARE))
     last = jnp.minimum(most[-1], 1 - single("last_density", last_density, SHARE))
     spared = most.at[-1].set(last).at[0].set(0.0)
-    return uniform(q, program=program, budget=budget._replace(maximum=spared), key=key)
+    return uniform(q, budget._replace(maximum=spared))

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import alphalora, largest_remainder
+from curvjax.allocation.rules.alphalora import alphalora
+from curvjax.allocation.rules.proportional import largest_remainder
 
 CASE = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))["alphalora_mistral"]
 EXPONENTS = np.asarray(CASE["alpha"])
@@ -16,7 +16,7 @@ EXPONENTS = np.asarray(CASE["alpha"])
 
 def experts(q, total, maximum=np.inf, rule=alphalora, **settings):
     budget = Budget(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
-    return np.asarray(rule(q, program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(rule(q, budget=budget, **settings))
 
 
 def published(q, total, beta=2.5):

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import alphapruning
+from curvjax.allocation.rules.alphapruning import alphapruning
 
 CASE = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))[
     "alphapruning_llama7b"
@@ -18,7 +17,7 @@ EXPONENTS = np.asarray(CASE["block_alpha"])
 
 def sparsities(size, mean, maximum=1.0, **settings):
     budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
-    return np.asarray(alphapruning(-EXPONENTS, program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(alphapruning(-EXPONENTS, budget=budget, **settings))
 
 
 def published(size, mean, spread):

@@ -3,19 +3,18 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget, atp_slopes, choose_slope
-from curvjax.allocation.rules import atp, largest_slope
+from curvjax.allocation.rules.atp import atp, largest_slope
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))["atp"]
 
 
 def sparsities(size, mean, maximum=1.0, **settings):
     budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
-    return np.asarray(atp(np.ones(len(size)), program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(atp(np.ones(len(size)), budget=budget, **settings))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"S={case['S']}")

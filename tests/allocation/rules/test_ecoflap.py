@@ -3,19 +3,18 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import ecoflap
+from curvjax.allocation.rules.ecoflap import ecoflap
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))["ecoflap"]
 
 
 def sparsities(q, size, mean, maximum):
     budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
-    return np.asarray(ecoflap(q, program=lambda q: q, budget=budget, key=jax.random.key(0)))
+    return np.asarray(ecoflap(q, budget=budget))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"ceiling={case['max_sparsity']}")

@@ -1,11 +1,10 @@
 """ERK against the loop of its program."""
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import erk
+from curvjax.allocation.rules.erk import erk
 
 INPUTS, OUTPUTS = np.random.default_rng(1).integers(4, 200, (2, 12))
 SCORE, SIZE = (INPUTS + OUTPUTS) / (INPUTS * OUTPUTS), INPUTS * OUTPUTS
@@ -13,7 +12,7 @@ SCORE, SIZE = (INPUTS + OUTPUTS) / (INPUTS * OUTPUTS), INPUTS * OUTPUTS
 
 def sparsities(mean, maximum=1.0):
     budget = Budget(SIZE, mean * SIZE.sum(), np.broadcast_to(maximum, 12))
-    return np.asarray(erk(SCORE, program=lambda q: q, budget=budget, key=jax.random.key(0)))
+    return np.asarray(erk(SCORE, budget=budget))
 
 
 def published(mean):

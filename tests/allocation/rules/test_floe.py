@@ -1,18 +1,17 @@
 """FLoE's selection."""
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import floe
+from curvjax.allocation.rules.floe import floe
 
 Q = np.random.default_rng(1).gamma(1.0, size=12)
 
 
 def ranks(q, total=48.0, maximum=np.inf, **settings):
     budget = Budget(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
-    return np.asarray(floe(q, program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(floe(q, budget=budget, **settings))
 
 
 @pytest.mark.parametrize(("share", "chosen"), [(0.25, 3), (0.5, 6), (0.51, 7), (1 / 12, 1), (0.01, 1), (1.0, 12)])

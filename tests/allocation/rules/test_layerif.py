@@ -1,18 +1,17 @@
 """LayerIF's experts."""
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import layerif
+from curvjax.allocation.rules.layerif import layerif
 
 INFLUENCE = np.random.default_rng(1).normal(size=12)
 
 
 def experts(q, total, maximum=np.inf, **settings):
     budget = Budget(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
-    return np.asarray(layerif(q, program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(layerif(q, budget=budget, **settings))
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])

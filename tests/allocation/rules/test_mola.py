@@ -1,16 +1,15 @@
 """MoLA's quarters."""
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import mola
+from curvjax.allocation.rules.mola import mola
 
 
 def experts(count, total, maximum=np.inf, **settings):
     budget = Budget(np.ones(count), total, np.broadcast_to(maximum, count))
-    return np.asarray(mola(np.ones(count), program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(mola(np.ones(count), budget=budget, **settings))
 
 
 @pytest.mark.parametrize("quarters", [(2.0, 4.0, 6.0, 8.0), (8.0, 6.0, 4.0, 2.0), (8.0, 2.0, 2.0, 8.0), (5.0,) * 4])

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import owl
+from curvjax.allocation.rules.owl import owl
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))["owl_allocate"]
 OUTLIERS = np.random.default_rng(1).gamma(2.0, size=12)
@@ -16,7 +15,7 @@ OUTLIERS = np.random.default_rng(1).gamma(2.0, size=12)
 
 def sparsities(q, size, mean, maximum=1.0, **settings):
     budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
-    return np.asarray(owl(q, program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(owl(q, budget=budget, **settings))
 
 
 def published(q, mean, spread):

@@ -1,18 +1,17 @@
 """The proportional share and its two roundings."""
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import floored, largest_remainder, proportional
+from curvjax.allocation.rules.proportional import floored, largest_remainder, proportional
 
 Q = np.random.default_rng(1).gamma(1.0, size=12)
 PLAIN = Budget(np.ones(12), 60, np.full(12, np.inf))
 
 
 def amounts(rule, q=Q, budget=PLAIN, **settings):
-    return np.asarray(rule(q, program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(rule(q, budget=budget, **settings))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 3.0])

@@ -1,19 +1,18 @@
 """What every published rule must do, whatever its formula."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.allocation import CAPACITY_RULES, SPARSITY_RULES, Budget
+from curvjax.allocation import RULES as REGISTRY
+from curvjax.allocation import Budget
 from curvjax.allocation.budget import _solve
 
-KEY = jax.random.key(1)
-BY_POSITION = {"atp", "uniform_plus", "mola"}
 WHOLE = {"layerif", "alphalora", "mola", "largest_remainder", "floor"}
-RULES = {**SPARSITY_RULES, **CAPACITY_RULES}
+RULES = {name: entry.of for name, entry in REGISTRY.items()}
+SPARSITY_RULES = {name for name, entry in REGISTRY.items() if "sparsity" in entry.targets and name != "uniform"}
+BY_POSITION = {name for name, entry in REGISTRY.items() if not entry.reads_scores}
 EXACT = sorted(RULES.keys() - {"floor"})
 CONTINUOUS = sorted(RULES.keys() - WHOLE)
 BY_SCORE = sorted(RULES.keys() - BY_POSITION)
@@ -35,16 +34,14 @@ def problem(name, seed, count=13):
 
 
 def amounts(name, q, budget, **settings):
-    return np.asarray(RULES[name](q, program=lambda q: q, budget=budget, key=KEY, **settings))
+    return np.asarray(RULES[name](q, budget=budget, **settings))
 
 
-def test_the_registries_name_their_members():
-    assert set(SPARSITY_RULES) == {"owl", "alphapruning", "atp", "ecoflap", "erk", "uniform_plus"}
+def test_the_registry_names_its_members_and_what_they_share_out():
+    assert {"owl", "alphapruning", "atp", "ecoflap", "erk", "uniform_plus"} == SPARSITY_RULES
     named = {"layerif", "alphalora", "mola", "floe", "largest_remainder", "floor", "proportional"}
-    assert set(CAPACITY_RULES) == named
-    for registry in (SPARSITY_RULES, CAPACITY_RULES):
-        with pytest.raises(TypeError):
-            registry["mine"] = registry
+    assert set(RULES) == SPARSITY_RULES | named | {"uniform"}
+    assert {"atp", "mola", "uniform", "uniform_plus"} == BY_POSITION
 
 
 @pytest.mark.parametrize("count", [2, 13, 40])
@@ -146,7 +143,7 @@ def test_new_values_compile_nothing(name):
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_jit_equals_eager(name):
     q, budget = scores(1), problem(name, 1)
-    rule = partial(RULES[name], program=lambda q: q, key=KEY)
+    rule = RULES[name]
     traced = jax.jit(lambda q, total: rule(q, budget=budget._replace(total=total)))
     np.testing.assert_allclose(traced(q, budget.total), amounts(name, q, budget), rtol=1e-12, atol=1e-14)
     assert jnp.isnan(traced(q, 2 * (budget.weight @ budget.maximum))).all()
@@ -160,7 +157,7 @@ def test_a_float32_program_can_hold_every_rule():
         for name in CONTINUOUS:
             budget = problem(name, 1)
             budget = budget._replace(total=total * np.float32(budget.total))
-            made[name] = RULES[name](q, program=lambda q: q, budget=budget, key=KEY)
+            made[name] = RULES[name](q, budget=budget)
         return made
 
     with jax.enable_x64(False):

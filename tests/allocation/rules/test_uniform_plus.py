@@ -1,16 +1,15 @@
 """Uniform+ spares both ends."""
 
-import jax
 import numpy as np
 import pytest
 
 from curvjax.allocation import Budget
-from curvjax.allocation.rules import uniform_plus
+from curvjax.allocation.rules.uniform_plus import uniform_plus
 
 
 def sparsities(mean, maximum=1.0, **settings):
     budget = Budget(np.ones(12), 12 * mean, np.broadcast_to(maximum, 12))
-    return np.asarray(uniform_plus(np.ones(12), program=lambda q: q, budget=budget, key=jax.random.key(0), **settings))
+    return np.asarray(uniform_plus(np.ones(12), budget=budget, **settings))
 
 
 def test_the_first_block_is_dense_and_the_others_share_its_part():
@@ -30,7 +29,7 @@ def test_a_lower_maximum_of_the_last_block_holds():
 def test_a_single_block_stays_dense():
     budget = Budget(np.ones(1), 0.5, np.ones(1))
     with pytest.raises(ValueError, match=r"a total of 0.5 is out of reach: the maxima hold 0;"):
-        uniform_plus(np.ones(1), program=lambda q: q, budget=budget, key=jax.random.key(0))
+        uniform_plus(np.ones(1), budget=budget)
 
 
 def test_a_density_beyond_one_is_refused():
