@@ -21,7 +21,7 @@ ALLOWED = {
     "evaluation": {"data", "models"},
     "surgery": {"data", "layers", "models"},
     "training": {"data", "models", "surgery"},
-    "interop": {"evaluation", "models", "surgery"},
+    "interop": {"data", "evaluation", "models", "surgery"},
     "steps": {
         "allocation",
         "artefacts",

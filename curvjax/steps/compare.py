@@ -9,16 +9,17 @@ from typing import Any, Literal
 import numpy as np
 
 from curvjax.artefacts import COMPARE_SCHEMA, Record, machine, versions, write_record
-from curvjax.data import Document, documents_hash
+from curvjax.data import Cut, Document, documents_hash
 from curvjax.layers import Unit, module_path
 from curvjax.models import Loaded, parameters
 from curvjax.report.profile import rank_correlation
 from curvjax.scores import PLANS, SCORES
 from curvjax.steps.budgets import SCORELESS, Amounts, Shared, allocators, amounts, shared_budget
+from curvjax.steps.calibration import calibration_rows
 from curvjax.steps.evidence import EvidenceSettings, Measured, Texts, measure_evidence
 from curvjax.steps.program import AllocateSettings
 from curvjax.steps.progress import Progress, silent
-from curvjax.steps.score import UNITS, calibration_batch
+from curvjax.steps.score import UNITS
 from curvjax.steps.stopwatch import timed_warm
 from curvjax.surgery import model_hash
 
@@ -102,13 +103,13 @@ def compare(
     shared = shared_budget(rows, program)
     needs = {field for name in settings.scores for field in SCORES[name].needs}
     needs |= {field for name in settings.plans for field in PLANS[name].needs}
-    texts = _texts(documents, loaded, measured, validation="grams" in needs)
+    texts, cut = _texts(documents, loaded, measured, validation="grams" in needs)
     found = measure_evidence(loaded.model, texts, units, needs, measured, gains=gains, progress=progress)
     cost = {each.field: each.gradient_equivalents for each in found.costs}
     scores = {name: _score(name, found, cost) for name in settings.scores}
     methods = [_by_rule(*pair, scores, shared, program) for pair in _pairs(settings)]
     methods += [_by_plan(name, found, settings.budget, shared, cost) for name in settings.plans]
-    record = _header(loaded, documents, texts, settings, measured, source) | {
+    record = _header(loaded, documents, texts, cut, settings, measured, source) | {
         "units": [
             {"name": row["name"], "index": row["index"], "weight": float(shared.weight[k])}
             for k, row in enumerate(rows)
@@ -155,12 +156,15 @@ def _program(settings: CompareSettings, measured: EvidenceSettings) -> AllocateS
     return AllocateSettings(**same, max_sparsity=settings.max_sparsity, seed=measured.seed)
 
 
-def _texts(documents: list[Document], loaded: Loaded, measured: EvidenceSettings, *, validation: bool) -> Texts:
-    """Calibration rows; and, where asked for, validation rows from other documents."""
+def _texts(
+    documents: list[Document], loaded: Loaded, measured: EvidenceSettings, *, validation: bool
+) -> tuple[Texts, Cut]:
+    """Calibration rows, and, where asked for, validation rows from other documents; what the former cut."""
     kept = [document for place, document in enumerate(documents) if place % 4 != 3]
     rows = {"tokens": measured.tokens, "length": measured.length}
-    others = calibration_batch(documents[3::4], loaded, **rows) if validation else None
-    return Texts(calibration_batch(kept, loaded, **rows), others)
+    others = calibration_rows(documents[3::4], loaded, **rows).batch if validation else None
+    calibration = calibration_rows(kept, loaded, **rows)
+    return Texts(calibration.batch, others), calibration.cut
 
 
 def _pairs(settings: CompareSettings) -> list[tuple[str | None, str]]:
@@ -249,6 +253,7 @@ def _header(
     loaded: Loaded,
     documents: list[Document],
     texts: Texts,
+    cut: Cut,
     settings: CompareSettings,
     measured: EvidenceSettings,
     source: str,
@@ -265,7 +270,9 @@ def _header(
             "sha256": documents_hash(documents),
             "tokens": int(texts.calibration.weights.sum()),
             "validation_tokens": int(texts.validation.weights.sum()) if texts.validation else 0,
-        },
+            "cut": cut._asdict(),
+        }
+        | loaded.tokenizer.around,
         "target": settings.target,
         "settings": asdict(settings),
         "evidence": asdict(measured),

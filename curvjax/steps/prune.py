@@ -9,9 +9,9 @@ from curvjax.artefacts import Record, require_model, require_target, write_recor
 from curvjax.data import Document
 from curvjax.layers import layer_index
 from curvjax.models import Loaded, parameters
+from curvjax.steps.calibration import calibration_batch
 from curvjax.steps.progress import Progress, labelled
 from curvjax.steps.saving import Saved, save_forms
-from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
     Pattern,
     Pruned,

@@ -9,9 +9,9 @@ import numpy as np
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
 from curvjax.models import Loaded
+from curvjax.steps.calibration import calibration_batch
 from curvjax.steps.progress import Progress, labelled
 from curvjax.steps.saving import Saved, save_forms
-from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
     Format,
     Quantized,

@@ -21,9 +21,10 @@ from curvjax.layers import Unit
 from curvjax.models import Loaded, parameters
 from curvjax.models.layered import layered_model
 from curvjax.steps.allocate import allocate, open_program
+from curvjax.steps.calibration import calibration_batch
 from curvjax.steps.program import AllocateSettings
 from curvjax.steps.progress import Progress, silent
-from curvjax.steps.score import UNITS, calibration_batch, split_rows
+from curvjax.steps.score import UNITS, split_rows
 from curvjax.surgery import model_hash
 
 
@@ -121,6 +122,11 @@ def _require_same(loaded: Loaded, documents: list[Document], gains: Record) -> N
         raise ValueError(msg)
     if gains["data"]["sha256"] != documents_hash(documents):
         msg = f"the texts are not those of gains.json, which read {gains['data']['source']!r}; give the same --data."
+        raise ValueError(msg)
+    around = loaded.tokenizer.around
+    before = {key: gains["data"].get(key, []) for key in around}
+    if before != around:
+        msg = f"gains.json is of texts between {before}, these lie between {around}; give the same --begin-of-text."
         raise ValueError(msg)
 
 

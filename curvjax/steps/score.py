@@ -33,10 +33,11 @@ from curvjax.curvature import (
 from curvjax.curvature.damping import LayerPolicy
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.curvature.placement import layer_gains_over_devices
-from curvjax.data import Batch, Document, documents_hash, microbatches, pack, take
+from curvjax.data import Batch, Document, Packed, documents_hash, microbatches
 from curvjax.layers import Unit, layer_units, module_path, module_units
 from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import cross_entropy, layered_model
+from curvjax.steps.calibration import calibration_rows
 from curvjax.steps.partial import Partial, resumable
 from curvjax.steps.processes import ALONE, Team
 from curvjax.steps.progress import Progress
@@ -132,12 +133,13 @@ def score(
       TimeoutError: if other processes are lost.
     """
     directory = Path(directory)
-    batch = calibration_batch(documents, loaded, tokens=settings.tokens, length=settings.length)
+    texts = calibration_rows(documents, loaded, tokens=settings.tokens, length=settings.length)
+    batch = texts.batch
     units = UNITS[settings.granularity](parameters(loaded.model))
     if not units:
         msg = f"the model {loaded.name!r} has no decoder layer to measure."
         raise ValueError(msg)
-    header = _header(loaded, documents, batch, settings, source)
+    header = _header(loaded, documents, texts, settings, source)
     target, run = directory / "gains.json", digest(header)
     partial = Partial(directory, run, process=team.index)
     finished = _finished(target, run)
@@ -169,33 +171,6 @@ def score(
         write_record(target, header | made)
     partial.remove()
     return read_record(target, schema=GAINS_SCHEMA)  # the same object whether measured now or before
-
-
-def calibration_batch(documents: list[Document], loaded: Loaded, *, tokens: int, length: int) -> Batch:
-    """Rows of packed calibration tokens, as many as hold `tokens` in all.
-
-    Raises:
-      ValueError: if the documents hold fewer rows, or tokens or positions that the model lacks.
-    """
-    rows = -(-tokens // length)
-    batch = pack(documents[: 8 * rows], loaded.tokenizer, length=length)
-    if batch.tokens.shape[0] < rows and len(documents) > 8 * rows:
-        batch = pack(documents, loaded.tokenizer, length=length)
-    if batch.tokens.shape[0] < rows:
-        msg = f"{len(documents)} documents fill {batch.tokens.shape[0]} rows of {length} tokens; {rows} are needed."
-        raise ValueError(msg)
-    batch, config = take(batch, range(rows)), loaded.config
-    ids = np.concatenate([batch.tokens, batch.targets])
-    if not 0 <= ids.min() <= ids.max() < config.vocab_size:
-        msg = (
-            f"the texts' token ids run from {ids.min()} to {ids.max()}, the model's from 0 to {config.vocab_size - 1}: "
-            "the tokenizer belongs to another model."
-        )
-        raise ValueError(msg)
-    if config.rope is None and batch.positions.max() >= config.max_positions:
-        msg = f"rows of {length} tokens need as many positions; the model has learned {config.max_positions}."
-        raise ValueError(msg)
-    return batch
 
 
 def full_gradient_seconds(model: Decoder, batch: Batch, rows: int) -> float:
@@ -341,8 +316,8 @@ def _row(found: UnitGain, values: Mapping[str, jax.Array], settings: ScoreSettin
     }
 
 
-def _header(loaded: Loaded, documents: list[Document], batch: Batch, settings: ScoreSettings, source: str) -> Record:
-    values = parameters(loaded.model)
+def _header(loaded: Loaded, documents: list[Document], texts: Packed, settings: ScoreSettings, source: str) -> Record:
+    values, batch = parameters(loaded.model), texts.batch
     return {
         "schema": GAINS_SCHEMA,
         "model": {
@@ -357,7 +332,9 @@ def _header(loaded: Loaded, documents: list[Document], batch: Batch, settings: S
             "tokens": int(batch.weights.sum()),
             "sequences": batch.tokens.shape[0],
             "length": settings.length,
-        },
+            "cut": texts.cut._asdict(),
+        }
+        | loaded.tokenizer.around,
         "curvature": settings.curvature,
         "granularity": settings.granularity,
         "policy": {"name": settings.policy.replace("-", "_"), "value": settings.damping},

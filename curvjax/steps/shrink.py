@@ -6,10 +6,10 @@ from typing import NamedTuple
 from curvjax.artefacts import Record, write_record
 from curvjax.data import Document
 from curvjax.models import Decoder, Loaded
+from curvjax.steps.calibration import calibration_batch
 from curvjax.steps.progress import Progress, labelled
 from curvjax.steps.prune import STRUCTURES, PruneSettings, require_sparsities
 from curvjax.steps.saving import Saved, save_forms
-from curvjax.steps.score import calibration_batch
 from curvjax.surgery import ShrinkPlan, input_energies, shrink, shrink_plan
 
 

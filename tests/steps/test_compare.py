@@ -12,9 +12,9 @@ from curvjax.scores import PLANS, SCORES, Evidence
 from curvjax.steps import compare as comparing
 from curvjax.steps import evidence as measuring
 from curvjax.steps.budgets import RULES
+from curvjax.steps.calibration import calibration_batch
 from curvjax.steps.compare import PLANS_OF, CompareSettings, compare
 from curvjax.steps.evidence import EvidenceSettings
-from curvjax.steps.score import calibration_batch
 from tests.steps.tiny import texts
 
 MEASURED = EvidenceSettings(tokens=32, length=16, stream_tokens=20, seed=3)

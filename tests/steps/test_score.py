@@ -11,8 +11,9 @@ from curvjax.curvature.placement import DeviceGain
 from curvjax.data import Document
 from curvjax.models import load_model, weights_hash
 from curvjax.steps import score as scoring
+from curvjax.steps.calibration import calibration_batch
 from curvjax.steps.progress import silent
-from curvjax.steps.score import ScoreSettings, calibration_batch, full_gradient_seconds, score
+from curvjax.steps.score import ScoreSettings, full_gradient_seconds, score
 from tests.steps.stand_ins import STATUS_OPEN_ENDED, stand_in_gains
 from tests.steps.tiny import SETTINGS, texts
 
