@@ -101,10 +101,12 @@ def packed(documents: Iterable[Document], tokenizer: Encoder, *, length: int, en
         beside = f" beside the {len(tokenizer.begin)} that begin a text" if tokenizer.begin else ""
         msg = f"packing needs rows of at least one token{beside}; got length={length}."
         raise ValueError(msg)
-    suffix = tuple(tokenizer.end) or ((tokenizer.eos_id,) if end else ())
-    if None in suffix:
-        msg = "end=True needs a tokenizer with an eos_id; this one has None."
-        raise ValueError(msg)
+    suffix = list(tokenizer.end)
+    if end and not suffix:
+        if tokenizer.eos_id is None:
+            msg = "end=True needs a tokenizer with an eos_id; this one has None."
+            raise ValueError(msg)
+        suffix = [tokenizer.eos_id]
     pieces: list[Piece] = []
     begins, cuts = [], []
     for document in documents:
@@ -216,7 +218,7 @@ def _encoded(document: Document, tokenizer: Encoder, suffix: Sequence[int]) -> _
     except ValueError as error:
         msg = f"document {document.id!r}: {error}"
         raise ValueError(msg) from error
-    return _Whole([*ids, *suffix], len(tokenizer.begin), max(given, 1))
+    return _Whole([*ids, *suffix], len(tokenizer.begin), max(given, len(tokenizer.begin), 1))
 
 
 def _shortened(whole: _Whole, length: int, *, prompted: bool) -> tuple[_Whole, Cut]:
@@ -244,13 +246,16 @@ def _cut(whole: _Whole, length: int) -> Iterator[Piece]:
 
 
 def _warn(cut: Cut, documents: int, length: int) -> None:
-    if cut.prompts or cut.completions:
-        said = (
-            f"{cut.prompts} of {documents} prompts did not fit into rows of {length} tokens: their first {cut.tokens} "
-            "tokens in all are left out, the last ones stay with what is predicted"
-        )
-        pieces = f"; {cut.completions} completions are longer than a row, and are predicted in pieces"
-        warnings.warn(f"{said}{pieces if cut.completions else ''}. Longer rows (length) hold more.", stacklevel=4)
+    said = [
+        f"{cut.prompts} of {documents} prompts did not fit into rows of {length} tokens: their first tokens, "
+        f"{cut.tokens:,} in all, are left out, and the last stay with what is predicted."
+    ] * bool(cut.prompts)
+    said += [
+        f"{cut.completions} of {documents} completions are longer than a row of {length} tokens, and are predicted in "
+        "pieces."
+    ] * bool(cut.completions)
+    if said:
+        warnings.warn(" ".join([*said, "Longer rows (length) hold more."]), stacklevel=4)
 
 
 def _best_fit(sizes: Sequence[int], length: int) -> tuple[list[int], list[int], list[int], int]:

@@ -94,7 +94,7 @@ def encode_choices(model: Decoder, tokenizer: Encoder, questions: Sequence[Quest
                 msg = f"question {question.id!r}, choice {choice}: {error}"
                 raise ValueError(msg) from error
             pair = Pair(tuple(ids[:given]), tuple(ids[given:]))
-            if not pair.context or not pair.continuation:
+            if not pair.context or not texts[1]:
                 msg = (
                     f"question {question.id!r}: choice {choice} needs a token to predict and one before it; where "
                     "contexts are empty, load the tokenizer with begin_of_text='always'."
