@@ -1,6 +1,7 @@
 """The `curvjax` command: one subcommand for each step, and `run` for all of them."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import tyro
@@ -28,12 +29,19 @@ Command = (
 )
 
 
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"curvjax: {message}\n"
+
+
 def main() -> None:
     """Parse the command line, run one command, and turn refusals into one line and exit status 1."""
     description = (
         "Which layers of a language model deserve capacity, how much, and can you prove it? Certified "
         "curvature-adjusted gains, convex budgets, model surgery."
     )
+    warnings.formatwarning = _one_line  # ty: ignore[invalid-assignment] the same signature
     try:
         command = tyro.cli(  # inside: settings out of range are refused as they are made
             Command,

@@ -23,7 +23,7 @@ ALLOWED = {
     "evaluation": {"data", "models"},
     "surgery": {"data", "layers", "models"},
     "training": {"data", "models", "surgery"},
-    "interop": {"evaluation", "models", "surgery"},
+    "interop": {"data", "evaluation", "models", "surgery"},
     "runs": {
         "allocation",
         "artefacts",

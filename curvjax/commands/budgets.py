@@ -11,6 +11,7 @@ from curvjax.artefacts import GAINS_SCHEMA, read_record
 from curvjax.commands.printed import allocation_lines, allocation_table, tell
 from curvjax.runs.compare import CompareSettings
 from curvjax.runs.evidence import EvidenceSettings
+from curvjax.runs.open import TextSettings
 from curvjax.runs.program import AllocateSettings
 
 Argument = tyro.conf.Positional
@@ -48,6 +49,7 @@ class Compare:
     """gains.json of `curvjax score`, in place of measuring gains and traces again."""
     out: Path = Path("runs/compare")
     """Directory for compare.json, compare.svg and compare.png."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[CompareSettings, tyro.conf.arg(name="")] = field(default_factory=CompareSettings)
     evidence: Annotated[EvidenceSettings, tyro.conf.arg(name="")] = field(default_factory=EvidenceSettings)
 
@@ -64,7 +66,7 @@ class Compare:
         path = self.out / "compare.json"
         with bars() as progress:
             chosen = self.settings, self.evidence, path
-            loaded = open_parameters(self.model)
+            loaded = open_parameters(self.model, begin_of_text=self.texts.begin_of_text)
             record = compare(loaded, documents, *chosen, source=self.data, gains=gains, progress=progress)
         Console().print(compare_table(record))
         tell(path, *save_figure(plot_compare(record), self.out, "compare"))

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from curvjax.artefacts import GAINS_SCHEMA, read_record
 from curvjax.commands.printed import allocation_table, tell
+from curvjax.runs.open import TextSettings
 from curvjax.runs.processes import ProcessSettings
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.refine import RefineSettings
@@ -31,6 +32,7 @@ class Score:
     """Text file, .jsonl (text, or prompt and completion), directory, demo:NAME or task:NAME."""
     out: Path = Path("runs/score")
     """Directory for gains.json."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[ScoreSettings, tyro.conf.arg(name="")] = field(default_factory=ScoreSettings)
     team: Annotated[ProcessSettings, tyro.conf.arg(name="")] = field(default_factory=ProcessSettings)
 
@@ -46,7 +48,7 @@ class Score:
         documents = read_documents(self.data)
         documents = sample(documents, len(documents), seed=self.settings.seed)
         with bars() as progress:
-            loaded = open_parameters(self.model)
+            loaded = open_parameters(self.model, begin_of_text=self.texts.begin_of_text)
             gains = score(loaded, documents, self.settings, self.out, source=self.data, progress=progress, team=team)
         Console().print(summary_table(gains))
         tell(self.out / "gains.json")
@@ -65,6 +67,7 @@ class Refine:
     out: Path = Path("runs/refined")
     """Directory for gains.json and allocation.json."""
     effort: Annotated[RefineSettings, tyro.conf.arg(name="")] = field(default_factory=RefineSettings)
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[AllocateSettings, tyro.conf.arg(name="")] = field(default_factory=AllocateSettings)
 
     def __call__(self) -> None:
@@ -78,7 +81,12 @@ class Refine:
         documents = sample(documents, len(documents), seed=gains["seed"])
         with bars() as progress:
             chosen = gains, self.settings, self.effort, self.out
-            tighter, allocation = refine(open_parameters(self.model), documents, *chosen, progress=progress)
+            tighter, allocation = refine(
+                open_parameters(self.model, begin_of_text=self.texts.begin_of_text),
+                documents,
+                *chosen,
+                progress=progress,
+            )
         Console().print(allocation_table(allocation))
         made = tighter["refined"]
         proved = "all are proved" if made["proved"] else f"{made['open']} of {len(tighter['units'])} are still open"

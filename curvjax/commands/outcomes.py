@@ -12,10 +12,12 @@ from curvjax.artefacts import Record, write_record
 from curvjax.commands.printed import tell
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.export import ExportSettings
+from curvjax.runs.open import TextSettings
 from curvjax.runs.settings import RunSettings, quick
 
 Argument = tyro.conf.Positional
 DEMONSTRATION = "smollm2-135m"
+CUT = {"prompts": "prompts cut", "tokens": "tokens cut from them", "completions": "completions in pieces"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Evaluate:
     """Adapter of `curvjax adapt` to put on the model."""
     out: Path = Path("evaluation.json")
     """Where the record goes."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[EvaluateSettings, tyro.conf.arg(name="")] = field(default_factory=EvaluateSettings)
 
     def __call__(self) -> None:
@@ -48,6 +51,7 @@ class Evaluate:
                 self.adapter,
                 self.settings,
                 shots=self.shots,
+                begin_of_text=self.texts.begin_of_text,
                 progress=progress,
             )
         Console().print(_evaluation_table(record))
@@ -106,6 +110,7 @@ class Run:
     """Directory for everything."""
     quick: bool = False
     """A taste of a minute; its outcomes mean nothing."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[RunSettings, tyro.conf.arg(name="")] = field(default_factory=RunSettings)
 
     def __call__(self) -> None:
@@ -116,16 +121,24 @@ class Run:
         settings = quick(self.settings) if self.quick else self.settings
         out = self.out.with_name(f"{self.out.name}-quick") if self.quick else self.out
         with bars() as progress:
-            page = run(open_parameters(self.model), settings, out, progress=progress)
+            page = run(
+                open_parameters(self.model, begin_of_text=self.texts.begin_of_text), settings, out, progress=progress
+            )
         print((page.parent / "summary.md").read_text(encoding="utf-8"))
         tell(page, page.parent / "figures")
 
 
 def _evaluation_table(record: Record) -> Table:
-    table = Table("data", "measure", "value", "standard error", title=record["model"]["name"])
+    begin = record["model"]["begin_of_text"]
+    caption = f"texts begin with {' '.join(begin)}" if begin else "nothing stands before texts"
+    table = Table("data", "measure", "value", "standard error", title=record["model"]["name"], caption=caption)
     for name, found in record["texts"].items():
         table.add_row(name, "perplexity", f"{found['perplexity']:.3f}", "")
         table.add_row("", "nats per token", f"{found['nll']:.4f}", f"{found['standard_error']:.4f}")
+        _add_interval(table, found["interval"])
+        for what, count in found["cut"].items():
+            if count:
+                table.add_row("", CUT[what], f"{count:,}", "")
         _add_speed(table, found)
     for name, found in record["tasks"].items():
         title = f"{name}, {found['shots']} shots" if found["shots"] else name
@@ -134,6 +147,11 @@ def _evaluation_table(record: Record) -> Table:
             table.add_row(place, measure.replace("_", " "), f"{found[measure]:.4f}", f"{error:.4f}")
         _add_speed(table, found)
     return table
+
+
+def _add_interval(table: Table, interval: Record) -> None:
+    name = f"{interval['level']:.0%} interval, Student's t of {interval['degrees']}"
+    table.add_row("", name, f"{interval['low']:.4f} to {interval['high']:.4f}" if interval["degrees"] else "", "")
 
 
 def _add_speed(table: Table, found: Record) -> None:

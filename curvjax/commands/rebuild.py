@@ -11,6 +11,7 @@ from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
 from curvjax.commands.printed import tell
 from curvjax.runs.adapt import AdaptSettings
 from curvjax.runs.factorize import FactorizeSettings
+from curvjax.runs.open import TextSettings
 from curvjax.runs.prune import STRUCTURES, PruneSettings
 from curvjax.runs.quantize import QuantizeSettings
 from curvjax.runs.saving import Saved
@@ -35,6 +36,7 @@ class Adapt:
     """Also fold the adapters into the weights and save out/merged as a Hugging Face directory."""
     checkpoint: bool = False
     """Also save model and adapters together, unmerged, as out/checkpoint: as large as the model, and needs no other."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[AdaptSettings, tyro.conf.arg(name="")] = field(default_factory=AdaptSettings)
 
     def __call__(self) -> None:
@@ -51,7 +53,7 @@ class Adapt:
             raise ValueError(msg)
         documents = read_documents(self.data)
         with bars() as progress:
-            loaded = open_model(self.model)
+            loaded = open_model(self.model, begin_of_text=self.texts.begin_of_text)
             model = adapt(loaded, allocation, documents, self.settings, self.out, progress=progress)
         print(f"{count_lora(model):,} adapter parameters, as planned")
         tell(self.out / "adapter")
@@ -84,6 +86,7 @@ class Prune:
     """Directory for the pruned model, its masks and the allocation realised."""
     checkpoint: bool = False
     """Where single weights go: also save out/checkpoint, as large again. Channels and heads always have one."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[PruneSettings, tyro.conf.arg(name="")] = field(default_factory=PruneSettings)
 
     def __call__(self) -> None:
@@ -97,7 +100,7 @@ class Prune:
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
         documents = [] if self.settings.method == "magnitude" else read_documents(self.data)
         with bars() as progress:
-            loaded = open_model(self.model)
+            loaded = open_model(self.model, begin_of_text=self.texts.begin_of_text)
             if self.drop:
                 loaded, allocation = without_layers(loaded, allocation, self.drop)
             chosen = loaded, allocation, documents, self.settings
@@ -130,6 +133,7 @@ class Quantize:
     out: Path = Path("runs/quantized")
     """Directory: out/checkpoint has the codes, packed, and is what the commands take; out itself is a Hugging Face
     directory of the weights on their grids in a dense form; allocation.json has all bytes."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[QuantizeSettings, tyro.conf.arg(name="")] = field(default_factory=QuantizeSettings)
 
     def __call__(self) -> None:
@@ -143,7 +147,7 @@ class Quantize:
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
         documents = [] if self.settings.method == "rtn" else read_documents(self.data)
         with bars() as progress:
-            loaded = open_model(self.model)
+            loaded = open_model(self.model, begin_of_text=self.texts.begin_of_text)
             found = quantize(loaded, allocation, documents, self.settings, progress=progress)
         bits = found.storage.bits_per_weight
         print(f"{found.storage.total:,} bytes, {bits:.3f} bits per weight with scales and zeros")
@@ -163,6 +167,7 @@ class Factorize:
     """Calibration text of aware and asvd."""
     out: Path = Path("runs/factorized")
     """Directory: out/checkpoint has the factors; out itself is a Hugging Face directory of their products."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[FactorizeSettings, tyro.conf.arg(name="")] = field(default_factory=FactorizeSettings)
 
     def __call__(self) -> None:
@@ -176,7 +181,7 @@ class Factorize:
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
         documents = [] if self.settings.method == "svd" else read_documents(self.data)
         with bars() as progress:
-            loaded = open_model(self.model)
+            loaded = open_model(self.model, begin_of_text=self.texts.begin_of_text)
             thinner = factorize_ranks(loaded, allocation, documents, self.settings, progress=progress)
         print(
             f"{thinner.parameters:,} parameters of {thinner.before:,}, as planned; {len(thinner.ranks)} projections cut"
@@ -198,6 +203,7 @@ class Upcycle:
     """Text on which logits are compared."""
     out: Path = Path("runs/upcycled")
     """Directory for checkpoint/ and the allocation realised."""
+    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
     settings: Annotated[UpcycleSettings, tyro.conf.arg(name="")] = field(default_factory=UpcycleSettings)
 
     def __call__(self) -> None:
@@ -208,7 +214,7 @@ class Upcycle:
 
         require_new(self.out)
         allocation = read_record(self.allocation, schema=ALLOCATION_SCHEMA)
-        loaded = open_model(self.model)
+        loaded = open_model(self.model, begin_of_text=self.texts.begin_of_text)
         grown = upcycle_experts(loaded, allocation, read_documents(self.data), self.settings)
         print(f"{grown.parameters:,} parameters from {grown.before:,}, as planned; {grown.active:,} for one token")
         print(f"logits are equal: the largest change is {grown.moved:.1e} of the largest logit")

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from curvjax.data.documents import Document
+from curvjax.data.tokens import require_unicode
 
 _TEXT, _LINES = "text", "JSON lines"
 _KINDS = {".txt": _TEXT, ".jsonl": _LINES, ".jsonl.gz": _LINES}
@@ -15,14 +16,14 @@ _KINDS = {".txt": _TEXT, ".jsonl": _LINES, ".jsonl.gz": _LINES}
 def read_path(path: Path) -> list[Document]:
     """Documents of a file, or of all such files of a directory and the folders below it, in sorted order.
 
-    A `.txt` file is one document. A `.jsonl` or `.jsonl.gz` file has one JSON object a line, `{"text"}` or
-    `{"prompt", "completion"}`. Blank lines, blank texts and blank completions are left out; so are files of other
-    kinds and hidden ones in a directory.
+    All are UTF-8. A `.txt` file is one document. A `.jsonl` or `.jsonl.gz` file has one JSON object a line, `{"text"}`
+    or `{"prompt", "completion"}`; other keys are not looked at. Blank lines, blank texts and blank completions are left
+    out; so are files of other kinds and hidden ones in a directory.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: if a file is of an unknown kind, empty, undecodable, or has a line that is not such an object; if
-        kinds are mixed; if no document remains.
+      ValueError: if a file is of an unknown kind, empty, undecodable, or has a line that is no such object or holds
+        half of a surrogate pair; if kinds are mixed; if no document remains.
     """
     if not path.exists():
         msg = f"{path}: no such file or directory."
@@ -77,6 +78,9 @@ def _decoded(path: Path) -> str:
         except (OSError, EOFError, zlib.error) as error:
             msg = f"{path}: not a whole gzip file: {error}."
             raise ValueError(msg) from error
+    if (nul := raw.find(0)) >= 0:  # UTF-8 as well, so that UTF-16 without a mark would pass for text
+        msg = f"{path}: byte {nul} is NUL: UTF-16, or no text at all; convert it to UTF-8 first."
+        raise ValueError(msg)
     try:
         return raw.decode().removeprefix("\ufeff")  # a byte order mark is not text
     except UnicodeDecodeError as error:
@@ -105,17 +109,24 @@ def _read_lines(path: Path, name: str, text: str) -> list[Document]:
 def _record(where: str, line: str) -> dict[str, str]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of a thousand digits are no JSONDecodeError
         msg = f"{where}: not JSON: {error}."
         raise ValueError(msg) from error
     found = sorted(record) if isinstance(record, dict) else type(record).__name__
-    allowed = ({"text"}, {"prompt", "completion"})
-    if not isinstance(record, dict) or [keys <= record.keys() for keys in allowed].count(True) != 1:
-        msg = f"{where}: need either 'text', or 'prompt' and 'completion'; found {found}."
+    kinds = ({"text"}, {"prompt", "completion"})
+    if not isinstance(record, dict) or record.keys() & set.union(*kinds) not in kinds:
+        msg = (
+            f"{where}: need either 'text', or 'prompt' and 'completion', not both; found {found}. Rename the one to "
+            "predict to 'completion' if a prompt comes before it; take the other out if not."
+        )
         raise ValueError(msg)
-    wrong = {key: type(record[key]).__name__ for keys in allowed for key in keys & record.keys()}
-    wrong = {key: kind for key, kind in wrong.items() if kind != "str"}
-    if wrong:
-        msg = f"{where}: every value must be a string; found {wrong}."
-        raise ValueError(msg)
+    for key in sorted(record.keys() & set.union(*kinds)):
+        if not isinstance(record[key], str):
+            msg = f"{where}: every value must be a string; found {{{key!r}: {type(record[key]).__name__!r}}}."
+            raise ValueError(msg)
+        try:
+            require_unicode(record[key])
+        except ValueError as error:
+            msg = f"{where}: {key!r}: {error}"
+            raise ValueError(msg) from error
     return record

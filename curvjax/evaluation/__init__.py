@@ -6,6 +6,8 @@ from curvjax.evaluation.choice import ranked_choice as ranked_choice
 from curvjax.evaluation.continuations import Continuations as Continuations
 from curvjax.evaluation.continuations import Pair as Pair
 from curvjax.evaluation.continuations import continuation_scores as continuation_scores
+from curvjax.evaluation.intervals import Interval as Interval
+from curvjax.evaluation.intervals import student_interval as student_interval
 from curvjax.evaluation.paired import ChoiceDifference as ChoiceDifference
 from curvjax.evaluation.paired import Difference as Difference
 from curvjax.evaluation.paired import paired_choice as paired_choice

@@ -43,7 +43,6 @@ def ranked_choice(
     *,
     length: int = 128,
     rows_at_once: int = 16,
-    prefix: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Choice:
     """Accuracy of choosing argmax_c log p(continuation_c | context_c).
@@ -52,11 +51,10 @@ def ranked_choice(
 
     Args:
       model: used through `embed`, `layers` and `readout` alone.
-      tokenizer: its `encode` adds no special tokens.
+      tokenizer: its `encode` adds no special tokens; its `begin` stands before each context.
       questions: at least one.
       length: tokens in the shortest rows.
       rows_at_once: rows of `length` in memory at a time; fewer of longer ones.
-      prefix: ids to put before each context, such as `[tokenizer.bos_id]`.
       progress: told `(done, all)` rows after each microbatch.
 
     Raises:
@@ -65,7 +63,7 @@ def ranked_choice(
 
     Source: the border between context and continuation follows EleutherAI's lm-evaluation-harness.
     """
-    pairs = encode_choices(model, tokenizer, questions, prefix=prefix)
+    pairs = encode_choices(model, tokenizer, questions)
     found = continuation_scores(model, pairs, length=length, rows_at_once=rows_at_once, progress=progress)
     scores = np.full((len(questions), max(len(q.continuations) for q in questions)), -np.inf)
     scores[
@@ -75,14 +73,14 @@ def ranked_choice(
     return _choice(scores, questions, found.tokens_read)
 
 
-def encode_choices(
-    model: Decoder, tokenizer: Encoder, questions: Sequence[Question], *, prefix: Sequence[int] = ()
-) -> list[Pair]:
+def encode_choices(model: Decoder, tokenizer: Encoder, questions: Sequence[Question]) -> list[Pair]:
     """What `ranked_choice` reads and predicts: a pair for each choice of each question, in their order.
 
+    A context is what the tokenizer's `begin` and the question make; its `end` follows whole texts, not choices.
+
     Raises:
-      ValueError: if there is no question; if a continuation is empty, or a context and `prefix` both are; if a question
-        is longer than the model was made for.
+      ValueError: if there is no question; if a continuation is empty, or a context and `begin` both are; if a question
+        is longer than the model was made for, or cannot be encoded.
     """
     if not questions:
         msg = "no questions to rank: give at least one."
@@ -90,16 +88,20 @@ def encode_choices(
     pairs = []
     for question in questions:
         for choice, texts in enumerate(zip(question.contexts, question.continuations, strict=True)):
-            ids, given = encode_pair(tokenizer, *texts)
-            pair = Pair((*prefix, *ids[:given]), tuple(ids[given:]))
-            if not pair.context or not pair.continuation:
+            try:
+                ids, given = encode_pair(tokenizer, *texts)
+            except ValueError as error:
+                msg = f"question {question.id!r}, choice {choice}: {error}"
+                raise ValueError(msg) from error
+            pair = Pair(tuple(ids[:given]), tuple(ids[given:]))
+            if not pair.context or not texts[1]:
                 msg = (
                     f"question {question.id!r}: choice {choice} needs a token to predict and one before it; where "
-                    "contexts are empty give a prefix, such as the bos_id."
+                    "contexts are empty, load the tokenizer with begin_of_text='always'."
                 )
                 raise ValueError(msg)
             what = f"question {question.id!r}, with all that stands before it,"
-            require_positions(model, len(prefix) + len(ids) - 1, what=what)
+            require_positions(model, len(ids) - 1, what=what)
             pairs.append(pair)
     return pairs
 

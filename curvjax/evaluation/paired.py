@@ -6,14 +6,24 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binomtest
 
+from curvjax.evaluation.intervals import Interval, student_interval
 from curvjax.evaluation.perplexity import Perplexity, clustered_mean
 
 
 class Difference(NamedTuple):
-    """difference: first less second, nats per token. standard_error: of it, rows as clusters; nan for one row."""
+    """difference: first less second, nats per token. standard_error: of it, rows as clusters; nan for one row.
+
+    clusters: rows that count.
+    """
 
     difference: float
     standard_error: float
+    clusters: int
+
+    @property
+    def interval(self) -> Interval:
+        """Of `difference`."""
+        return student_interval(self.difference, self.standard_error, clusters=self.clusters)
 
 
 class ChoiceDifference(NamedTuple):
@@ -42,7 +52,8 @@ def paired_difference(first: Perplexity, second: Perplexity) -> Difference:
             f"{len(second.row_tokens)} with {second.tokens}."
         )
         raise ValueError(msg)
-    return Difference(*clustered_mean(first.row_nll - second.row_nll, first.row_tokens))
+    clusters = int(np.count_nonzero(first.row_tokens))
+    return Difference(*clustered_mean(first.row_nll - second.row_nll, first.row_tokens), clusters)
 
 
 def paired_choice(first: Bool[np.ndarray, " Q"], second: Bool[np.ndarray, " Q"]) -> ChoiceDifference:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from curvjax.data import Batch
+from curvjax.evaluation.intervals import Interval, student_interval
 from curvjax.evaluation.scoring import Progress, Targets, target_log_probabilities
 from curvjax.models import Decoder
 
@@ -13,8 +14,9 @@ from curvjax.models import Decoder
 class Perplexity(NamedTuple):
     """nll: mean negative log-likelihood of the counted tokens, nats. perplexity: its exponential.
 
-    standard_error: of `nll`, rows as clusters; nan for a single row. tokens: how many count. row_nll: `[B]` summed
-    nats of each row. row_tokens: `[B]` counted tokens of each row. tokens_read: by the model, without padding.
+    standard_error: of `nll`, rows with counted tokens as clusters; nan for a single one. tokens: how many count.
+    row_nll: `[B]` summed nats of each row. row_tokens: `[B]` counted tokens of each row. tokens_read: by the model,
+    without padding.
     """
 
     nll: float
@@ -24,6 +26,11 @@ class Perplexity(NamedTuple):
     row_nll: Float[np.ndarray, " B"]
     row_tokens: Float[np.ndarray, " B"]
     tokens_read: int
+
+    @property
+    def interval(self) -> Interval:
+        """Of `nll`."""
+        return student_interval(self.nll, self.standard_error, clusters=int(np.count_nonzero(self.row_tokens)))
 
 
 def perplexity(model: Decoder, batch: Batch, *, rows_at_once: int = 8, progress: Progress | None = None) -> Perplexity:
@@ -56,8 +63,11 @@ def perplexity(model: Decoder, batch: Batch, *, rows_at_once: int = 8, progress:
 
 
 def clustered_mean(sums: Float[np.ndarray, " B"], counts: Float[np.ndarray, " B"]) -> tuple[float, float]:
-    """Mean sum(sums) / sum(counts) over the members of B clusters, and its standard error (nan for one cluster)."""
-    mean, clusters = sums.sum() / counts.sum(), len(sums)
+    """Mean sum(sums) / sum(counts) over the members of B clusters, and its standard error (nan for one cluster).
+
+    A cluster without members says nothing, and is none: rows of prompts or padding change neither number.
+    """
+    mean, clusters = sums.sum() / counts.sum(), np.count_nonzero(counts)
     if clusters == 1:
         return float(mean), float("nan")
     scatter = np.sum((sums - mean * counts) ** 2) * clusters / (clusters - 1)

@@ -3,7 +3,6 @@
 Imported by name and not by `curvjax.interop`: the harness is a large package that nothing else here needs.
 """
 
-from collections.abc import Sequence
 from itertools import islice
 from typing import NoReturn
 
@@ -11,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from curvjax.data import begun
 from curvjax.evaluation import Pair, Progress, continuation_scores
 from curvjax.models import Decoder
 from curvjax.models.tokenizer import Tokenizer
@@ -32,7 +32,6 @@ class HarnessModel(TemplateLM):
         model: Decoder,
         tokenizer: Tokenizer,
         *,
-        prefix: Sequence[int] = (),
         length: int = 128,
         rows_at_once: int = 16,
         progress: Progress | None = None,
@@ -41,8 +40,7 @@ class HarnessModel(TemplateLM):
 
         Args:
           model: any decoder, adapters included.
-          tokenizer: that of the model.
-          prefix: ids to put before each context, such as `[tokenizer.bos_id]`.
+          tokenizer: that of the model; its `begin` stands before each context and each window of a long text.
           length: tokens in the shortest rows.
           rows_at_once: rows of `length` in memory at a time.
           progress: told `(done, all)` rows after each microbatch.
@@ -55,7 +53,7 @@ class HarnessModel(TemplateLM):
         if first is None:
             msg = "the harness needs a token before texts without context: a tokenizer with a bos_id or an eos_id."
             raise ValueError(msg)
-        self.model, self.encoder, self.first, self.prefix = model, tokenizer, first, tuple(prefix)
+        self.model, self.encoder, self.first = model, tokenizer, first
         self.length, self.rows_at_once, self.progress = length, rows_at_once, progress
 
     @property
@@ -64,7 +62,7 @@ class HarnessModel(TemplateLM):
         return self.first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Token ids of `string`; special tokens come from `prefix` alone."""
+        """Token ids of `string`; what stands before it comes later."""
         return self.encoder.encode(string)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -100,16 +98,13 @@ class HarnessModel(TemplateLM):
     def _scores(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
         if not pairs:  # texts without a token
             return []
-        begun = [pair._replace(context=self._begun(pair.context)) for pair in pairs]
+        whole = [pair._replace(context=tuple(begun(self.encoder, pair.context))) for pair in pairs]
         found = continuation_scores(
-            self.model, begun, length=self.length, rows_at_once=self.rows_at_once, progress=self.progress
+            self.model, whole, length=self.length, rows_at_once=self.rows_at_once, progress=self.progress
         )
         return list(zip(found.log_probability.tolist(), found.greedy.tolist(), strict=True))
 
-    def _begun(self, context: tuple[int, ...]) -> tuple[int, ...]:
-        return context if context[: len(self.prefix)] == self.prefix else (*self.prefix, *context)
-
     def _windows(self, text: str) -> list[Pair]:
-        longest = self.model.config.max_positions - len(self.prefix)
+        longest = self.model.config.max_positions - len(self.encoder.begin)
         windows = get_rolling_token_windows(self.tok_encode(text), self.first, longest, context_len=1)
         return [Pair(tuple(context), tuple(ids)) for context, ids in map(make_disjoint_window, windows)]

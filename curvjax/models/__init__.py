@@ -23,6 +23,7 @@ from curvjax.models.gguf import config_from_gguf as config_from_gguf
 from curvjax.models.gguf import decoder_from_gguf as decoder_from_gguf
 from curvjax.models.gguf_file import GGUFFile as GGUFFile
 from curvjax.models.gguf_file import read_gguf as read_gguf
+from curvjax.models.gguf_tokenizer import tokenizer_from_gguf as tokenizer_from_gguf
 from curvjax.models.hf import HuggingFaceModel as HuggingFaceModel
 from curvjax.models.hf import load_hf as load_hf
 from curvjax.models.hf_config import config_from_hf as config_from_hf
@@ -50,8 +51,8 @@ from curvjax.models.rebuilt import require_plain as require_plain
 from curvjax.models.rebuilt import submodules as submodules
 from curvjax.models.rope import Llama3Bands as Llama3Bands
 from curvjax.models.rope import Rope as Rope
+from curvjax.models.tokenizer import BeginOfText as BeginOfText
 from curvjax.models.tokenizer import Tokenizer as Tokenizer
-from curvjax.models.tokenizer import check_vocabulary as check_vocabulary
+from curvjax.models.tokenizer import fitted_tokenizer as fitted_tokenizer
 from curvjax.models.tokenizer import load_tokenizer as load_tokenizer
 from curvjax.models.tokenizer import save_tokenizer as save_tokenizer
-from curvjax.models.tokenizer import tokenizer_from_gguf as tokenizer_from_gguf

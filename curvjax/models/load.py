@@ -13,11 +13,12 @@ from curvjax.models.decoder import Decoder
 from curvjax.models.demo import DEMONSTRATIONS, demonstration_files
 from curvjax.models.gguf import decoder_from_gguf
 from curvjax.models.gguf_file import read_gguf
+from curvjax.models.gguf_tokenizer import tokenizer_from_gguf
 from curvjax.models.glassllm import read_glassllm, read_glassllm_tokenizer
 from curvjax.models.hf import load_hf
 from curvjax.models.parameters import parameters
 from curvjax.models.rebuilt import model_hash
-from curvjax.models.tokenizer import Tokenizer, check_vocabulary, load_tokenizer, tokenizer_from_gguf
+from curvjax.models.tokenizer import BeginOfText, Tokenizer, fitted_tokenizer, load_tokenizer
 from curvjax.records import ModelOrigin
 
 _ACCEPTED = (
@@ -53,7 +54,7 @@ class Loaded(_Loaded):
         return self.origin.sha256
 
 
-def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Loaded:
+def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32, begin_of_text: BeginOfText = "tokenizer") -> Loaded:
     """A model and its tokenizer, from a file, a directory or an installed package.
 
     Args:
@@ -61,6 +62,9 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Loaded:
         `save_checkpoint`, or the name of an installed demonstration model. Write `./name` for a directory that is
         called like one.
       dtype: of all parameters, whatever the file has.
+      begin_of_text: "tokenizer": texts begin with what the tokenizer puts before them, mostly `<bos>` or nothing;
+        "always": with its first token, asked for or not; "never": with nothing. Everything that reads texts with this
+        tokenizer follows it.
 
     Returns:
       Model, tokenizer, configuration and name.
@@ -75,7 +79,8 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32) -> Loaded:
     else:
         name = Path(path).resolve().name
         model, tokenizer = _stored(Path(path), dtype)
-    check_vocabulary(tokenizer, vocab_size=model.config.vocab_size, source=path)
+    rows = model.config.vocab_size
+    tokenizer = fitted_tokenizer(tokenizer, vocab_size=rows, source=path, begin_of_text=begin_of_text)
     return Loaded(model, tokenizer, model.config, name)
 
 

@@ -150,9 +150,21 @@ def _scored(gains: Record) -> str:
         f"{percent(extent(profile.chosen.gap)[1])} of its upper end ({setting(gains['rtol'])} was asked "
         f"for). This took {cost} of the whole model on the same batch."
     )
+    words += _read(gains["data"])
     if unmet:
         more = [f"{len(unmet) - 6} more"] if len(unmet) > 6 else []
         words += f" The width was not met, or there is no bracket, in {listed(unmet[:6] + more)}."
+    return words
+
+
+def _read(data: Record) -> str:
+    """What stood before each text, and what was cut, where the record knows."""
+    words = f" Each text began with {' '.join(data['begin_of_text'])}." if data.get("begin_of_text") else ""
+    cut = data.get("cut") or {}
+    if cut.get("prompts"):
+        words += f" {count(cut['prompts'])} prompts lost their first tokens, {count(cut['tokens'])} in all."
+    if cut.get("completions"):
+        words += f" {count(cut['completions'])} completions were longer than a row and cut into pieces."
     return words
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 
 from curvjax.artefacts import Record, require_model, require_target
-from curvjax.data import Batch, Document, pack, split_documents
+from curvjax.data import Batch, Document, Packed, packed, split_documents
 from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, model_hash, save_arrays
 from curvjax.runs.progress import Progress, labelled
 from curvjax.surgery import (
@@ -122,7 +122,7 @@ def adapt(
     training, selection = _batches(loaded, documents, settings)
     fitted = fit(
         born,
-        training,
+        training.batch,
         steps=settings.steps,
         rows_per_step=settings.rows,
         seed=settings.seed,
@@ -149,6 +149,7 @@ def adapt(
         "amounts": amounts,
         "parameters": {"planned": planned, "realised": count_lora(fitted.model)},
         "settings": asdict(settings),
+        "data": {"cut": training.cut._asdict()} | loaded.tokenizer.around,
         "losses": fitted.losses.tolist(),
         "selection": {
             "steps": fitted.selection_steps.tolist(),
@@ -186,20 +187,20 @@ def allocated_amounts(model: Decoder, allocation: Record) -> dict[str, int]:
     return by_projection(model, {unit["name"]: unit["amount"] for unit in allocation["units"]})
 
 
-def _batches(loaded: Loaded, documents: list[Document], settings: AdaptSettings) -> tuple[Batch, Batch | None]:
+def _batches(loaded: Loaded, documents: list[Document], settings: AdaptSettings) -> tuple[Packed, Batch | None]:
     """Rows to train on, and to select on where documents are held out for that."""
     held = settings.selection
     if not held:
-        return pack(documents, loaded.tokenizer, length=settings.length), None
+        return packed(documents, loaded.tokenizer, length=settings.length), None
     if not 0 < held < len(documents):
         msg = f"selection must be from 0 to {len(documents) - 1}, it leaves something to train on; got {held}."
         raise ValueError(msg)
     share = held / len(documents)  # shares and not counts: groups of documents stay together, and all are used
     splits = split_documents(documents, seed=settings.seed, shares=(1 - share, share, 0.0))
     training, selection = (
-        pack(part, loaded.tokenizer, length=settings.length) for part in (splits.calibration, splits.selection)
+        packed(part, loaded.tokenizer, length=settings.length) for part in (splits.calibration, splits.selection)
     )
-    return training, selection
+    return training, selection.batch
 
 
 def _born(model: Decoder, target: str, amounts: dict[str, int], settings: AdaptSettings) -> Decoder:

@@ -84,7 +84,10 @@ def compare(
     )
     cost = {each.field: each.gradient_equivalents for each in found.costs}
     scores = [_score(name, found, cost) for name in settings.scores]
-    methods = [_by_rule(score, rule, control, posed, program, measured.seed) for score, rule, control in _ways(scores, settings)]
+    methods = [
+        _by_rule(score, rule, control, posed, program, measured.seed)
+        for score, rule, control in _ways(scores, settings)
+    ]
     methods += [_by_plan(name, found, program.budget, posed, cost) for name in plans]
     record = Comparison(
         target=program.target,
@@ -147,12 +150,12 @@ def _require_known(settings: CompareSettings, target: str) -> tuple[str, ...]:
     return settings.plans
 
 
-def _ways(
-    scores: list[ComparedScore], settings: CompareSettings
-) -> list[tuple[ComparedScore | None, str, str]]:
+def _ways(scores: list[ComparedScore], settings: CompareSettings) -> list[tuple[ComparedScore | None, str, str]]:
     """Scores, rules and controls that go together; None beside a rule that looks at no score."""
     reading = [rule for rule in settings.rules if rule == PROGRAM or RULES[rule].reads_scores]
-    ways = [(score, rule, "none") for score in scores for rule in reading if rule != PROGRAM or "none" in settings.controls]
+    ways = [
+        (score, rule, "none") for score in scores for rule in reading if rule != PROGRAM or "none" in settings.controls
+    ]
     if PROGRAM in settings.rules:
         ways += [(score, PROGRAM, control) for score in scores for control in settings.controls if control != "none"]
     return [*ways, *((None, rule, "none") for rule in settings.rules if rule not in reading)]
@@ -174,9 +177,7 @@ def _score(name: str, measured: Measured, cost: Mapping[str, float]) -> Compared
     )
 
 
-def _by_rule(
-    score: ComparedScore | None, rule: str, control: str, posed: Posed, program: Program, seed: int
-) -> Method:
+def _by_rule(score: ComparedScore | None, rule: str, control: str, posed: Posed, program: Program, seed: int) -> Method:
     if score is not None and score.values is None:
         return Method(
             name=_name(score, rule, control), score=score.name, rule=rule, control=control, refused=score.refused

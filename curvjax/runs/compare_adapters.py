@@ -39,7 +39,7 @@ def compare_adapters(
         questions, seed=settings.seed, counts=(settings.train_questions, 0, settings.test_questions)
     )
     inputs = {
-        "model": gains["model"],
+        "model": gains["model"] | loaded.tokenizer.around,
         "task": settings.task,
         "test": [question.id for question in parts.test],
         "evaluate": asdict(settings.evaluate),

@@ -33,7 +33,7 @@ def compare_pruning(
     The exponent kappa of the program is chosen on the selection texts; calibration and test texts share none of them.
     """
     inputs = {
-        "model": gains["model"],
+        "model": gains["model"] | loaded.tokenizer.around,
         "evaluate": asdict(settings.evaluate),
         "prune": asdict(settings.prune),
         "texts": {name: documents_hash(part) for name, part in texts._asdict().items()},

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from curvjax.artefacts import EVALUATION_SCHEMA, Record, machine, versions
-from curvjax.data import Document, FewShot, Question, few_shot, pack, read_documents, read_task, sample, take
+from curvjax.data import Document, FewShot, Packed, Question, few_shot, packed, read_documents, read_task, sample
 from curvjax.evaluation import Choice, Perplexity, encode_choices, perplexity, ranked_choice
-from curvjax.models import Decoder, Loaded, model_hash
+from curvjax.models import BeginOfText, Decoder, Loaded, model_hash
 from curvjax.runs.adapt import load_adapter
 from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, labelled
@@ -50,12 +50,19 @@ def text_perplexity(
     Raises:
       ValueError: if the documents are too short to fill a row.
     """
-    batch = pack(documents, loaded.tokenizer, length=settings.length)
-    rows = batch.tokens.shape[0]
-    if settings.tokens:
-        rows = min(rows, -(-settings.tokens // settings.length))
-    batch = take(batch, range(rows))
+    batch = text_rows(documents, loaded, settings).batch
     return perplexity(model, batch, rows_at_once=settings.rows, progress=labelled(progress, label))
+
+
+def text_rows(documents: list[Document], loaded: Loaded, settings: EvaluateSettings) -> Packed:
+    """The rows that perplexity is measured on: whole documents, packed.
+
+    Raises:
+      ValueError: if the documents have nothing to predict.
+    """
+    found = packed(documents, loaded.tokenizer, length=settings.length)
+    rows = len(found.batch.tokens)
+    return found.first(min(rows, -(-settings.tokens // settings.length)) if settings.tokens else rows)
 
 
 def task_accuracy(
@@ -84,6 +91,7 @@ def perplexity_record(found: Perplexity) -> Record:
         "perplexity": found.perplexity,
         "nll": found.nll,
         "standard_error": found.standard_error,
+        "interval": found.interval._asdict() | {"distribution": "Student's t, rows as clusters"},
         "tokens": found.tokens,
         "row_nll": found.row_nll,
         "row_tokens": found.row_tokens,
@@ -113,6 +121,7 @@ def evaluate(
     settings: EvaluateSettings,
     *,
     shots: int = 0,
+    begin_of_text: BeginOfText = "tokenizer",
     progress: Progress,
 ) -> Record:
     """The record of evaluation.json: every text and task on one model, with an adapter if given.
@@ -124,6 +133,7 @@ def evaluate(
       adapter: directory of an adapter to put on the model.
       settings: on how much.
       shots: solved examples before each question, none of them asked; see `few_shot`.
+      begin_of_text: for `open_model`.
       progress: told of microbatches.
 
     Raises:
@@ -135,17 +145,16 @@ def evaluate(
         raise ValueError(msg)
     documents = {source: read_documents(source) for source in texts}
     asked = {name: _asked(read_task(name), settings, shots) for name in tasks}
-    loaded = open_model(model)
+    loaded = open_model(model, begin_of_text=begin_of_text)
     subject = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
     for one in asked.values():
         encode_choices(subject, loaded.tokenizer, one.questions)
 
     def text_record(source: str) -> Record:
         chosen, label = sample(documents[source], len(documents[source]), seed=settings.seed), f"perplexity, {source}"
-        found, speed = _measured(
-            lambda: text_perplexity(subject, loaded, chosen, settings, progress=progress, label=label)
-        )
-        return perplexity_record(found) | speed
+        rows, told = text_rows(chosen, loaded, settings), labelled(progress, label)
+        found, speed = _measured(lambda: perplexity(subject, rows.batch, rows_at_once=settings.rows, progress=told))
+        return perplexity_record(found) | {"cut": rows.cut._asdict()} | speed
 
     def task_record(name: str) -> Record:
         questions, examples = asked[name]
@@ -160,7 +169,8 @@ def evaluate(
             "name": loaded.name,
             "weights_sha256": model_hash(loaded.model),
             "adapter": None if adapter is None else str(adapter),
-        },
+        }
+        | loaded.tokenizer.around,
         "texts": {source: text_record(source) for source in documents},
         "tasks": {name: task_record(name) for name in asked},
         "settings": asdict(settings),

@@ -128,9 +128,7 @@ def rounding_error(kernel: Float[Array, "I O"], *, bits: int = 4) -> Float[Array
     return jnp.round(wide / scale) * scale - wide
 
 
-def _recorded(
-    gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]
-) -> dict[str, tuple[Array, FieldCost]]:
+def _recorded(gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]) -> dict[str, tuple[Array, FieldCost]]:
     if gains is None:
         return {}
     gains.origin.require_model(model_sha256, source="the gains record")
@@ -166,9 +164,7 @@ def _subject(
     if with_passes:
         passes, seconds = timed_warm(partial(run_passes, layered, parts))
         begun |= dict.fromkeys(_ON_PASSES, seconds)
-    return _Subject(
-        model, layered, text.batch, units, kernels, gradients, parts, others, passes, settings
-    ), begun
+    return _Subject(model, layered, text.batch, units, kernels, gradients, parts, others, passes, settings), begun
 
 
 def _timed_gradients(model: Decoder, parts: list[Batch], kernels: Collection[str]) -> tuple[dict[str, Array], float]:

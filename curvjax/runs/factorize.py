@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
 from curvjax.models import Decoder, Loaded, model_hash
+from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.progress import Progress, labelled
 from curvjax.runs.saving import Saved, save_forms
-from curvjax.runs.score import calibration_batch
 from curvjax.surgery import (
     Factorized,
     by_projection,

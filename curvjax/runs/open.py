@@ -1,17 +1,27 @@
 """Models for the commands: whatever `load_model` takes, and checkpoints of rebuilt models."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from curvjax.models import DEMONSTRATIONS, Loaded, check_vocabulary, load_model, submodules
+from curvjax.models import DEMONSTRATIONS, BeginOfText, Loaded, fitted_tokenizer, load_model, submodules
 from curvjax.surgery import QuantizedLinear, is_rebuilt, load_rebuilt
 
 
-def open_model(path: str | Path) -> Loaded:
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """How a model's texts are read."""
+
+    begin_of_text: BeginOfText = "tokenizer"
+    """Whether each text begins with the tokenizer's first token (bos): as its files ask for, always, or never."""
+
+
+def open_model(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") -> Loaded:
     """A model and its tokenizer; rebuilt models come as they were saved, with their adapters, factors and codes.
 
     Args:
       path: as for `curvjax.load_model`, or a checkpoint that `adapt`, `prune`, `quantize`, `factorize` or `upcycle`
         saved.
+      begin_of_text: as for `curvjax.load_model`.
 
     Returns:
       Model, tokenizer, configuration and name; a checkpoint is called by its folder and the folder it lies in.
@@ -21,20 +31,21 @@ def open_model(path: str | Path) -> Loaded:
       ValueError: if what is there is of no known kind, damaged, or its tokenizer does not belong to its model.
     """
     if path in DEMONSTRATIONS or not is_rebuilt(path):
-        return load_model(path)
+        return load_model(path, begin_of_text=begin_of_text)
     model, tokenizer = load_rebuilt(path)
-    check_vocabulary(tokenizer, vocab_size=model.config.vocab_size, source=path)
+    rows = model.config.vocab_size
+    tokenizer = fitted_tokenizer(tokenizer, vocab_size=rows, source=path, begin_of_text=begin_of_text)
     return Loaded(model, tokenizer, model.config, "/".join(Path(path).resolve().parts[-2:]))
 
 
-def open_parameters(path: str | Path) -> Loaded:
+def open_parameters(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") -> Loaded:
     """As `open_model`, for what takes gradients: every weight is a parameter.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
       ValueError: as `open_model`, or if projections are stored as codes.
     """
-    loaded = open_model(path)
+    loaded = open_model(path, begin_of_text=begin_of_text)
     coded = [name for name, child in submodules(loaded.model).items() if isinstance(child, QuantizedLinear)]
     if coded:
         msg = (

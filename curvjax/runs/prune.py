@@ -9,9 +9,9 @@ from curvjax.artefacts import Record, require_model, require_target, write_recor
 from curvjax.data import Document
 from curvjax.layers import layer_index
 from curvjax.models import Loaded, model_hash, parameters, require_plain
+from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.progress import Progress, labelled
 from curvjax.runs.saving import Saved, save_forms
-from curvjax.runs.score import calibration_batch
 from curvjax.surgery import (
     Pattern,
     Pruned,

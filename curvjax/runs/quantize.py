@@ -9,9 +9,9 @@ import numpy as np
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
 from curvjax.models import Loaded, model_hash
+from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.progress import Progress, labelled
 from curvjax.runs.saving import Saved, save_forms
-from curvjax.runs.score import calibration_batch
 from curvjax.surgery import Format, Quantized, Storage, Sweep, quantization_plan, quantize_gptq, quantize_nearest
 
 _HALF = 16  # bits that an allocation counts for a weight left as it is

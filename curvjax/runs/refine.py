@@ -21,9 +21,10 @@ from curvjax.layers import Unit
 from curvjax.models import Loaded, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.runs.allocate import allocate, open_program
+from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.score import UNITS, calibration_batch, split_rows
+from curvjax.runs.score import UNITS, split_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def refine(
         return (float(found.lower[0]), float(found.upper[0])) if done == wanted else None
 
     progress("further products", 0, settings.products)
-    found = tighten(solve, probe, lower, upper, effort=settings.products, traceable=True)
+    found = tighten(solve, probe, lower, upper, effort=settings.products)
     tight = found._replace(exhausted=found.exhausted and left >= settings.stride)  # not merely out of products
     tighter = _refined_gains(gains, runs, tight, settings.products - left)
     directory = Path(directory)
@@ -120,6 +121,11 @@ def _require_same(loaded: Loaded, documents: list[Document], gains: Record) -> N
         raise ValueError(msg)
     if gains["data"]["sha256"] != documents_hash(documents):
         msg = f"the texts are not those of gains.json, which read {gains['data']['source']!r}; give the same --data."
+        raise ValueError(msg)
+    around = loaded.tokenizer.around
+    before = {key: gains["data"].get(key, []) for key in around}
+    if before != around:
+        msg = f"gains.json is of texts between {before}, these lie between {around}; give the same --begin-of-text."
         raise ValueError(msg)
 
 

@@ -45,7 +45,8 @@ def run(loaded: Loaded, settings: RunSettings, directory: str | Path, *, progres
         "schema": RUN_SCHEMA,
         "settings": asdict(settings),
         "model": gains["model"],
-        "data": {"source": settings.data, "sha256": documents_hash(documents), "documents": len(documents)},
+        "data": {"source": settings.data, "sha256": documents_hash(documents), "documents": len(documents)}
+        | loaded.tokenizer.around,
         "outcomes": outcomes,
         "cost": {
             "gradient_seconds": gains["totals"]["gradient_seconds"],

@@ -12,17 +12,19 @@ class Saved(NamedTuple):
     """directory: of everything; a Hugging Face directory unless `only_here`. checkpoint: within it, None if left out.
 
     only_here: why only the checkpoint can hold the model; "" where both can. weights_sha256: the model's `model_hash`.
+    around: tokens between which the texts lay that it was rebuilt with.
     """
 
     directory: Path
     checkpoint: Path | None
     only_here: str
     weights_sha256: str
+    around: dict[str, list[str]]
 
     @property
     def record(self) -> Record:
         """What allocation.json says of it."""
-        return {"weights_sha256": self.weights_sha256, "only_checkpoint": self.only_here or None}
+        return {"weights_sha256": self.weights_sha256, "only_checkpoint": self.only_here or None} | self.around
 
 
 def save_forms(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, checkpoint: bool = True) -> Saved:
@@ -47,7 +49,7 @@ def save_forms(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, c
     at = directory / "checkpoint" if checkpoint or dense is None else None
     if at is not None:
         save_rebuilt(model, at, tokenizer=tokenizer)
-    return Saved(directory, at, only_here, model_hash(model))
+    return Saved(directory, at, only_here, model_hash(model), tokenizer.around)
 
 
 def _dense(model: Decoder) -> tuple[Decoder | None, str]:

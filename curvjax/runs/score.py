@@ -176,7 +176,8 @@ def _yardstick(
     return seconds
 
 
-def _measure(model: Decoder, batch: Batch, todo: list[Unit], settings: ScoreSettings
+def _measure(
+    model: Decoder, batch: Batch, todo: list[Unit], settings: ScoreSettings
 ) -> Generator[tuple[UnitGain, float]]:
     """Yield what was found for the units as they are done, and the seconds, on all devices of this process."""
     if not todo:

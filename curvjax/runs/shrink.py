@@ -6,10 +6,10 @@ from typing import NamedTuple
 from curvjax.artefacts import Record, write_record
 from curvjax.data import Document
 from curvjax.models import Decoder, Loaded
+from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.progress import Progress, labelled
 from curvjax.runs.prune import STRUCTURES, PruneSettings, require_sparsities
 from curvjax.runs.saving import Saved, save_forms
-from curvjax.runs.score import calibration_batch
 from curvjax.surgery import ShrinkPlan, input_energies, shrink, shrink_plan
 
 

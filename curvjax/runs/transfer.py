@@ -36,7 +36,10 @@ def transfer(source: Scores, target: Scores, program: Program) -> Transfer:
     found = transfer_regret(posed.paper, *qualities)
     several = len(source.units) > 1
     evidence = {name: value for name, value in found._asdict().items() if name not in ("source", "target")}
-    named = {name: evidence.pop(name) for name in ("regret", "a_posteriori", "bound", "conditioned", "drift", "condition_number")}
+    named = {
+        name: evidence.pop(name)
+        for name in ("regret", "a_posteriori", "bound", "conditioned", "drift", "condition_number")
+    }
     return Transfer(
         source_text=source.origin.text,
         target_text=target.origin.text,

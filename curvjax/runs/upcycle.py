@@ -12,8 +12,8 @@ from curvjax.artefacts import Record, require_model, require_target, write_recor
 from curvjax.data import Document
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, model_hash, parameters
+from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.saving import Saved, save_forms
-from curvjax.runs.score import calibration_batch
 from curvjax.surgery import ExpertMLP, upcycle, upcycled_costs
 
 _SLACK = 1e3  # units in the last place that logits may move: rounding, through all layers

@@ -27,7 +27,7 @@ from curvjax.data import Batch, microbatches, read_documents
 from curvjax.layers import Unit, layer_units
 from curvjax.models import Decoder, DecoderConfig, load_model, parameters
 from curvjax.models.layered import layered_model
-from curvjax.runs.score import calibration_batch
+from curvjax.runs.calibration import calibration_batch
 
 SCHEMA = "curvjax.benchmark/1"
 

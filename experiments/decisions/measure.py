@@ -22,7 +22,7 @@ from curvjax.data import read_documents, sample
 from curvjax.layers import Unit, layer_units, module_path
 from curvjax.models import load_model, parameters, weights_hash
 from curvjax.models.layered import layered_model
-from curvjax.runs.score import calibration_batch
+from curvjax.runs.calibration import calibration_batch
 
 FOLDER = Path(__file__).parent
 

@@ -30,8 +30,8 @@ from curvjax.artefacts import ALLOCATION_SCHEMA, Record, machine, versions, writ
 from curvjax.data import Batch, read_documents
 from curvjax.interop import load_peft, save_peft
 from curvjax.models import Decoder, Loaded, load_model, save_hf, weights_hash
+from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.export import RECIPE_FILE, ExportSettings, export_peft_config, export_recipe
-from curvjax.runs.score import calibration_batch
 from curvjax.surgery import (
     Format,
     add_lora,

@@ -6,6 +6,9 @@ class Characters:
 
     eos_id: int | None = 0
 
+    def __init__(self, *, begin: tuple[int, ...] = (), end: tuple[int, ...] = ()):
+        self.begin, self.end = begin, end
+
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]
 
@@ -14,6 +17,8 @@ class Words:
     """One token a word, with the blank before it, as byte-level tokenizers do: " a b" is " a", " b"."""
 
     eos_id: int | None = None
+    begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
 
     def __init__(self):
         self.ids: dict[str, int] = {}

@@ -81,15 +81,16 @@ def test_what_choices_and_questions_begin_with_is_read_once(model):
     assert read[0] == sum(read[1:])
 
 
-def test_empty_context_needs_a_prefix(model):
+def test_empty_context_needs_something_that_begins_texts(model):
     question = Question("bare", ("", ""), ("ab", "cd"), 0)
     with pytest.raises(
-        ValueError, match=r"question 'bare': choice 0 needs a token to predict and one before it; .* give a prefix"
+        ValueError,
+        match=r"question 'bare': choice 0 needs a token to predict and one before it; .* begin_of_text='always'",
     ):
         ranked_choice(model, Characters(), [question])
     with pytest.raises(ValueError, match="choice 1 needs a token to predict"):
-        ranked_choice(model, Characters(), [Question("empty", ("", ""), ("ab", ""), 0)], prefix=[7])
-    choice = ranked_choice(model, Characters(), [question], prefix=[7])
+        ranked_choice(model, Characters(begin=(7,)), [Question("empty", ("a", "a"), ("ab", ""), 0)])
+    choice = ranked_choice(model, Characters(begin=(7,)), [question])
     logp = text_log_probabilities(model, [7, *map(ord, "ab")])
     assert choice.log_probability[0, 0] == pytest.approx(logp[0, ord("a")] + logp[1, ord("b")], rel=5e-6)
 

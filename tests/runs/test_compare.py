@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from curvjax.runs.calibration import calibration_batch
 from scipy.stats import spearmanr
 
 from curvjax.artefacts import COMPARE_SCHEMA, read_record
 from curvjax.models import weights_hash
-from curvjax.scores import PLANS, SCORES, Evidence
 from curvjax.runs import compare as comparing
 from curvjax.runs import evidence as measuring
 from curvjax.runs.budgets import RULES
 from curvjax.runs.compare import PLANS_OF, CompareSettings, compare
 from curvjax.runs.evidence import EvidenceSettings
-from curvjax.runs.score import calibration_batch
+from curvjax.scores import PLANS, SCORES, Evidence
 from tests.runs.tiny import texts
 
 MEASURED = EvidenceSettings(tokens=32, length=16, stream_tokens=20, seed=3)

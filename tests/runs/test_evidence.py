@@ -11,7 +11,6 @@ from curvjax.curvature.interactions import ggn_interactions
 from curvjax.data import Batch
 from curvjax.layers import layer_units, module_units
 from curvjax.models import Decoder, DecoderConfig, parameters, weights_hash, with_parameters
-from curvjax.scores import Evidence
 from curvjax.runs import evidence as measuring
 from curvjax.runs.evidence import (
     FIELDS,
@@ -21,6 +20,7 @@ from curvjax.runs.evidence import (
     rounding_error,
     slope_keys,
 )
+from curvjax.scores import Evidence
 
 SETTINGS = EvidenceSettings(
     tokens=24, length=6, rows=2, stream_tokens=9, step=1e-5, directions=2, policy="absolute", damping=0.1, rtol=1e-6,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
-from curvjax.models import load_model, parameters
+from curvjax.models import load_model, model_hash, parameters, submodules
 from curvjax.runs import factorize as factorizing
 from curvjax.runs.allocate import allocate
 from curvjax.runs.factorize import FactorizeSettings, factorize_ranks, save_thinner
@@ -10,7 +10,6 @@ from curvjax.runs.open import open_model
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
 from curvjax.surgery import FactorizedLinear
-from curvjax.models import model_hash, submodules
 from tests.runs.tiny import texts
 
 SVD = FactorizeSettings(method="svd", tokens=32, length=16, rows=2)

@@ -2,11 +2,10 @@ import jax
 import numpy as np
 import pytest
 
-from curvjax.models import load_model
+from curvjax.models import load_model, model_hash
 from curvjax.runs.export import export_safetensors
 from curvjax.runs.open import open_model, open_parameters
 from curvjax.surgery import Format, add_experts, add_lora, quantization_plan, quantize_nearest, save_rebuilt
-from curvjax.models import model_hash
 
 
 @pytest.fixture(scope="module")

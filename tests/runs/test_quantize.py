@@ -3,11 +3,10 @@ import numpy as np
 import pytest
 
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
-from curvjax.models import load_model, parameters, weights_hash
+from curvjax.models import load_model, model_hash, parameters, weights_hash
 from curvjax.runs.progress import silent
 from curvjax.runs.quantize import QuantizeSettings, quantize, save_quantized
 from curvjax.surgery import Format, add_lora, decoded, dequantized, nearest
-from curvjax.models import model_hash
 from tests.runs.tiny import texts
 
 WEIGHTS = 1920

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from curvjax.runs.calibration import calibration_batch
 
 from curvjax.artefacts import GAINS_SCHEMA, digest, read_record
 from curvjax.curvature.placement import DeviceGain
@@ -12,7 +13,7 @@ from curvjax.data import Document
 from curvjax.models import load_model, weights_hash
 from curvjax.runs import score as scoring
 from curvjax.runs.progress import silent
-from curvjax.runs.score import ScoreSettings, calibration_batch, full_gradient_seconds, score
+from curvjax.runs.score import ScoreSettings, full_gradient_seconds, score
 from tests.runs.stand_ins import STATUS_OPEN_ENDED, stand_in_gains
 from tests.runs.tiny import SETTINGS, texts
 

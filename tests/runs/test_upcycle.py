@@ -3,14 +3,13 @@ import numpy as np
 import pytest
 
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
-from curvjax.models import parameters
+from curvjax.models import model_hash, parameters
 from curvjax.runs import upcycle as upcycling
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
 from curvjax.runs.program import AllocateSettings
 from curvjax.runs.upcycle import UpcycleSettings, save_grown, upcycle_experts
 from curvjax.surgery import ExpertMLP
-from curvjax.models import model_hash
 from tests.runs.tiny import texts
 
 SETTINGS = UpcycleSettings(top_k=1)

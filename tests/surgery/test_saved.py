@@ -222,7 +222,10 @@ CHANGES = {
         lambda a, d: (a, d | {"modules": {PATH: d["modules"][PATH] | {"rank": 3}}}),
         "arrays are not",
     ),
-    "a kind is unknown": (lambda a, d: (a, d | {"modules": {PATH: {"kind": "Other"}}}), "unknown kind of modules: Other"),
+    "a kind is unknown": (
+        lambda a, d: (a, d | {"modules": {PATH: {"kind": "Other"}}}),
+        "unknown kind of modules: Other",
+    ),
     "a fact is missing": (lambda a, d: (a, d | {"modules": {PATH: {"kind": "LoRALinear"}}}), "rank"),
     "a module is not there": (lambda a, d: (a, d | {"modules": {"layers.9.x": {}}}), r"has no \['layers\.9\.x'\]"),
     "a setting is unknown": (lambda a, d: (a, d | {"config": d["config"] | {"shoe_size": 44}}), "shoe_size"),
@@ -276,7 +279,8 @@ def test_the_dense_equivalent_is_plain_and_computes_the_same(rebuilt, logits, ki
 @pytest.mark.parametrize(("kind", "count"), [("experts", 1), ("upcycled", 1)])
 def test_mixtures_have_no_dense_equivalent(rebuilt, kind, count):
     with pytest.raises(
-        ValueError, match=rf"{count} modules have no dense form, e\.g\. layers\..*depends on its input.*Keep the checkpoint"
+        ValueError,
+        match=rf"{count} modules have no dense form, e\.g\. layers\..*depends on its input.*Keep the checkpoint",
     ):
         dense_equivalent(rebuilt(kind))
 

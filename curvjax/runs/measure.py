@@ -1,0 +1,131 @@
+"""What is measured of a model and how closely; and the gradient in whose time costs are quoted."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+from flax import nnx
+
+from curvjax.curvature import absolute, of_largest_eigenvalue, of_mean_eigenvalue, trust_radius
+from curvjax.curvature.damping import LayerPolicy
+from curvjax.data import Batch, microbatches
+from curvjax.layers import Unit, layer_units, mapped_units, module_units
+from curvjax.models import Decoder, parameters
+from curvjax.models.layered import cross_entropy
+from curvjax.records import read_json
+
+POLICIES: dict[str, Callable[[float], LayerPolicy]] = {
+    "trust-radius": trust_radius,
+    "absolute": absolute,
+    "relative-mean": of_mean_eigenvalue,
+    "relative-largest": of_largest_eigenvalue,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """What is measured, and how closely; a score reads those of its own evidence."""
+
+    curvature: Literal[
+        "ggn", "hessian", "fisher-mc", "empirical-fisher", "empirical-fisher-tokens", "kfac", "ekfac", "diagonal"
+    ] = "ggn"
+    """C of the gain: ggn and hessian by certified Krylov runs, the others in closed form."""
+    granularity: Literal["layer", "module"] = "layer"
+    """One score per decoder layer, or per projection matrix."""
+    units: str = ""
+    """JSON file {name: [parameter paths]} of units of your own, each within one layer; in place of the granularity."""
+    policy: Literal["trust-radius", "absolute", "relative-mean", "relative-largest"] = "trust-radius"
+    """How the damping is chosen."""
+    damping: float = 0.02
+    """The policy's number: a share of |theta_k|, of an eigenvalue, or the damping itself."""
+    grid: tuple[float, ...] = (10.0, 1.0, 0.1, 0.01)
+    """Further absolute dampings, read off the same run."""
+    rtol: float = 0.05
+    """Relative gap between the bounds of each gain."""
+    max_products: int = 100
+    """Most curvature products for one unit."""
+    rows: int = 0
+    """Rows in memory at a time; 0: all of them."""
+    recompute: bool = False
+    """Keep no block linearisations: memory of one block instead of all, about twice the time."""
+    probes: int = 4
+    """Random draws: of the trace estimate, of labels, or of the outputs' side of Kronecker factors."""
+    stream_tokens: int = 512
+    """Most tokens whose residual stream is kept."""
+    directions: int = 4
+    """Random directions of the slopes of each unit."""
+    step: float = 1e-3
+    """Half the distance of the two losses of a slope, in standard deviations of the direction."""
+    seed: int = 0
+    """Of tokens, directions and probes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        for name in ("damping", "rtol", "max_products", "stream_tokens", "directions", "step"):
+            if not getattr(self, name) > 0:
+                msg = f"{name} must be positive, got {getattr(self, name)!r}."
+                raise ValueError(msg)
+        if self.rows < 0 or self.probes < 2:
+            msg = f"need rows >= 0 and probes >= 2, got rows {self.rows} and {self.probes} probes."
+            raise ValueError(msg)
+        POLICIES[self.policy](self.damping)
+
+    @property
+    def damping_words(self) -> str:
+        """The policy and its number."""
+        return f"{self.policy.replace('-', ' ')} {self.damping:g}"
+
+
+def units_of(model: Decoder, settings: ScoreSettings) -> tuple[Unit, ...]:
+    """What receives one score each, in layer order.
+
+    Raises:
+      KeyError: if the user's units name a parameter that the model lacks.
+      ValueError: if the model has no decoder layer, or the user's units do not partition parameters within layers.
+    """
+    paths = parameters(model)
+    if settings.units:
+        groups = read_json(settings.units) if Path(settings.units).is_file() else None
+        shapes = isinstance(groups, dict) and all(isinstance(group, list) for group in groups.values())
+        if not shapes or not all(isinstance(path, str) for group in groups.values() for path in group):
+            msg = f"{settings.units} must be a JSON file {{name: [parameter paths]}}, such as {list(paths)[:2]}."
+            raise ValueError(msg)
+        return mapped_units(groups, paths)
+    units = (layer_units if settings.granularity == "layer" else module_units)(paths)
+    if not units:
+        msg = "the model has no decoder layer to measure."
+        raise ValueError(msg)
+    return units
+
+
+def split_rows(batch: Batch, rows: int) -> list[Batch]:
+    """The batch in parts of `rows` rows; whole for 0."""
+    return list(microbatches(batch, rows)) if rows else [batch]
+
+
+def compiled_gradient(model: Decoder) -> tuple[Callable[[nnx.State, Batch], nnx.State], nnx.State]:
+    """The gradient of the summed loss in all parameters, `(state, batch) -> like state`, and the model's state."""
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def gradient(state: nnx.State, part: Batch) -> nnx.State:
+        def loss(state: nnx.State) -> jax.Array:
+            model = nnx.merge(graph, state)
+            return cross_entropy(model(part.tokens, positions_BT=part.positions, segments_BT=part.segments), part)
+
+        return jax.grad(loss)(state)
+
+    return gradient, state
+
+
+def full_gradient_seconds(model: Decoder, batch: Batch, rows: int) -> float:
+    """Seconds of one compiled gradient of the mean loss in all parameters: the unit in which costs are quoted."""
+    parts, (gradient, state) = split_rows(batch, rows), compiled_gradient(model)
+    jax.block_until_ready(gradient(state, parts[0]))
+    started = time.perf_counter()
+    for part in parts:
+        jax.block_until_ready(gradient(state, part))
+    return time.perf_counter() - started

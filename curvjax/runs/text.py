@@ -1,0 +1,140 @@
+"""Texts for the commands: documents, the rows of tokens that they become, and where they come from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from curvjax.data import Batch, Document, documents_hash, read_documents, sample
+from curvjax.data import packed as packed_rows
+from curvjax.models import Loaded
+from curvjax.records import TextOrigin
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """How much of a text is read, and in what rows."""
+
+    tokens: int = 512
+    """Tokens to read."""
+    length: int = 256
+    """Tokens in a row."""
+    text_seed: int = 0
+    """Of the order in which documents are used."""
+
+    def __post_init__(self) -> None:
+        """Refuse less than a row."""
+        for name in ("tokens", "length"):
+            if not getattr(self, name) > 0:
+                msg = f"{name} must be positive, got {getattr(self, name)!r}."
+                raise ValueError(msg)
+        if self.tokens < self.length:
+            msg = f"need tokens >= length, got {self.tokens} and {self.length} tokens."
+            raise ValueError(msg)
+
+
+class Text(NamedTuple):
+    """Rows of packed tokens. documents: in the order in which they were used. origin: for records."""
+
+    batch: Batch
+    origin: TextOrigin
+    documents: tuple[Document, ...]
+
+
+def read(source: str | Path, loaded: Loaded, settings: TextSettings | None = None, **changes: int) -> Text:
+    """Rows of a text for a model: its documents, shuffled by a seed, encoded and packed.
+
+    Args:
+      source: `.txt` or `.jsonl` file, directory of such, `demo:NAME` or `task:NAME`; see `curvjax.data.read_documents`.
+      loaded: the model, whose tokenizer decides how texts begin.
+      settings: how much; `TextSettings()` if None.
+      **changes: fields of `TextSettings` to change.
+
+    Returns:
+      A `Text`.
+
+    Raises:
+      ValueError: if the documents fill fewer rows, or hold tokens or positions that the model lacks.
+
+    Example:
+      >>> import curvjax as cj
+      >>> text = cj.read("demo:squad", cj.load("glassllm"), tokens=128, length=64)
+      >>> text.batch.tokens.shape
+      (2, 64)
+    """
+    chosen = changed(settings or TextSettings(), changes)
+    documents = read_documents(str(source))
+    return packed(sample(documents, len(documents), seed=chosen.text_seed), loaded, chosen, source=str(source))
+
+
+def packed(documents: Sequence[Document], loaded: Loaded, settings: TextSettings, *, source: str) -> Text:
+    """As many rows as hold `settings.tokens`, from documents in the order given.
+
+    Raises:
+      ValueError: if the documents fill fewer rows, or hold tokens or positions that the model lacks.
+    """
+    rows, length, documents = -(-settings.tokens // settings.length), settings.length, list(documents)
+    found = packed_rows(documents[: 8 * rows], loaded.tokenizer, length=length)
+    if found.batch.tokens.shape[0] < rows and len(documents) > 8 * rows:
+        found = packed_rows(documents, loaded.tokenizer, length=length)
+    if found.batch.tokens.shape[0] < rows:
+        count = found.batch.tokens.shape[0]
+        msg = f"{len(documents)} documents fill {count} rows of {length} tokens; {rows} are needed."
+        raise ValueError(msg)
+    found = found.first(rows)
+    _require_known(found.batch, loaded, length)
+    around = loaded.tokenizer.around
+    origin = TextOrigin(
+        source=source,
+        sha256=documents_hash(documents),
+        tokens=int(found.batch.weights.sum()),
+        sequences=rows,
+        length=length,
+        begin_of_text=tuple(around["begin_of_text"]),
+        end_of_text=tuple(around["end_of_text"]),
+        cut=tuple(found.cut),
+    )
+    return Text(found.batch, origin, tuple(documents))
+
+
+def with_validation(text: Text, loaded: Loaded, settings: TextSettings) -> tuple[Text, Text]:
+    """The same text in two that share no document: three of four for calibration, every fourth for validation.
+
+    Raises:
+      ValueError: if either fills too few rows.
+    """
+    kept = [document for place, document in enumerate(text.documents) if place % 4 != 3]
+    parts = (kept, text.documents[3::4])
+    calibration, validation = (packed(part, loaded, settings, source=text.origin.source) for part in parts)
+    return calibration, validation
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """`settings` with some fields changed.
+
+    Raises:
+      ValueError: if a field is unknown, or its value out of range.
+    """
+    known = [field.name for field in fields(settings)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        msg = f"{type(settings).__name__} has no {', '.join(unknown)}; it has {', '.join(known)}."
+        raise ValueError(msg)
+    return replace(settings, **changes)
+
+
+def _require_known(batch: Batch, loaded: Loaded, length: int) -> None:
+    config, ids = loaded.config, np.concatenate([batch.tokens, batch.targets])
+    if not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        msg = (
+            f"the texts' token ids run from {ids.min()} to {ids.max()}, the model's from 0 to {config.vocab_size - 1}: "
+            "the tokenizer belongs to another model."
+        )
+        raise ValueError(msg)
+    if config.rope is None and batch.positions.max() >= config.max_positions:
+        msg = f"rows of {length} tokens need as many positions; the model has learned {config.max_positions}."
+        raise ValueError(msg)
