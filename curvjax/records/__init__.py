@@ -34,6 +34,7 @@ from curvjax.records.run import Run as Run
 from curvjax.records.run import Stage as Stage
 from curvjax.records.scores import Bracket as Bracket
 from curvjax.records.scores import GainEvidence as GainEvidence
+from curvjax.records.scores import Refinement as Refinement
 from curvjax.records.scores import Scores as Scores
 from curvjax.records.scores import UnitScore as UnitScore
 from curvjax.records.value import Value as Value

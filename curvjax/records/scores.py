@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -80,6 +80,20 @@ class UnitScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """Products spent beyond the first run, on the units whose whole amount was open. probes: `[K]` looks at each.
+
+    proved: whether all amounts are. exhausted: whether no unit could be tightened further. open: units not proved.
+    """
+
+    products: int
+    probes: tuple[int, ...]
+    proved: bool
+    exhausted: bool
+    open: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores(Value):
     """A score of every unit, in layer order; larger means more capacity, or more weights kept.
 
@@ -92,6 +106,7 @@ class Scores(Value):
     granularity: str
     units: tuple[UnitScore, ...]
     origin: Origin
+    refined: Refinement | None = None
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order, since every per-layer vector of the package is."""
@@ -170,8 +185,3 @@ def require_order(units: list[tuple[str, int]], *, what: str) -> None:
                 "index (0, 1, 2, ..., 10, 11)."
             )
             raise ValueError(msg)
-
-
-def setting(origin: Origin, name: str, default: Any = None) -> Any:
-    """One setting by name."""
-    return origin.settings.get(name, default)

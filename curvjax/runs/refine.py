@@ -1,30 +1,26 @@
-"""`refine`: further products for exactly those units whose whole amount is still open -> tighter gains.json."""
+"""`refine`: further products for exactly those units whose whole amount is still open -> tighter gains."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.allocation import Refined
+from curvjax.allocation import Program, Refined
 from curvjax.allocation import refine as tighten
-from curvjax.artefacts import Record, require_model, write_record
 from curvjax.curvature import Absolute, Gain, Status, continued, gain_of, ggn_product, unit_gradient, vectors
 from curvjax.curvature.gain import Lanczos, begun
 from curvjax.curvature.layered import LayeredModel, Passes, run_passes
-from curvjax.data import Document, documents_hash
 from curvjax.layers import Unit
-from curvjax.models import Loaded, model_hash, parameters
+from curvjax.models import Loaded
 from curvjax.models.layered import layered_model
-from curvjax.runs.allocate import allocate, open_program
-from curvjax.runs.calibration import calibration_batch
-from curvjax.runs.program import AllocateSettings
+from curvjax.records import Bracket, Refinement, Scores, UnitScore
+from curvjax.runs.measure import ScoreSettings, split_rows, units_of
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.score import UNITS, split_rows
+from curvjax.runs.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,46 +51,44 @@ class _Run(NamedTuple):
 
 def refine(
     loaded: Loaded,
-    documents: list[Document],
-    gains: Record,
-    program: AllocateSettings,
-    settings: RefineSettings,
-    directory: str | Path,
+    text: Text,
+    gains: Scores,
+    program: Program,
+    settings: RefineSettings | None = None,
     *,
     progress: Progress = silent,
-) -> tuple[Record, Record]:
-    """Tighten brackets until every whole amount is proved, or the products are spent [M19].
+) -> Scores:
+    """Tighten brackets until every whole amount of `program` is proved, or the products are spent [M19].
 
     The dampings stay those of `gains`. A unit's Krylov vectors are not kept on disk, so that its first probe runs its
     earlier products again; these count.
 
     Args:
       loaded: the model that `gains` is of.
-      documents: the texts that `gains` is of.
-      gains: record of gains.json, best with a large `rtol`.
-      program: target and budget, as for `allocate`; costs must be equal and alpha 0.
+      text: the rows that `gains` is of.
+      gains: certified gains, best with a large `rtol`.
+      program: ranks or experts; costs must be equal and alpha 0.
       settings: how much more to measure.
-      directory: where the tighter gains.json and the allocation.json go.
       progress: told of products spent.
 
     Returns:
-      Both records.
+      The gains with tighter bounds, and in `refined` what it took.
 
     Raises:
-      ValueError: if model, texts or curvature are not those of `gains`, or the program is one that cannot be certified.
+      ValueError: if model, text or curvature are not those of `gains`, or the program is one that cannot be certified.
     """
-    _require_same(loaded, documents, gains)
-    solve, lower, upper = open_program(gains, program)
-    kept = gains["settings"]
-    batch = calibration_batch(documents, loaded, tokens=kept["tokens"], length=kept["length"])
+    settings = settings or RefineSettings()
+    measured = _same_settings(loaded, text, gains)
+    solve = _provable(gains, program)
     model = layered_model(loaded.model)
-    passes = run_passes(model, split_rows(batch, kept["rows"]), keep_maps=not kept["recompute"])
-    units = UNITS[gains["granularity"]](parameters(loaded.model))
-    rows, runs, left = gains["units"], {}, settings.products
+    passes = run_passes(model, split_rows(text.batch, measured.rows), keep_maps=not measured.recompute)
+    units = units_of(loaded.model, measured)
+    evidence = [unit.gain for unit in gains.units if unit.gain is not None]
+    runs, left = dict[int, _Run](), settings.products
 
     def probe(k: int) -> tuple[float, float] | None:
         nonlocal left
-        wanted = settings.stride + (0 if k in runs else rows[k]["products"])
+        wanted = settings.stride + (0 if k in runs else evidence[k].products)
         if wanted > left:
             return None
         before = runs.get(k) or _begun(model, passes, units[k], settings.longest)
@@ -102,31 +96,48 @@ def refine(
         done = runs[k].spent - before.spent
         left -= done
         progress("further products", settings.products - left, settings.products)
-        found = _read(runs[k].state, [rows[k]["gains"][0]["damping"]])
+        found = _read(runs[k].state, [evidence[k].chosen.damping])
         return (float(found.lower[0]), float(found.upper[0])) if done == wanted else None
 
     progress("further products", 0, settings.products)
-    found = tighten(solve, probe, lower, upper, effort=settings.products)
+    found = tighten(solve, probe, gains.lower, gains.upper, effort=settings.products, traceable=True)
     tight = found._replace(exhausted=found.exhausted and left >= settings.stride)  # not merely out of products
-    tighter = _refined_gains(gains, runs, tight, settings.products - left)
-    directory = Path(directory)
-    write_record(directory / "gains.json", tighter)
-    return tighter, allocate(tighter, program, directory / "allocation.json")
+    rows = tuple(_refined(unit, runs.get(k), tight, k, measured.rtol) for k, unit in enumerate(gains.units))
+    made = Refinement(
+        products=settings.products - left,
+        probes=tuple(tight.probes.tolist()),
+        proved=tight.proved,
+        exhausted=tight.exhausted,
+        open=int((~tight.certificate.unique).sum()),
+    )
+    return replace(gains, units=rows, refined=made)
 
 
-def _require_same(loaded: Loaded, documents: list[Document], gains: Record) -> None:
-    require_model(gains, model_hash(loaded.model), source="gains.json")
-    if gains["curvature"] != "ggn":
-        msg = f"only gains of the ggn can be refined by further products; these are of {gains['curvature']!r}."
+def _same_settings(loaded: Loaded, text: Text, gains: Scores) -> ScoreSettings:
+    gains.origin.require_model(loaded.sha256, source="the gains")
+    kept = gains.origin.settings
+    if gains.score != "gain" or kept.get("curvature") != "ggn":
+        found = f"{gains.score!r} of {kept.get('curvature')!r}"
+        msg = f"only gains of the ggn can be refined by further products; these are {found}."
         raise ValueError(msg)
-    if gains["data"]["sha256"] != documents_hash(documents):
-        msg = f"the texts are not those of gains.json, which read {gains['data']['source']!r}; give the same --data."
+    if gains.origin.text != text.origin:
+        before = gains.origin.text
+        msg = f"the text is not that of the gains, {before}; give the same --data, --tokens, --length and --text-seed."
         raise ValueError(msg)
-    around = loaded.tokenizer.around
-    before = {key: gains["data"].get(key, []) for key in around}
-    if before != around:
-        msg = f"gains.json is of texts between {before}, these lie between {around}; give the same --begin-of-text."
+    names = {field.name for field in fields(ScoreSettings)}
+    return ScoreSettings(**{name: tuple(x) if isinstance(x, list) else x for name, x in kept.items() if name in names})
+
+
+def _provable(gains: Scores, program: Program) -> Callable:
+    posed = program.pose(gains.shapes)
+    if program.target not in ("rank", "experts") or posed.monotone is None or program.floor:
+        msg = (
+            "only whole ranks or experts at equal costs can be proved from bounds: no floor, alpha 0, no ties, no "
+            f"allowed values and the log utility; got {program}."
+        )
         raise ValueError(msg)
+    scale, monotone = 1 / np.mean(gains.lower + gains.upper), posed.monotone  # the programs do not see the scale
+    return lambda scores: monotone(scores * scale)
 
 
 def _begun(model: LayeredModel, passes: Passes, unit: Unit, longest: int) -> _Run:
@@ -145,26 +156,19 @@ def _read(state: Lanczos, dampings: list[float], rtol: float = 0.0) -> Gain:
     return jax.tree.map(np.asarray, gain_of(state, Absolute(jnp.asarray(dampings)), rtol=rtol))
 
 
-def _refined_gains(gains: Record, runs: Mapping[int, _Run], found: Refined, products: int) -> Record:
-    rows = list(gains["units"])
-    for k, run in runs.items():
-        row = rows[k]
-        read = _read(run.state, [gain["damping"] for gain in row["gains"]], gains["rtol"])
-        bounds = [_row_bounds(gain, read, i) for i, gain in enumerate(row["gains"])]
-        bounds[0] |= {"lower": float(found.lower[k]), "upper": float(found.upper[k])}
-        rows[k] = row | {"products": run.spent, "seconds": row["seconds"] + run.seconds, "gains": bounds}
-    made = {
-        "products": products,
-        "probes": found.probes.tolist(),
-        "proved": found.proved,
-        "exhausted": found.exhausted,
-        "open": int((~found.certificate.unique).sum()),
-    }
-    return gains | {"units": rows, "refined": made}
+def _refined(unit: UnitScore, run: _Run | None, found: Refined, k: int, rtol: float) -> UnitScore:
+    if run is None or unit.gain is None:
+        return unit
+    read = _read(run.state, [bracket.damping for bracket in unit.gain.brackets], rtol)
+    brackets = [_tighter(bracket, read, i) for i, bracket in enumerate(unit.gain.brackets)]
+    lower, upper = float(found.lower[k]), float(found.upper[k])
+    brackets[0] = replace(brackets[0], lower=lower, upper=upper)
+    gain = replace(unit.gain, products=run.spent, seconds=unit.gain.seconds + run.seconds, brackets=tuple(brackets))
+    return replace(unit, value=0.5 * (lower + upper), lower=lower, upper=upper, gain=gain)
 
 
-def _row_bounds(gain: Record, read: Gain, i: int) -> dict[str, Any]:
-    pairs = [("lower", max, read.lower[i]), ("upper", min, read.upper[i])]
-    held = {name: best(gain[name], float(value)) if gain[name] is not None else None for name, best, value in pairs}
+def _tighter(bracket: Bracket, read: Gain, i: int) -> Bracket:
+    ends = ((bracket.lower, max, read.lower[i]), (bracket.upper, min, read.upper[i]))
+    lower, upper = (None if held is None else best(held, float(value)) for held, best, value in ends)
     status = Status(int(read.status[i])).name.lower()
-    return gain | held | {"iterations": int(read.iterations), "status": status}
+    return replace(bracket, lower=lower, upper=upper, iterations=int(read.iterations), status=status)
