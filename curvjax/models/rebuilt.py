@@ -6,7 +6,7 @@ Such a class enters itself with `rebuilt_module`, and says of itself all that lo
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 from flax import nnx
@@ -54,6 +54,23 @@ def rebuilt_module(kind: Kind) -> Kind:
     """
     KINDS.enter(kind.__name__, kind, place=kind.__module__)
     return kind
+
+
+class ModuleSize(NamedTuple):
+    """parameters, bytes: of its arrays as they lie in memory. flops: of its matrix products for one token."""
+
+    parameters: int
+    bytes: int
+    flops: int
+
+
+def module_size(module: nnx.Module) -> ModuleSize:
+    """What a module takes: what its class says (`size`), else its arrays, each matrix a product."""
+    if hasattr(module, "size"):
+        return module.size()
+    arrays = jax.tree.leaves(nnx.state(module))
+    flops = 2 * sum(array.size for array in arrays if array.ndim > 1)
+    return ModuleSize(sum(array.size for array in arrays), sum(array.nbytes for array in arrays), flops)
 
 
 def submodules(module: nnx.Module) -> dict[str, nnx.Module]:

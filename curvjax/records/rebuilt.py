@@ -18,7 +18,7 @@ class UnitRebuilt:
     realised: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Size:
     """Of the rebuilt units. parameters, bytes: as they lie in memory; flops: for one token."""
 

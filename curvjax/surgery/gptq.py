@@ -5,7 +5,9 @@ Transformers", 2022, arXiv 2210.17323, algorithm 1, with the groups and the orde
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
+from curvjax.records import Rebuilt
 from curvjax.surgery.codes import (
     UNTOUCHED,
     Codes,
@@ -25,7 +28,8 @@ from curvjax.surgery.codes import (
     require_format,
     weight_of,
 )
-from curvjax.surgery.quantize import QuantizationPlan, Quantized, quantized
+from curvjax.surgery.method import require_batch, surgery
+from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
 from curvjax.surgery.second_moment import (
     compensated,
     inverse_root,
@@ -228,3 +232,31 @@ def _rounded_run(weights, upper, scales, zeros, bits):
 
     carry = (weights, jnp.zeros(weights.shape, jnp.uint8), jnp.zeros_like(weights))
     return jax.lax.fori_loop(0, len(weights), visit, carry)[1:]
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class GPTQ(Nearest):
+    """Rounding that moves later weights to make up for it, layer by layer on quantised inputs; see `quantize_gptq`."""
+
+    name: ClassVar[str] = "gptq"
+    reads_text: ClassVar[bool] = True
+
+    act_order: bool = False
+    """The strongest inputs first."""
+    rows: int = 4
+    """Rows in memory at a time."""
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Nearest`."""
+        rows, sweep = require_batch(self, batch), Sweep(act_order=self.act_order)
+        plan = quantization_plan(model, amounts, self.form)
+        found = quantize_gptq(model, rows, plan, rows_at_once=self.rows, sweep=sweep, progress=progress)
+        return quantized_units(self, model, amounts, found)

@@ -1,16 +1,21 @@
 """Magnitude pruning: in each projection, the weights of least absolute value go."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from curvjax.models import Decoder, parameters
-from curvjax.surgery.masks import Pruned, pruned
+from curvjax.data import Batch
+from curvjax.models import Decoder, parameters, require_plain
+from curvjax.records import Rebuilt
+from curvjax.surgery.masks import Pruned, pruned, pruned_units
+from curvjax.surgery.method import Progress, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern, pattern_mask
-from curvjax.surgery.sparsity import require_room, sparsity_plan
+from curvjax.surgery.sparsity import pruning_amounts, require_pattern, require_room, sparsity_plan
 
 
 def prune_magnitude(model: Decoder, sparsities: Mapping[str, float | Pattern]) -> Pruned:
@@ -44,3 +49,34 @@ def magnitude_mask(kernel: Float[Array, "I O"], count: int | Int[Array, ""]) -> 
     """False at the `count` entries of least |W|; equal entries go in memory order."""
     keys = order_keys(jnp.abs(kernel).reshape(1, -1))
     return ~are_least(keys, jnp.full((1,), count, jnp.int32)).reshape(kernel.shape)
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Magnitude:
+    """The weights of least |W| within each projection go; see `prune_magnitude`."""
+
+    name: ClassVar[str] = "magnitude"
+    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
+    reads_text: ClassVar[bool] = False
+
+    pattern: str = ""
+    """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
+    unit's share, to the nearest. Empty: none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no pattern."""
+        require_pattern(self.pattern)
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are weights to remove of each unit."""
+        require_plain(model)
+        asked = pruning_amounts(model, amounts, self.pattern)
+        return pruned_units(self, model, prune_magnitude(model, asked))

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.records import Rebuilt
+from curvjax.surgery.method import Counts, Surgery, account
 from curvjax.surgery.sparsity import Sparsity, SparsityPlan, measured_sparsity, require_counts
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -94,3 +96,11 @@ def load_masks(path: str | Path) -> dict[str, jax.Array]:
         msg = f"{path} holds {len(other)} arrays that are not boolean masks, e.g. {other[:3]}."
         raise ValueError(msg)
     return masks
+
+
+def pruned_units(method: Surgery, model: Decoder, found: Pruned) -> Rebuilt:
+    """What a pruning of single weights made: zeros counted in the arrays."""
+    zeros = dict(zip(found.achieved.names, found.achieved.zeros.tolist(), strict=True))
+    planned = {name: int(found.planned[name]) for name in zeros}
+    counts = Counts(planned, zeros, sum(zeros.values()))
+    return account(method, "sparsity", (model, found.model), counts, arrays=found.masks)

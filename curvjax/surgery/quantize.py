@@ -1,7 +1,8 @@
 """Projections stored as codes of 2 to 8 bits, a width for each, and the bytes that this takes, counted from arrays."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int
 
+from curvjax.data import Batch
 from curvjax.layers import Unit, module_path
 from curvjax.models import Decoder, Linear, affine, parameters, submodules
-from curvjax.models.rebuilt import Facts, rebuilt_module
+from curvjax.models.rebuilt import Facts, ModuleSize, rebuilt_module
+from curvjax.records import Rebuilt, plain
 from curvjax.surgery.codes import (
     UNTOUCHED,
     Codes,
@@ -23,6 +26,7 @@ from curvjax.surgery.codes import (
     require_format,
     unpacked,
 )
+from curvjax.surgery.method import Counts, Progress, Surgery, account, surgery
 from curvjax.surgery.projections import kernel_units, linear_with, projections, rebuilt, replaced
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -60,6 +64,13 @@ class QuantizedLinear(nnx.Module):
     def plain(self) -> Linear:
         """The projection of the kernel that the codes stand for."""
         return linear_with(self.dense(), self.bias)
+
+    def size(self) -> ModuleSize:
+        """The weights that the codes stand for, the bytes that they, scales and zeros take, and the product."""
+        weights = self.inputs * self.scales.shape[1]
+        arrays = jax.tree.leaves(nnx.state(self))
+        bias = 0 if self.bias is None else self.bias.size
+        return ModuleSize(weights + bias, sum(array.nbytes for array in arrays), 2 * weights)
 
     def facts(self) -> dict[str, Any]:
         """Width, groups, grid, and the dtype of the kernel that was replaced."""
@@ -259,3 +270,55 @@ def _counted(child: nnx.Module) -> list[int]:
 def _storage(units: tuple[Unit, ...], bits: list[int], rows: list[list[list[int]]]) -> Storage:
     weights, codes, scales, zeros = np.array([np.sum(unit, axis=0) for unit in rows], np.int64).T
     return Storage(tuple(unit.name for unit in units), np.array(bits, np.int64), weights, codes, scales, zeros)
+
+
+def quantized_units(method: Surgery, model: Decoder, widths: Mapping[str, int], found: Quantized) -> Rebuilt:
+    """What a quantisation made.
+
+    The total counts bits of codes, with those that fill up a byte, and 16 for a weight left as it is; "storage" in the
+    evidence has the bytes of all arrays, scales and zeros included.
+    """
+    storage = found.storage
+    realised = dict(zip(storage.names, storage.bits.tolist(), strict=True))
+    total = np.where(storage.bits == UNTOUCHED, UNTOUCHED * storage.weights, 8 * storage.codes).sum()
+    fields = ("name", *Storage._fields[1:])
+    units = [dict(zip(fields, row, strict=True)) for row in zip(*storage, strict=True)]
+    evidence = {"storage": {"bytes": storage.total, "bits_per_weight": storage.bits_per_weight, "units": units}}
+    counts = Counts({name: int(widths[name]) for name in realised}, realised, float(total))
+    return account(method, "bits", (model, found.model), counts, evidence=plain(evidence))
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """Every weight at the nearest point of its grid; see `quantize_nearest`."""
+
+    name: ClassVar[str] = "nearest"
+    targets: ClassVar[tuple[str, ...]] = ("bits",)
+    reads_text: ClassVar[bool] = False
+
+    group: int = 64
+    """Inputs that share a scale; -1: all inputs of a projection."""
+    symmetric: bool = False
+    """Grids as wide below zero as above, which need no zeros."""
+    scales: Literal["float32", "float16"] = "float16"
+    """The type of the scales."""
+
+    @property
+    def form(self) -> Format:
+        """Groups and grid."""
+        return Format(self.group, self.symmetric, self.scales)
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are widths, 2 to 8, or 16 for a unit left as it is."""
+        del batch, progress
+        return quantized_units(
+            self, model, amounts, quantize_nearest(model, quantization_plan(model, amounts, self.form))
+        )

@@ -5,15 +5,20 @@ first, then one more each by falling remainder for as long as that brings the to
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
+from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, within_layer
 from curvjax.models import Block, Decoder, require_plain
+from curvjax.records import Rebuilt
+from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import by_projection, projections
 from curvjax.surgery.structured import prune_channels, prune_heads
+from curvjax.surgery.wanda import input_energies
 
 
 class ShrinkPlan(NamedTuple):
@@ -165,3 +170,59 @@ def _sizes(model: Decoder) -> dict[str, int]:
             layer = layer_prefix(layer_index(path))
             found[layer] = found.get(layer, 0) + linear.kernel.size
     return found
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """Whole MLP channels go, those of least |x| sum |W|, so that the model really shrinks; see `shrink`.
+
+    Totals are met to the nearest whole piece; "asked" in the evidence is what the amounts come to.
+    """
+
+    name: ClassVar[str] = "channels"
+    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
+    reads_text: ClassVar[bool] = True
+    pieces: ClassVar[tuple[str, ...]] = ("channels",)
+
+    rows: int = 4
+    """Rows in memory at a time."""
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are weights to remove of each unit."""
+        plan = shrink_plan(model, amounts, channels="channels" in self.pieces, heads="heads" in self.pieces)
+        rows = require_batch(self, batch)
+        energies = input_energies(model, rows, rows_at_once=self.rows, progress=progress)
+        smaller = shrink(model, energies, plan)
+        left = {
+            name: size - now for (name, size), now in zip(_sizes(model).items(), _sizes(smaller).values(), strict=True)
+        }
+        realised = {name: left[name] for name in plan.weights}
+        evidence = {"asked": plan.asked, "channels": plan.channels, "heads": plan.heads}
+        counts = Counts(dict(plan.weights), realised, float(sum(realised.values())))
+        return account(self, "sparsity", (model, smaller), counts, evidence=evidence)
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Heads(Channels):
+    """Whole key heads go with their query heads; see `Channels`."""
+
+    name: ClassVar[str] = "heads"
+    pieces: ClassVar[tuple[str, ...]] = ("heads",)
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Structured(Channels):
+    """Both whole channels and whole heads; see `Channels`."""
+
+    name: ClassVar[str] = "structured"
+    pieces: ClassVar[tuple[str, ...]] = ("channels", "heads")

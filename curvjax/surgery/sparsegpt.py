@@ -6,7 +6,8 @@ algorithm 1.
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from curvjax.data import Batch
-from curvjax.models import Decoder
-from curvjax.surgery.masks import Pruned
+from curvjax.models import Decoder, require_plain
+from curvjax.records import Rebuilt
+from curvjax.surgery.masks import Pruned, pruned_units
+from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern, most_zeros
 from curvjax.surgery.second_moment import (
@@ -27,7 +30,7 @@ from curvjax.surgery.second_moment import (
     visited,
 )
 from curvjax.surgery.sequential import Cut, Progress, prune_in_order, residual_streams
-from curvjax.surgery.sparsity import apportioned, require_room, sparsity_plan
+from curvjax.surgery.sparsity import apportioned, pruning_amounts, require_pattern, require_room, sparsity_plan
 
 
 class Reconstruction(NamedTuple):
@@ -237,3 +240,40 @@ def _kept(keys, count, *, by_output):
     rows = keys.T if by_output else keys.reshape(1, -1)
     least = are_least(rows, jnp.full(rows.shape[:1], count, jnp.int32))
     return ~(least.T if by_output else least.reshape(keys.shape))
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class SparseGPT:
+    """What later weights make up for best goes, layer by layer on pruned inputs; see `prune_sparsegpt`."""
+
+    name: ClassVar[str] = "sparsegpt"
+    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
+    reads_text: ClassVar[bool] = True
+
+    pattern: str = ""
+    """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
+    unit's share, to the nearest. Empty: none."""
+    rows: int = 4
+    """Rows in memory at a time."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no pattern."""
+        require_pattern(self.pattern)
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are weights to remove of each unit."""
+        require_plain(model)
+        asked = pruning_amounts(model, amounts, self.pattern)
+        return pruned_units(
+            self,
+            model,
+            prune_sparsegpt(model, require_batch(self, batch), asked, rows_at_once=self.rows, progress=progress),
+        )

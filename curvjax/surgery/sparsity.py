@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from curvjax.layers import Unit
 from curvjax.models import parameters
-from curvjax.surgery.pattern import Pattern, most_zeros
+from curvjax.surgery.pattern import Pattern, most_zeros, read_pattern
 from curvjax.surgery.projections import kernel_units
 
 
@@ -201,3 +201,43 @@ def _share(amount: float | Pattern, size: int) -> float:
 
 def _zeros(kernel: jax.Array) -> int:
     return int(jnp.sum(kernel == 0, dtype=jnp.int32))
+
+
+def pruning_amounts(model: nnx.Module, counts: Mapping[str, int], pattern: str) -> dict[str, int | Pattern]:
+    """What goes of each unit: so many weights, or N:M.
+
+    Args:
+      model: a decoder.
+      counts: `unit -> weights`.
+      pattern: "": the counts; "2:4": that in every unit, if it is the total; "n:4": with N next to each unit's share.
+
+    Raises:
+      KeyError: if a unit holds no projection.
+      ValueError: if the pattern is none, or another total than the counts'.
+    """
+    if not pattern:
+        return dict(counts)
+    sizes = {
+        unit.name: sum(parameters(model)[path].size for path in unit.paths) for unit in kernel_units(model, counts)
+    }
+    shares = {name: counts[name] / size for name, size in sizes.items()}
+    if pattern.startswith("n:"):
+        return dict(patterns_near(shares, read_pattern(f"0{pattern[1:]}").every))
+    asked = read_pattern(pattern)
+    total, share = sum(counts.values()) / sum(sizes.values()), asked.zeros / asked.every
+    if abs(total - share) > 1e-3:
+        msg = (
+            f"the allocation removes {total:.4f} of the weights, the pattern {pattern} {share:.4f}: allocate that much."
+        )
+        raise ValueError(msg)
+    return dict.fromkeys(counts, asked)
+
+
+def require_pattern(pattern: str) -> None:
+    """Refuse what is no pattern of `pruning_amounts`.
+
+    Raises:
+      ValueError: naming it.
+    """
+    if pattern:
+        read_pattern(f"0{pattern[1:]}" if pattern.startswith("n:") else pattern)

@@ -6,21 +6,27 @@ limits the tokens of an expert and drops the rest; ours computes every expert fo
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import MLP, Decoder, Linear
 from curvjax.models.decoder import ACTIVATIONS
 from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
+from curvjax.records import Rebuilt
+from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import projections
 from curvjax.surgery.router import Router
 
 ROUTER_DEVIATION = 0.02
+_SLACK = 1e3  # units in the last place that logits may move: rounding, through all layers
+_PROBE = 64  # tokens that logits are compared on
 
 
 class LinearExperts(nnx.Module):
@@ -146,3 +152,52 @@ def _require_plain(name: str, mlp: nnx.Module, number: object) -> None:
     if adapted:
         msg = f"{name}.mlp has adapters on {adapted}; merge them before its experts are copied."
         raise ValueError(msg)
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Upcycle:
+    """MLPs grown into mixtures of their layer's number of copies, with equal logits; see `upcycle`."""
+
+    name: ClassVar[str] = "upcycle"
+    targets: ClassVar[tuple[str, ...]] = ("experts",)
+    reads_text: ClassVar[bool] = True
+
+    top_k: int = 2
+    """Experts a token goes to; all of them where there are fewer."""
+    seed: int = 1
+    """Of the routers, which begin at random."""
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are experts of each layer; logits on the first of `batch` are compared."""
+        del progress
+        if max(amounts.values(), default=0) <= 1:
+            msg = f"there is nothing to grow: none of the {len(amounts)} units has more than one expert."
+            raise ValueError(msg)
+        rows = require_batch(self, batch)
+        grown = upcycle(model, amounts, key=jax.random.key(self.seed), top_k=self.top_k)
+        mlps = {name: grown.layers[layer_index(name)].mlp for name in amounts}
+        realised = {name: mlp.router.weight.shape[1] if isinstance(mlp, ExpertMLP) else 1 for name, mlp in mlps.items()}
+        evidence = {"moved": _moved(model, grown, rows)}
+        return account(
+            self, "experts", (model, grown), Counts(amounts, realised, sum(realised.values())), evidence=evidence
+        )
+
+
+def _moved(model: Decoder, grown: Decoder, batch: Batch) -> float:
+    """The largest change of a logit, relative to the largest logit; refused where it is more than rounding."""
+    seen = slice(0, 1), slice(0, _PROBE)
+    tokens, positions, segments = (array[seen] for array in (batch.tokens, batch.positions, batch.segments))
+    before, after = (each(tokens, positions_BT=positions, segments_BT=segments) for each in (model, grown))
+    moved = float(jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before)))
+    if not moved <= _SLACK * jnp.finfo(model.embed_tokens.embedding.dtype).eps:
+        msg = f"logits of the mixtures differ from the model's by {moved:.1e} of the largest, more than rounding may."
+        raise ValueError(msg)
+    return moved

@@ -5,6 +5,8 @@ algorithm 1. Ours differs in the counts: the published program floors per row an
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
 from curvjax.layers import layer_prefix, module_path
-from curvjax.models import Decoder, parameters
-from curvjax.surgery.masks import Pruned, pruned
+from curvjax.models import Decoder, parameters, require_plain
+from curvjax.records import Rebuilt
+from curvjax.surgery.masks import Pruned, pruned, pruned_units
+from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
 from curvjax.surgery.pattern import Pattern, pattern_mask
 from curvjax.surgery.sequential import Cut, Progress, prune_in_order, recorded, require_finite, residual_streams
-from curvjax.surgery.sparsity import SparsityPlan, require_room, sparsity_plan
+from curvjax.surgery.sparsity import SparsityPlan, pruning_amounts, require_pattern, require_room, sparsity_plan
 
 
 def prune_wanda(
@@ -157,3 +161,40 @@ def _mask(kernel: jax.Array, energy: jax.Array, plan: SparsityPlan, path: str) -
     if path in plan.patterns:
         return pattern_mask(kernel, jnp.abs(kernel) * jnp.sqrt(energy)[:, None], pattern=plan.patterns[path])
     return wanda_mask(kernel, energy, plan.counts[path])
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Wanda:
+    """The weights of least |W| |x| within each output go, layer by layer on pruned inputs; see `prune_wanda`."""
+
+    name: ClassVar[str] = "wanda"
+    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
+    reads_text: ClassVar[bool] = True
+
+    pattern: str = ""
+    """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
+    unit's share, to the nearest. Empty: none."""
+    rows: int = 4
+    """Rows in memory at a time."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no pattern."""
+        require_pattern(self.pattern)
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are weights to remove of each unit."""
+        require_plain(model)
+        asked = pruning_amounts(model, amounts, self.pattern)
+        return pruned_units(
+            self,
+            model,
+            prune_wanda(model, require_batch(self, batch), asked, rows_at_once=self.rows, progress=progress),
+        )

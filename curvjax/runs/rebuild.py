@@ -1,0 +1,141 @@
+"""A model rebuilt to an allocation by a surgery: checked before, counted after, and saved in the forms that can hold it."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from curvjax.layers import layer_index
+from curvjax.models import Decoder, Loaded, config_to_hf, parameters, save_hf
+from curvjax.records import Allocation, ModelOrigin, Rebuilt, UnitAmount
+from curvjax.runs.progress import Progress, labelled, silent
+from curvjax.runs.text import Text
+from curvjax.surgery import Surgery, dense_equivalent, drop_layers, renumbered, save_masks, save_rebuilt
+
+NEEDS = "{} needs"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """directory: of everything; a Hugging Face directory unless `only_here`. checkpoint: within it, None if left out.
+
+    only_here: why only the checkpoint can hold the model; "" where both can.
+    """
+
+    directory: Path
+    checkpoint: Path | None
+    only_here: str
+
+
+def rebuild(
+    loaded: Loaded,
+    allocation: Allocation,
+    method: Surgery,
+    text: Text | None = None,
+    *,
+    progress: Progress = silent,
+    label: str = "",
+) -> Rebuilt:
+    """A copy of a model in which every unit has its amount, by one surgery.
+
+    Args:
+      loaded: the model that the allocation is of.
+      allocation: whole amounts, of one of the method's targets.
+      method: how: `Wanda()`, `GPTQ()`, `LoRA(alpha=2.0)`, or another of `curvjax.surgery.SURGERIES`.
+      text: calibration rows, where `method.reads_text`.
+      progress: told of the layers done.
+      label: what the progress is called; the method's name by default.
+
+    Returns:
+      The model, with what was planned and what its arrays have, unit by unit.
+
+    Raises:
+      KeyError: if the allocation names a unit that the model lacks.
+      ValueError: if the allocation is of another target or model, an amount cannot be had, a text is missing, or the
+        arrays have something else than planned.
+
+    Example:
+      >>> import curvjax as cj
+      >>> model = cj.load("glassllm")
+      >>> ranks = cj.allocate(cj.uniform_scores(model), cj.Ranks(budget=2))
+      >>> cj.rebuild(model, ranks, cj.LoRA()).after.parameters > model.origin.parameters
+      False
+    """
+    allocation.require_target(method.targets, need=NEEDS.format(method.name))
+    allocation.origin.require_model(loaded.sha256, source="the allocation")
+    if method.reads_text and text is None:
+        msg = f"{method.name} looks at what the model does to a text: give one (--data)."
+        raise ValueError(msg)
+    tell = labelled(progress, label or method.name)
+    if method.reads_text:
+        tell(0, len(loaded.model.layers))  # the first layer compiles: show the bar before it
+    batch = None if text is None else text.batch
+    found = method(loaded.model, allocation.amounts, batch, progress=tell)
+    origin = replace(allocation.origin, text=None if text is None else text.origin, settings=asdict(method))
+    return replace(found, origin=origin)
+
+
+def without_layers(loaded: Loaded, allocation: Allocation, dropped: Collection[int]) -> tuple[Loaded, Allocation]:
+    """The model less some layers, and the allocation of the layers that stay, under their new numbers.
+
+    Amounts stay what they are, so that more than the allocation's total goes in all.
+
+    Args:
+      loaded: the dense model and its tokenizer.
+      allocation: sparsities of that model.
+      dropped: indices of layers.
+
+    Returns:
+      What `rebuild` takes.
+
+    Raises:
+      ValueError: if the allocation is of another target or model, or the layers cannot be dropped.
+    """
+    allocation.require_target(("sparsity",), need="dropping layers needs")
+    allocation.origin.require_model(loaded.sha256, source="the allocation")
+    smaller = loaded._replace(model=drop_layers(loaded.model, dropped))
+    smaller = smaller._replace(config=smaller.model.config)
+    units = [
+        replace(unit, name=(name := renumbered(unit.name, dropped)), index=layer_index(name))
+        for unit in allocation.units
+        if layer_index(unit.name) not in dropped
+    ]
+    origin = replace(allocation.origin, model=smaller.origin)
+    return smaller, replace(allocation, units=tuple(units), origin=origin)
+
+
+def save(
+    found: Rebuilt,
+    loaded: Loaded,
+    directory: str | Path,
+    *,
+    allocation: Allocation | None = None,
+    checkpoint: bool = True,
+) -> Saved:
+    """Write a rebuilt model in the forms that can hold it, and the records of what was done.
+
+    `directory` is the dense equivalent as a Hugging Face directory, where one exists; `directory/checkpoint` the model
+    as it is; `directory/rebuilt.json` what was planned and realised; masks.safetensors the masks of single weights.
+
+    Args:
+      found: of `rebuild`.
+      loaded: what it was made from; its tokenizer, and all else beside its weights, goes along.
+      directory: new or empty.
+      allocation: written beside it, with the budget realised.
+      checkpoint: False leaves the checkpoint out, unless nothing else can hold the model.
+
+    Returns:
+      What was written.
+
+    Raises:
+      FileExistsError: if `directory` holds something.
+    """
+    directory = Path(directory)
+    saved = save_forms(found.model, loaded, directory, checkpoint=checkpoint)
+    if found.arrays:
+        save_masks(found.arrays, directory / "masks.safetensors")
+    about = {"only_checkpoint": saved.only_here or None}
+    replace(found, evidence=found.evidence | about).save(directory / "rebuilt.json")
+    if allocation is not None:
+        allocation.realised(found.total).save(directory / "allocation.json")
+    return saved
