@@ -147,9 +147,9 @@ def _check_shapes(
 ) -> None:
     shapes = {at.name: _stored_shape(at, expected[path]) for path, at in places.items()}
     wrong = [
-        f"{tensors[name].file.name}: {tensors[name].name} is {tensors[name].dtype} {tensors[name].shape}, expected {shape}"
-        for name, shape in shapes.items()
-        if tensors[name].shape != shape or tensors[name].dtype not in _FLOATS
+        f"{found.file.name}: {found.name} is {found.dtype} {found.shape}, expected {shape}"
+        for found, shape in ((tensors[name], shape) for name, shape in shapes.items())
+        if found.shape != shape or found.dtype not in _FLOATS
     ]
     if wrong:
         msg = f"{directory}: {len(wrong)} tensors have the wrong shape, or none of {_FLOATS}: {listed(wrong)}."

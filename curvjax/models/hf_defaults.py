@@ -121,28 +121,27 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # How a model was made and trained, how it is run, how text is drawn from it; and heads for other tasks, whose tensors
 # the decoder's would not match.
-HARMLESS = frozenset(
-    """
+_MADE_AND_RUN = """
     _name_or_path name_or_path _commit_hash architectures model_type transformers_version transformers.js_config
-    saved_by_curvjax torch_dtype dtype use_cache cache_implementation torchscript use_bfloat16 gradient_checkpointing
-    attn_implementation _attn_implementation _attn_implementation_autoset _attn_implementation_internal pretraining_tp
-    initializer_range init_std attention_dropout dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop layerdrop
-    activation_dropout n_ctx reorder_and_upcast_attn chunk_size_feed_forward tie_last_hidden_states is_decoder
-    is_encoder_decoder tie_encoder_decoder cross_attention_hidden_size pad_token_id unk_token_id sep_token_id
-    cls_token_id mask_token_id decoder_start_token_id tokenizer_class prefix output_hidden_states output_attentions
-    return_dict use_return_dict id2label label2id num_labels problem_type classifier_dropout finetuning_task
-    task_specific_params summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    summary_last_dropout is_llama_config rope_interleaved unsloth_fixed unsloth_version
-    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id
-    forced_eos_token_id length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_beam_groups
-    num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
+    saved_by_curvjax torch_dtype dtype use_cache cache_implementation torchscript use_bfloat16
+    gradient_checkpointing attn_implementation _attn_implementation _attn_implementation_autoset
+    _attn_implementation_internal pretraining_tp initializer_range init_std attention_dropout dropout hidden_dropout
+    resid_pdrop embd_pdrop attn_pdrop layerdrop activation_dropout n_ctx reorder_and_upcast_attn
+    chunk_size_feed_forward tie_last_hidden_states is_decoder is_encoder_decoder tie_encoder_decoder
+    cross_attention_hidden_size pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
+    decoder_start_token_id tokenizer_class prefix output_hidden_states output_attentions return_dict use_return_dict
+    id2label label2id num_labels problem_type classifier_dropout finetuning_task task_specific_params summary_type
+    summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout summary_last_dropout
+    is_llama_config rope_interleaved unsloth_fixed unsloth_version bad_words_ids begin_suppress_tokens
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty
+    epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+    length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate
     suppress_tokens temperature tf_legacy_loss top_k top_p typical_p
-    """.split()
-)
-OF_IMAGES = frozenset(
-    """
+"""
+_OF_IMAGES = """
     vision_config text_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id
     eoi_token_id image_token_id
-    """.split()
-)  # around the text decoder of a multimodal model
+"""
+HARMLESS = frozenset(_MADE_AND_RUN.split())
+OF_IMAGES = frozenset(_OF_IMAGES.split())  # around the text decoder of a multimodal model

@@ -183,6 +183,9 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     if fields.entries.get("layer_types") is None:  # transformers writes this one and does not read it
         fields.require("_sliding_window_pattern", period, "the sliding_window_pattern, or layer_types given")
     fields.ignore("_sliding_window_pattern")
+    if fields.optional("attn_logit_softcapping", fields.number) is not None:
+        found = fields.entries["attn_logit_softcapping"]
+        fields.refuse("attn_logit_softcapping", found, "null: transformers' Gemma 3 reads it and applies no cap")
     windows = _windows(fields, window, lambda layer: (layer + 1) % period != 0)
     return _gemma(fields) | windows | _gemma3_ropes(fields) | {"qk_norm": True}
 
@@ -193,9 +196,12 @@ def _gemma3_ropes(fields: Fields) -> dict[str, Any]:
     for key in nested.entries.keys() - _LAYER_TYPES.keys():
         nested.refuse(key, nested.entries[key], f"absent: there is one object for each of {sorted(_LAYER_TYPES)}")
     full, local = nested.part("full_attention"), nested.part("sliding_attention")
+    old = fields.part("rope_scaling", under=full.entries)
     if fields.entries.get("rope_scaling"):
         full.ignore(*full.entries)
-        full = fields.part("rope_scaling", under=full.entries)
+        full = old
+    else:
+        old.ignore(*old.entries)
     return {
         "rope": _rotation(fields, full, base=fields.number("rope_theta")),
         "local_rope": _rotation(fields, local, base=fields.number("rope_local_base_freq")),

@@ -86,7 +86,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
             holders[name].append(file)
     twice = [f"{name} in {' and '.join(files)}" for name, files in holders.items() if len(files) > 1]
     if twice:
-        msg = f"{index}: {len(twice)} tensors are stored more than once, and which one counts is unsaid: {listed(twice)}."
+        msg = f"{index}: {len(twice)} tensors are stored twice or more, and which counts is open: {listed(twice)}."
         raise ValueError(msg)
     unsaid = [f"{name} in {files[0]}" for name, files in holders.items() if name not in placed and not harmless(name)]
     if unsaid:

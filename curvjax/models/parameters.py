@@ -82,8 +82,8 @@ def require_finite(value: np.ndarray | jax.Array, name: str) -> None:
     if lost.any():
         first = tuple(int(place) for place in np.argwhere(lost)[0])
         msg = (
-            f"{name}: {lost.sum()} of {lost.size} values are not finite as {array.dtype}, the first, {array[first]}, at "
-            f"{list(first)}; a model with NaN or infinite weights computes nothing."
+            f"{name}: {lost.sum()} of {lost.size} values are not finite as {array.dtype}, the first, {array[first]}, "
+            f"at {list(first)}; a model with NaN or infinite weights computes nothing."
         )
         raise ValueError(msg)
 

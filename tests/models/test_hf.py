@@ -160,7 +160,7 @@ def test_a_damaged_config_is_refused(tmp_path, text, message):
 def test_a_truncated_file_is_refused(tmp_path):
     file = checkpoint(tmp_path) / FILE
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model.safetensors: not a whole safetensors file: .* not fully covered.* cut short"):
+    with pytest.raises(ValueError, match=r"model.safetensors: not a whole safetensors file: .* cut short"):
         load_hf(tmp_path)
 
 
