@@ -8,6 +8,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterable
 from functools import cache
@@ -24,6 +25,8 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
+_MOST_PARTS = 99_999  # five digits
+_PART = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _SMALLEST_FIELD = 8 + 4 + 1  # key length, type, one-byte value
 _SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8  # name length, rank, one dimension, type, offset
 _STRING, _ARRAY = 8, 9
@@ -43,8 +46,9 @@ _SCALARS = {
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies. shape: slowest axis first (the file's order reversed). start, size: bytes."""
+    """Where a tensor lies. file: which. shape: slowest axis first (the file's order reversed). start, size: bytes."""
 
+    file: Path
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
@@ -53,17 +57,20 @@ class TensorInfo(NamedTuple):
 
 
 class GGUFFile(NamedTuple):
-    """A checked header over a memory-mapped file. data: `[bytes]` uint8, the whole file, read on demand."""
+    """A checked header over a memory-mapped file, or over all files of a model in parts.
+
+    path: the file that was named. data: by file, `[bytes]` uint8, the whole of it, read on demand.
+    """
 
     path: Path
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
-    data: np.ndarray
+    data: dict[Path, np.ndarray]
 
     def tensor(self, name: str) -> np.ndarray:
         """`[shape]` float32 values of one tensor."""
         info = self.tensors[name]
-        rows = self.data[info.start : info.start + info.size].reshape(*info.shape[:-1], -1)
+        rows = self.data[info.file][info.start : info.start + info.size].reshape(*info.shape[:-1], -1)
         return quants.dequantize(rows, info.type).reshape(info.shape)
 
 
@@ -71,16 +78,59 @@ def read_gguf(path: str | Path) -> GGUFFile:
     """Header of a GGUF file, with every count, length, type, offset and size checked.
 
     Args:
-      path: the file; its tensors are mapped, not read.
+      path: the file; its tensors are mapped, not read. Of a model in parts (`name-00001-of-00003.gguf`) any one: all
+        are opened, and the metadata are those of the first.
 
     Returns:
       Metadata by key, tensor table by name, both in the file's order.
 
     Raises:
-      FileNotFoundError: if there is no file at `path`.
-      ValueError: if the file is not well-formed GGUF; names the file, the field or tensor, found, expected.
+      FileNotFoundError: if there is no file at `path`, or a part is missing.
+      ValueError: if a file is not well-formed GGUF; names the file, the field or tensor, found, expected.
     """
     path = Path(path)
+    file = _read_one(path)
+    count = file.metadata.get("split.count", 0)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _MOST_PARTS:
+        msg = f"{path}: split.count must be a number of parts up to {_MOST_PARTS}; found {count!r:.100}."
+        raise ValueError(msg)
+    return file if count < 2 else _joined(file, count)
+
+
+def _joined(named: GGUFFile, count: int) -> GGUFFile:
+    """All parts of the model that `named` is one of; llama.cpp's naming tells where the others are."""
+    match = _PART.fullmatch(named.path.name)
+    if match is None or int(match["count"]) != count:
+        expected = f"NAME-00001-of-{count:05d}.gguf"
+        msg = f"{named.path}: is one of {count} parts of a model, which must be called {expected} and so on."
+        raise ValueError(msg)
+    paths = [named.path.with_name(f"{match['name']}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent:
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        msg = f"{named.path}: is one of {count} parts of a model; missing beside it: {', '.join(absent[:5])}{more}."
+        raise FileNotFoundError(msg)
+    parts = [named if path == named.path else _read_one(path) for path in paths]
+    tensors: dict[str, TensorInfo] = {}
+    for number, part in enumerate(parts):
+        found = (part.metadata.get("split.no"), part.metadata.get("split.count"))
+        if found != (number, count):
+            msg = f"{part.path}: split.no and split.count are {found}, expected {(number, count)}."
+            raise ValueError(msg)
+        twice = sorted(tensors.keys() & part.tensors.keys())
+        if twice:
+            msg = f"{part.path}: tensor {twice[0]!r} is in an earlier part already; {len(twice)} such."
+            raise ValueError(msg)
+        tensors |= part.tensors
+    total = parts[0].metadata.get("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        msg = f"{named.path}: split.tensors.count is {total}, but the {count} parts hold {len(tensors)} tensors."
+        raise ValueError(msg)
+    data = {path: values for part in parts for path, values in part.data.items()}
+    return GGUFFile(named.path, parts[0].metadata, tensors, data)
+
+
+def _read_one(path: Path) -> GGUFFile:
     if not path.is_file():
         msg = f"{path}: no such file."
         raise FileNotFoundError(msg)
@@ -98,7 +148,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
     cursor.check_room(tensors, _SMALLEST_TENSOR, "tensor count")
     metadata = _unique(cursor, "metadata key", (_field(cursor) for _ in range(fields)))
     entries = _unique(cursor, "tensor", (_tensor_entry(cursor) for _ in range(tensors)))
-    return GGUFFile(path, metadata, _located(cursor, entries, metadata), data)
+    return GGUFFile(path, metadata, _located(cursor, entries, metadata), {path: data})
 
 
 class _Cursor:
@@ -186,7 +236,7 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, TensorInfo]:
     if not all(shape) or shape[-1] % block:
         problem = f"shape {shape}, expected positive sizes with a multiple of {block} last ({kind.name} blocks)"
         raise ValueError(cursor.fault(f"tensor {name!r}", problem))
-    return name, TensorInfo(name, shape, kind, start, math.prod(shape) // block * block_bytes)
+    return name, TensorInfo(cursor.path, name, shape, kind, start, math.prod(shape) // block * block_bytes)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Under which names, and how laid out, each family's checkpoints hold the decoder's parameters."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from curvjax.models.config import DecoderConfig
@@ -30,9 +31,21 @@ _OPT = {
     "up_proj": "fc1",
     "down_proj": "fc2",
 }
+_MOST_NAMES = 5
 _FUSED = ("q_proj", "k_proj", "v_proj")
 _PREFIXES = {"gpt2": "transformer."}
-_HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+_HARMLESS = re.compile(
+    r"(^|\.)(rotary_emb(_local)?\.\w*(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias|position_ids|embed_scale)$"
+)
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_OUTER = ("module.", "base_model.model.")  # of data-parallel training and of PEFT, before the whole model
+_TEXT_PARTS = (  # of multimodal models, as transformers v5 and v4 name them
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.", "model."),
+)
+_IMAGE_PARTS = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
 class Place(NamedTuple):
@@ -85,6 +98,36 @@ def stored_module(config: DecoderConfig, path: str) -> str:
         raise ValueError(msg)
     name = at.name.removesuffix(".weight")
     return name if name == "lm_head" else prefix(config) + name
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what wrappers of the model put before or into it.
+
+    Those of torch.compile (`_orig_mod`), of parallel training (`module`, `_fsdp_wrapped_module`), of recomputed
+    activations (`_checkpoint_wrapped_module`), of PEFT (`base_model.model`) and of multimodal models
+    (`language_model`).
+    """
+    name, before = _WRAPPERS.sub("", name), ""
+    while name != before:
+        before = name
+        for outer in _OUTER:
+            name = name.removeprefix(outer)
+    for theirs, ours in _TEXT_PARTS:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def of_images(name: str) -> bool:
+    """Whether a tensor belongs to what a multimodal model has beside its text decoder."""
+    return _IMAGE_PARTS.match(name) is not None
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first five of many names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def harmless(name: str) -> bool:

@@ -16,6 +16,7 @@ from curvjax.models.gguf_file import read_gguf
 from curvjax.models.gguf_tokenizer import tokenizer_from_gguf
 from curvjax.models.glassllm import read_glassllm, read_glassllm_tokenizer
 from curvjax.models.hf import load_hf
+from curvjax.models.hf_files import PICKLES
 from curvjax.models.parameters import parameters
 from curvjax.models.rebuilt import model_hash
 from curvjax.models.tokenizer import BeginOfText, Tokenizer, fitted_tokenizer, load_tokenizer
@@ -25,7 +26,6 @@ _ACCEPTED = (
     "A model is a Hugging Face directory (config.json, safetensors, tokenizer.json), a .gguf file, a checkpoint saved "
     f"by curvjax, or the name of an installed demonstration model: {', '.join(DEMONSTRATIONS)}."
 )
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class _Loaded(NamedTuple):
@@ -99,7 +99,7 @@ def _stored(path: Path, dtype: DTypeLike) -> tuple[Decoder, Tokenizer]:
         return decoder_from_gguf(file, dtype=dtype), tokenizer
     if is_checkpoint(path):
         return load_checkpoint(path, dtype=dtype)
-    pickled = path.is_file() and path.suffix in _PICKLES  # load_hf refuses these, with the reason
+    pickled = path.is_file() and path.suffix in PICKLES  # load_hf refuses these, with the reason
     if pickled or (path / "config.json").is_file():
         model = load_hf(path, dtype=dtype).model
         return model, load_tokenizer(path)

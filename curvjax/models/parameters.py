@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -62,6 +63,29 @@ def with_parameters(module: Module, values: Mapping[str, jax.Array]) -> Module:
         for path, leaf in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def require_finite(value: np.ndarray | jax.Array, name: str) -> None:
+    """Do nothing if every entry of a floating-point array is a finite number; other arrays pass.
+
+    Raises:
+      ValueError: if one is not; says `name` and how many of how many entries are NaN or infinite.
+    """
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return
+    with np.errstate(all="ignore"):
+        # The sum is finite only if all entries are, and costs a fifth of looking at each.
+        if np.isfinite(np.sum(array, dtype=np.promote_types(array.dtype, np.float32))):
+            return
+        lost = ~np.isfinite(array)
+    if lost.any():
+        first = tuple(int(place) for place in np.argwhere(lost)[0])
+        msg = (
+            f"{name}: {lost.sum()} of {lost.size} values are not finite as {array.dtype}, the first, {array[first]}, "
+            f"at {list(first)}; a model with NaN or infinite weights computes nothing."
+        )
+        raise ValueError(msg)
 
 
 def weights_hash(module: nnx.Module) -> str:

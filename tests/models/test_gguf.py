@@ -151,7 +151,8 @@ class TestConfig:
             llama__attention__key_length=0,
         )
         expected = (
-            r"model\.gguf: metadata need one positive number each for llama\.block_count \(found None\), "
+            r"model\.gguf: metadata need one positive number each, whole if it counts, for "
+            r"llama\.block_count \(found None\), "
             r"llama\.context_length \(found 'many'\), llama\.embedding_length \(found 0\), "
             r"llama\.attention\.key_length \(found 0\)\."
         )
@@ -170,9 +171,11 @@ class TestConfig:
 
     def test_what_config_json_could_not_say_either_is_refused_by_the_same_checks(self, file):
         plain = file._replace(tensors={k: v for k, v in file.tensors.items() if k != "rope_freqs.weight"})
-        with pytest.raises(ValueError, match=r"model\.gguf: metadata: 'partial_rotary_factor' must be 1"):
+        with pytest.raises(
+            ValueError, match=r"model\.gguf: llama\.rope\.dimension_count must be the size of a head, 8; found 4"
+        ):
             config_from_gguf(self.changed(file, llama__rope__dimension_count=4))
-        with pytest.raises(ValueError, match=r"'rope_type' must be one of .*; found 'yarn'"):
+        with pytest.raises(ValueError, match=r"llama\.rope\.scaling\.type must be 'none' or 'linear'; found 'yarn'"):
             config_from_gguf(self.changed(plain, llama__rope__scaling__type="yarn"))
 
     def test_rope_divisors_of_another_recipe_are_refused(self, file, tmp_path):

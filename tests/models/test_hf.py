@@ -97,9 +97,9 @@ def test_all_missing_and_surplus_tensors_are_listed_at_once(tmp_path):
 
 
 def test_an_untied_model_needs_its_head_and_a_fused_tensor_is_named_once(tmp_path):
-    with pytest.raises(ValueError, match=r"1 missing \['lm_head.weight'\], 0 surplus"):
+    with pytest.raises(ValueError, match=r"1 missing \(lm_head.weight\), 0 surplus"):
         load_hf(checkpoint(tmp_path / "head", drop=["lm_head.weight"]))
-    with pytest.raises(ValueError, match=r"1 missing \['transformer.h.0.attn.c_attn.weight'\], 0 surplus"):
+    with pytest.raises(ValueError, match=r"1 missing \(transformer.h.0.attn.c_attn.weight\), 0 surplus"):
         load_hf(checkpoint(tmp_path / "fused", "gpt2", drop=["transformer.h.0.attn.c_attn.weight"]))
 
 
@@ -144,7 +144,7 @@ def test_absent_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json: no such file"):
         load_hf(tmp_path)
     (checkpoint(tmp_path) / FILE).rename(tmp_path / "weights.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor .* found \['config.json', 'weights"):
+    with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor .* found config.json, weights"):
         load_hf(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_config_is_refused(tmp_path, text, message):
 def test_a_truncated_file_is_refused(tmp_path):
     file = checkpoint(tmp_path) / FILE
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model.safetensors: the file has .* truncated"):
+    with pytest.raises(ValueError, match=r"model.safetensors: not a whole safetensors file: .* cut short"):
         load_hf(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     [
         (None, ValueError, "weight_map must be an object .* found NoneType"),
         ({"a": 3}, ValueError, "weight_map must be an object"),
-        ({"a": "../other.safetensors"}, ValueError, r"shards must lie beside the index; found \['../other"),
+        ({"a": "../other.safetensors"}, ValueError, r"shards must lie beside the index; found ../other"),
         ({"a": "x.safetensors", "b": "y.safetensors"}, FileNotFoundError, "names 2 shards that are not in .*x.*y"),
         (
             {"model.absent": "model-00001-of-00002.safetensors"},
