@@ -30,6 +30,7 @@ from curvjax.allocation.result import Status as Status
 from curvjax.allocation.result import require as require
 from curvjax.allocation.rounding import round_sparsity as round_sparsity
 from curvjax.allocation.rounding import round_to_total as round_to_total
+from curvjax.allocation.rounding import whole_units as whole_units
 from curvjax.allocation.rules.atp import SlopeChoice as SlopeChoice
 from curvjax.allocation.rules.atp import atp_slopes as atp_slopes
 from curvjax.allocation.rules.atp import choose_slope as choose_slope

@@ -17,10 +17,10 @@ from curvjax.allocation import (
     quality,
     round_capacity,
     round_sparsity,
+    whole_units,
 )
 from curvjax.allocation.rules import CAPACITY_RULES, SPARSITY_RULES
 from curvjax.artefacts import Record
-from curvjax.steps.plans import whole_at_equal_cost
 from curvjax.steps.program import AllocateSettings
 from curvjax.steps.unit_costs import capacity_bounds, cost_words, weight_counts
 
@@ -145,7 +145,7 @@ def _capacity(rows: list[Record], settings: AllocateSettings) -> Shared:
             return amount
         if len(set(cost)) > 1:
             return _floor_and_fill(amount, cost, total, maximum)
-        return whole_at_equal_cost(amount, cost[0], total=total, maximum=maximum)
+        return whole_units(amount, Budget(cost, total, maximum))
 
     return Shared(
         weight=cost,

@@ -20,8 +20,8 @@ from curvjax.allocation import (
     certify,
     round_capacity,
     round_sparsity,
-    round_to_total,
     whole_capacity,
+    whole_units,
 )
 from curvjax.artefacts import Record
 from curvjax.steps.program import AllocateSettings
@@ -199,12 +199,6 @@ def certificate(plan: Plan, lower: np.ndarray, upper: np.ndarray) -> Record | No
     return ranges | {"widest": float((found.most - found.least).max())}
 
 
-def whole_at_equal_cost(amount: np.ndarray, cost: float, *, total: float, maximum: np.ndarray) -> np.ndarray:
-    """Whole amounts of as many units as `total` pays for, by largest remainder."""
-    units = int(total / cost + 1e-9)
-    return round_to_total(amount, total=units, maximum=np.floor(np.minimum(maximum, units)))
-
-
 def _capacity_menu(
     settings: AllocateSettings, cost: np.ndarray, maximum: np.ndarray, extra: float, groups: np.ndarray | None
 ) -> _Menu:
@@ -258,9 +252,8 @@ def _control(
     if not plain and settings.baseline in ("uniform", "random"):
         return whole(_control_scores(q, settings))
     chosen = _controlled(q, lambda scores: whole(np.asarray(scores)), settings, budget)
-    cost, extra = np.asarray(budget.weight), float(np.asarray(budget.total))
-    if settings.baseline in ("uniform", "random") and len(set(cost)) == 1:  # the others come whole
-        return whole_at_equal_cost(chosen, cost[0], total=extra, maximum=np.asarray(budget.maximum))
+    if settings.baseline in ("uniform", "random") and len(set(np.asarray(budget.weight))) == 1:  # the others come whole
+        return whole_units(chosen, budget)
     return np.floor(chosen + 1e-9).astype(np.int64)
 
 

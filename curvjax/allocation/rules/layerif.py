@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int, Key, Num
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, unit_count
 from curvjax.allocation.result import Program
+from curvjax.allocation.rounding import whole_budget, whole_units
 from curvjax.allocation.rules.proportional import power_line
-from curvjax.allocation.rules.whole import whole_budget, whole_units
 
 
 def layerif(
