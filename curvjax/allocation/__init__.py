@@ -39,6 +39,7 @@ from curvjax.allocation.result import Status as Status
 from curvjax.allocation.result import require as require
 from curvjax.allocation.rounding import round_sparsity as round_sparsity
 from curvjax.allocation.rounding import round_to_total as round_to_total
+from curvjax.allocation.rounding import whole_units as whole_units
 from curvjax.allocation.rules import RULES as RULES
 from curvjax.allocation.rules import Rule as Rule
 from curvjax.allocation.rules import rule as rule

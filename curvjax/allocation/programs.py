@@ -1,5 +1,6 @@
 """The paper's two programs with their settings bound: what is allocated, at what cost, and how curved that is."""
 
+import math
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -63,7 +64,7 @@ class CapacityProgram(NamedTuple):
 
     def objective(self, x: _Host, q: _Host) -> float:
         """alpha @ e - gamma q^beta @ log(1 + e)."""
-        return float(np.sum(np.asarray(self.alpha) * x - self.gamma * q**self.beta * np.log1p(x)))
+        return math.fsum(np.asarray(self.alpha) * x - self.gamma * q**self.beta * np.log1p(x))
 
     def curvature(self, x: _Host, q: _Host) -> _Host:
         """gamma q^beta / (1 + e)^2."""
@@ -102,7 +103,7 @@ class SparsityProgram(NamedTuple):
 
     def objective(self, x: _Host, q: _Host) -> float:
         """m q^kappa @ rho^2."""
-        return float(np.sum(self._weight(q) * q**self.kappa * x**2))
+        return math.fsum(self._weight(q) * q**self.kappa * x**2)
 
     def curvature(self, x: _Host, q: _Host) -> _Host:
         """2 m q^kappa."""

@@ -16,7 +16,7 @@ from curvjax.allocation.integers import round_capacity, whole_capacity
 from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
 from curvjax.allocation.programs import CapacityProgram
 from curvjax.allocation.result import Solution
-from curvjax.allocation.rounding import round_to_total
+from curvjax.allocation.rounding import whole_units
 from curvjax.layers import UnitShape
 
 _CANCELS = "The budget binds, alpha is in proportion to cost: alpha and gamma cancel, beta, costs and bounds count."
@@ -230,8 +230,7 @@ def _whole(amount: np.ndarray, cost: np.ndarray, total: float, maximum: np.ndarr
     if np.issubdtype(amount.dtype, np.integer):
         whole = amount.astype(np.int64)
     elif len(set(cost)) == 1:
-        units = int(total / cost[0] * (1 + 1e-12) + 1e-9)
-        whole = round_to_total(amount, total=units, maximum=np.floor(np.minimum(maximum, units)))
+        whole = whole_units(amount, Budget(cost, total, maximum))
     else:
         whole = np.floor(amount + 1e-9).astype(np.int64)
         left = total * (1 + 1e-12) - float(cost @ whole)

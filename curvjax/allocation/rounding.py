@@ -2,7 +2,10 @@
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Int, Num
+from jaxtyping import Float, Int, Num
+
+from curvjax.allocation.budget import Budget
+from curvjax.allocation.inputs import BOUND, POSITIVE, per_unit, single, with_rounding
 
 
 def round_to_total(
@@ -44,17 +47,75 @@ def round_to_total(
         msg = f"the amounts sum to {amount.sum():.12g}, more than one per unit away from the total of {total}."
         raise ValueError(msg)
     whole = np.minimum(np.floor(amount).astype(np.int64), most)
-    line = np.argsort(whole - amount, kind="stable")  # largest remainder first
+    return repaired(whole, amount - whole, total=total, maximum=most)
+
+
+def repaired(
+    whole: Int[np.ndarray, " K"], claim: Float[np.ndarray, " K"], *, total: int, maximum: Int[np.ndarray, " K"]
+) -> Int[np.ndarray, " K"]:
+    """Whole amounts brought to a total: one more each by falling claim, or one less each by rising claim.
+
+    Nobody is changed twice before all that can be were changed once; of equal claims the first
+    unit is given first, and the last loses first.
+
+    Args:
+      whole: `[K]` whole amounts within their maxima.
+      claim: `[K]` finite or infinite.
+      total: what they must sum to, at least 0 and at most what the maxima hold.
+      maximum: `[K]` whole largest amounts.
+
+    Returns:
+      `[K]` int64.
+    """
     missing = total - int(whole.sum())
-    while missing > 0:  # every round gives at least one: the maxima hold the total
-        chosen = line[(whole < most)[line]][:missing]
-        whole[chosen] += 1
-        missing -= chosen.size
-    while missing < 0:  # only where the amounts sum to more than the total
-        chosen = line[::-1][(whole > 0)[line[::-1]]][:-missing]
-        whole[chosen] -= 1
-        missing += chosen.size
+    whole, step = whole.copy(), int(np.sign(missing))
+    line = np.argsort(-claim, kind="stable")[:: step or 1]
+    while missing:  # every round changes at least one: the total lies within the bounds
+        able = line[(whole < maximum if step > 0 else whole > 0)[line]][: abs(missing)]
+        whole[able] += step
+        missing -= step * able.size
     return whole
+
+
+def whole_budget(budget: Budget, count: int) -> tuple[int, Int[np.ndarray, " K"]]:
+    """Number of whole units that the total pays for, and the most of each.
+
+    Raises:
+      ValueError: if a number is out of its range, costs differ, or the whole maxima hold fewer units than the total
+        pays for.
+    """
+    weight = np.asarray(per_unit("weight", budget.weight, count, POSITIVE))
+    if (weight != weight[0]).any():
+        msg = (
+            f"this rule counts units, so all must cost the same; costs range from {weight.min():g} to "
+            f"{weight.max():g}. Use `proportional`, or `round_capacity`, which knows costs."
+        )
+        raise ValueError(msg)
+    total = int(with_rounding(float(np.asarray(single("total", budget.total))) / float(weight[0])))
+    maximum = np.asarray(per_unit("maximum", budget.maximum, count, BOUND))
+    most = np.floor(np.minimum(maximum, total)).astype(np.int64)
+    if total > most.sum():
+        msg = f"a total of {total} whole units is out of reach: the maxima hold {most.sum()}; change one or the other."
+        raise ValueError(msg)
+    return total, most
+
+
+def whole_units(amount: Num[ArrayLike, " K"], budget: Budget) -> Int[np.ndarray, " K"]:
+    """Amounts in whole units by largest remainder, as many as the total pays for.
+
+    Args:
+      amount: `[K]` amounts that spend the budget, not in a trace.
+      budget: what they were shared out from.
+
+    Returns:
+      `[K]` whole amounts within the maxima, on the host.
+
+    Raises:
+      ValueError: as `whole_budget` does.
+    """
+    amount = np.asarray(amount)
+    total, most = whole_budget(budget, amount.size)
+    return round_to_total(amount, total=total, maximum=most)
 
 
 def round_sparsity(
@@ -85,6 +146,5 @@ def round_sparsity(
     if size.shape != rho.shape:
         msg = f"need one size per block: {rho.shape} sparsities, {size.shape} sizes."
         raise ValueError(msg)
-    # 1e-12: 0.29 * 100 is 28.999999999999996, and must allow 29
-    most = np.floor(np.broadcast_to(np.asarray(max_sparsity, dtype=np.float64), size.shape) * size * (1 + 1e-12))
+    most = np.floor(with_rounding(np.broadcast_to(np.asarray(max_sparsity, dtype=np.float64), size.shape) * size))
     return round_to_total(rho * size, total=round(float(np.asarray(sparsity)) * int(size.sum())), maximum=most)

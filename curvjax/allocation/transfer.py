@@ -13,7 +13,8 @@ class Regret(NamedTuple):
     """Surrogate costs, in units of the program's objective; never an accuracy.
 
     regret: f(x_S; q_T) - f(x_T; q_T). bound: L^2 drift^2 / (2 mu). a_posteriori: sum_k (slope difference_k)^2 /
-    (2 mu_k), never above `bound`. conditioned: (kappa / 2) (L^2 / mu) drift^2. drift: |q_S - q_T|_2. lipschitz: L.
+    (2 mu_k), never above `bound`. conditioned: (kappa / 2) (L^2 / mu) drift^2. All three allow for the rounding that
+    regret, a difference of two sums, carries where the scores differ at all. drift: |q_S - q_T|_2. lipschitz: L.
     strong_convexity: mu of f(.; q_T). condition_number: kappa, largest over smallest curvature of f(.; q_T). source,
     target: `[K]` the two optima. interior: whether no bound is active in either, as `conditioned` assumes.
     """
@@ -54,7 +55,8 @@ def transfer_regret(
       A `Regret`.
 
     Raises:
-      ValueError: if the scores differ in number, are not positive or not finite, or the program refuses them.
+      ValueError: if the scores differ in number, are not positive or not finite, or the program refuses them, or if a
+        curvature at the target's scores is 0 to the range of float64.
 
     Source: Amaefuna et al., arXiv 2603.00910, Theorem 4, which states `conditioned` for optima inside the bounds. Ours:
     `bound` without that, and `a_posteriori`.
@@ -75,12 +77,16 @@ def transfer_regret(
     lipschitz = float(np.maximum(program.sensitivity(here), program.sensitivity(there)).max())
     drift = float(np.linalg.norm(here - there))
     turned = program.slope(source, there) - program.slope(source, here)
-    bound = lipschitz**2 * drift**2 / (2 * least)
+    if not (least > 0 and most < np.inf):
+        msg = f"curvatures at q_target range from {least:g} to {most:g}, which bounds nothing; rescale the scores."
+        raise ValueError(msg)
+    rounding = _rounding(program, source, there) + _rounding(program, target, there) if drift else 0.0
+    bound = lipschitz * drift / least * lipschitz * drift / 2  # in an order that does not leave the range
     return Regret(
         regret=max(regret, 0.0),
-        bound=bound,
-        a_posteriori=float(np.sum(turned**2 / (2 * along))),
-        conditioned=bound * most / least,
+        bound=bound + rounding,
+        a_posteriori=float(np.sum(turned / along * turned / 2)) + rounding,
+        conditioned=bound * (most / least) + rounding,
         drift=drift,
         lipschitz=lipschitz,
         strong_convexity=least,
@@ -89,3 +95,9 @@ def transfer_regret(
         target=target,
         interior=all(bool((np.asarray(result.held) == 0).all()) for result in found),
     )
+
+
+def _rounding(program: TransferProgram, x: Float[np.ndarray, " K"], q: Float[np.ndarray, " K"]) -> float:
+    """How far f(x; q) may lie from its value at the true optimum: amounts come rounded, and so does each term."""
+    size = np.abs(program.slope(x, q)) * (1 + x) + program.curvature(x, q) * (1 + x) ** 2
+    return 8 * np.finfo(np.float64).eps * float(size.sum())

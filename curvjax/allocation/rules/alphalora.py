@@ -5,9 +5,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
 from curvjax.allocation.budget import Budget
+from curvjax.allocation.rounding import repaired, whole_budget
 from curvjax.allocation.rules.proportional import proportional
 from curvjax.allocation.rules.registry import rule
-from curvjax.allocation.rules.whole import whole_budget
 
 
 @rule("alphalora", "rank", "experts")
@@ -37,21 +37,5 @@ def alphalora(q: Num[ArrayLike, " K"], budget: Budget, *, beta: float = 2.5) -> 
     total, most = whole_budget(budget, share.size)
     with np.errstate(over="ignore"):  # an infinite power still ranks first
         power = np.asarray(q, dtype=np.float64) ** beta
-    return _repaired(np.minimum(np.rint(share).astype(np.int64), most), power, total, most)
-
-
-def _repaired(
-    whole: Int[np.ndarray, " K"], power: Float[np.ndarray, " K"], total: int, most: Int[np.ndarray, " K"]
-) -> Int[np.ndarray, " K"]:
-    line = np.argsort(power - whole, kind="stable")
-    missing = total - int(whole.sum())
-    while missing > 0:  # every round gives at least one: the maxima hold the total
-        chosen = line[(whole < most)[line]][:missing]
-        whole[chosen] += 1
-        missing -= chosen.size
-    back = np.argsort(whole - power, kind="stable")
-    while missing < 0:
-        chosen = back[(whole > 0)[back]][:-missing]
-        whole[chosen] -= 1
-        missing += chosen.size
-    return whole
+    whole = np.minimum(np.rint(share).astype(np.int64), most)
+    return repaired(whole, whole - power, total=total, maximum=most)

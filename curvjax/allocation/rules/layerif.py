@@ -7,9 +7,9 @@ from jaxtyping import Array, Float, Int, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, unit_count
+from curvjax.allocation.rounding import whole_budget, whole_units
 from curvjax.allocation.rules.proportional import power_line
 from curvjax.allocation.rules.registry import rule
-from curvjax.allocation.rules.whole import whole_budget, whole_units
 
 
 @rule("layerif", "rank", "experts")

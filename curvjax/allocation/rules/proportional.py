@@ -6,8 +6,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
+from curvjax.allocation.inputs import with_rounding
+from curvjax.allocation.rounding import whole_units
 from curvjax.allocation.rules.registry import rule
-from curvjax.allocation.rules.whole import whole_units
 
 
 @rule("proportional", "rank", "experts")
@@ -76,4 +77,4 @@ def floored(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -
     Source: the program released with arXiv 2603.00910 (Amaefuna et al.), which has no maxima.
     """
     share = np.asarray(proportional(q, budget, beta=beta))
-    return np.floor(share * (1 + 1e-12)).astype(np.int64)  # 1e-12: a share that is whole must not lose to rounding
+    return np.floor(with_rounding(share)).astype(np.int64)
