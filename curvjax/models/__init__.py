@@ -35,6 +35,8 @@ from curvjax.models.linear import RMSNorm as RMSNorm
 from curvjax.models.linear import affine as affine
 from curvjax.models.load import Loaded as Loaded
 from curvjax.models.load import load_model as load_model
+from curvjax.models.origin import Origin as Origin
+from curvjax.models.origin import rounded as rounded
 from curvjax.models.parameters import arrays_hash as arrays_hash
 from curvjax.models.parameters import parameter_shapes as parameter_shapes
 from curvjax.models.parameters import parameters as parameters

@@ -191,7 +191,7 @@ def export_safetensors(loaded: Loaded, adapter: str | Path | None, directory: st
         the model is, such as layers of different widths.
     """
     model = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
-    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer)
+    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer, origin=loaded.origin)
 
 
 def _ordered(allocation: Record) -> list[Record]:

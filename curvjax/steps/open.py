@@ -14,7 +14,7 @@ def open_model(path: str | Path) -> Loaded:
         saved.
 
     Returns:
-      Model, tokenizer, configuration and name; a checkpoint is called by its folder and the folder it lies in.
+      Model, tokenizer, configuration, name and origin; a checkpoint is called by its folder and the folder it lies in.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
@@ -22,9 +22,9 @@ def open_model(path: str | Path) -> Loaded:
     """
     if path in DEMONSTRATIONS or not is_rebuilt(path):
         return load_model(path)
-    model, tokenizer = load_rebuilt(path)
+    model, tokenizer, origin = load_rebuilt(path)
     check_vocabulary(tokenizer, vocab_size=model.config.vocab_size, source=path)
-    return Loaded(model, tokenizer, model.config, "/".join(Path(path).resolve().parts[-2:]))
+    return Loaded(model, tokenizer, model.config, "/".join(Path(path).resolve().parts[-2:]), origin)
 
 
 def open_parameters(path: str | Path) -> Loaded:

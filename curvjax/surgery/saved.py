@@ -22,6 +22,7 @@ from curvjax.models import (
     MLP,
     Decoder,
     Linear,
+    Origin,
     Restored,
     Tokenizer,
     arrays_hash,
@@ -59,7 +60,7 @@ class Kind(NamedTuple):
     empty: Callable[[Any, Facts], nnx.Module]
 
 
-def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer) -> None:
+def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, origin: Origin | None = None) -> None:
     """Write all that `load_rebuilt` needs to build `model` again, whole or not at all.
 
     Args:
@@ -67,6 +68,7 @@ def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer)
         factors or codes, or several of these.
       directory: where to; must not exist.
       tokenizer: of the model.
+      origin: what the model came with, for whoever writes it as a Hugging Face directory later.
 
     Raises:
       FileExistsError: if `directory` exists.
@@ -78,24 +80,25 @@ def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer)
         msg = f"the model has settings beyond those of its config and of {sorted(KINDS)}; a checkpoint would lose them."
         raise ValueError(msg)
     description = {"schema": REBUILT_SCHEMA, "modules": modules, "sha256": model_hash(model)}
-    save_arrays(_arrays(model), directory, description=description | model_description(model.config, tokenizer))
+    description |= model_description(model.config, tokenizer, origin)
+    save_arrays(_arrays(model), directory, description=description)
 
 
 def load_rebuilt(directory: str | Path) -> Restored:
-    """A model of `save_rebuilt`, bit for bit, and its tokenizer.
+    """A model of `save_rebuilt`, bit for bit, with its tokenizer and its origin.
 
     Args:
       directory: where it lies.
 
     Returns:
-      Both; codes are packed as they were, and every array has its dtype.
+      All three; codes are packed as they were, and every array has its dtype.
 
     Raises:
       ValueError: if the checkpoint is damaged, of another schema, or its arrays are not those of its description.
     """
     arrays, description = load_arrays(directory, schema=REBUILT_SCHEMA)
     try:
-        config, tokenizer = described_model(description)
+        config, tokenizer, origin = described_model(description)
         model = _filled(_abstract(config, description["modules"]), arrays)
         expected = description["sha256"]
     except (KeyError, TypeError, ValueError) as error:
@@ -105,7 +108,7 @@ def load_rebuilt(directory: str | Path) -> Restored:
     if found != expected:
         msg = f"{directory}: damaged checkpoint: its model is {found[:12]}..., {expected[:12]}... was saved."
         raise ValueError(msg)
-    return Restored(model, tokenizer)
+    return Restored(model, tokenizer, origin)
 
 
 def is_rebuilt(path: str | Path) -> bool:
