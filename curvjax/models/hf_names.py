@@ -1,9 +1,9 @@
 """Under which names, and how laid out, each family's checkpoints hold the decoder's parameters."""
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from curvjax.models.config import DecoderConfig
+from curvjax.layers import layer_prefix
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _GPT2 = {
@@ -31,8 +31,17 @@ _OPT = {
     "down_proj": "fc2",
 }
 _FUSED = ("q_proj", "k_proj", "v_proj")
+_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_ORDERS = {"opt": ("k_proj", "v_proj", "q_proj", "o_proj", "up_proj", "down_proj")}
 _PREFIXES = {"gpt2": "transformer."}
 _HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+
+
+class Named(Protocol):
+    """What decides names: a `DecoderConfig`, or anything else that knows the family."""
+
+    @property
+    def architecture(self) -> str: ...
 
 
 class Place(NamedTuple):
@@ -47,7 +56,7 @@ class Place(NamedTuple):
     part: int | None
 
 
-def place(config: DecoderConfig, path: str) -> Place:
+def place(config: Named, path: str) -> Place:
     """Where the family's checkpoints hold the parameter `path`."""
     *modules, leaf = path.split(".")
     renamed = {"gpt2": _GPT2, "opt": _OPT}.get(config.architecture, {})
@@ -61,12 +70,12 @@ def place(config: DecoderConfig, path: str) -> Place:
     return Place(name, transposed=leaf == "kernel" and not convolution, part=part)
 
 
-def prefix(config: DecoderConfig) -> str:
+def prefix(config: Named) -> str:
     """What the family's causal model puts before all names but the head's; base-model checkpoints leave it out."""
     return _PREFIXES.get(config.architecture, "model.")
 
 
-def stored_module(config: DecoderConfig, path: str) -> str:
+def stored_module(config: Named, path: str) -> str:
     """Name in transformers of the linear module that is the projection `path` here: `model.layers.3.mlp.up_proj`.
 
     Args:
@@ -85,6 +94,17 @@ def stored_module(config: DecoderConfig, path: str) -> str:
         raise ValueError(msg)
     name = at.name.removesuffix(".weight")
     return name if name == "lm_head" else prefix(config) + name
+
+
+def stored_layer(config: Named, index: int) -> str:
+    """Name in transformers of decoder layer `index`: `model.layers.3`, `model.decoder.layers.3`, `transformer.h.3`."""
+    norm = place(config, f"{layer_prefix(index)}.input_layernorm.scale").name
+    return prefix(config) + norm.rsplit(".", 2)[0]
+
+
+def module_order(config: Named, path: str) -> int:
+    """Where the projection `path` comes among those of its layer in transformers' `named_modules()`."""
+    return _ORDERS.get(config.architecture, _ORDER).index(path.rpartition(".")[2])
 
 
 def harmless(name: str) -> bool:

@@ -64,6 +64,8 @@ def save_hf(
             save_tokenizer(tokenizer, new)
         for file in tokenizer_files or ():
             shutil.copyfile(file, new / Path(file).name)
+        for file in new.glob("*.safetensors"):  # the library lets only their owner read them
+            file.chmod(new.stat().st_mode & 0o666)
         names = sorted({"config.json", *(file.name for file in new.iterdir())})
         _write_json(new / "config.json", config | {_MARK: names})
         _put(new, directory, Path(scratch) / "old")

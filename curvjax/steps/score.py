@@ -40,7 +40,7 @@ from curvjax.models.layered import cross_entropy, layered_model
 from curvjax.steps.partial import Partial, resumable
 from curvjax.steps.processes import ALONE, Team
 from curvjax.steps.progress import Progress
-from curvjax.surgery import model_hash
+from curvjax.surgery import layer_projections, model_hash
 
 POLICIES: dict[str, Callable[[float], LayerPolicy]] = {
     "trust-radius": trust_radius,
@@ -350,6 +350,8 @@ def _header(loaded: Loaded, documents: list[Document], batch: Batch, settings: S
             "weights_sha256": model_hash(loaded.model),
             "parameters": sum(value.size for value in values.values()),
             "layers": loaded.config.num_layers,
+            "architecture": loaded.config.architecture,
+            "projections": layer_projections(loaded.model),
         },
         "data": {
             "source": source,

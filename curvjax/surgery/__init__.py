@@ -55,6 +55,7 @@ from curvjax.surgery.pattern import pattern_mask as pattern_mask
 from curvjax.surgery.pattern import read_pattern as read_pattern
 from curvjax.surgery.pissa import principal_start as principal_start
 from curvjax.surgery.projections import by_projection as by_projection
+from curvjax.surgery.projections import layer_projections as layer_projections
 from curvjax.surgery.projections import projections as projections
 from curvjax.surgery.projections import submodules as submodules
 from curvjax.surgery.quantize import QuantizationPlan as QuantizationPlan
