@@ -156,6 +156,12 @@ def save_pruned(
         removed += allocation.get("dropped", {"weights": 0})["weights"]
         changes = {
             "budget": allocation["budget"] | {"realised": removed},
+            "zeros": {
+                "already": sum(pruned.plan.already.values()),
+                "planned": sum(pruned.plan.counts.values()),
+                "counted": int(pruned.achieved.zeros.sum()),
+                "more_than_asked": pruned.plan.excess,
+            },
             "rebuilt": saved.record,
         }
         write_record(new / "allocation.json", allocation | changes)

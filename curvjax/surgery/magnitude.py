@@ -10,7 +10,7 @@ from curvjax.models import Decoder, parameters
 from curvjax.surgery.masks import Pruned, pruned
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern, pattern_mask
-from curvjax.surgery.sparsity import require_room, sparsity_plan
+from curvjax.surgery.sparsity import sparsity_plan
 
 
 def prune_magnitude(model: Decoder, sparsities: Mapping[str, float | Pattern]) -> Pruned:
@@ -25,11 +25,9 @@ def prune_magnitude(model: Decoder, sparsities: Mapping[str, float | Pattern]) -
 
     Raises:
       KeyError: if a unit holds no projection.
-      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, or a kernel has more zeros than
-        asked for already.
+      ValueError: if a sparsity is out of range, units overlap, or a pattern does not fit.
     """
     plan, kernels = sparsity_plan(model, sparsities), parameters(model)
-    require_room(model, plan)
     masks = {
         path: pattern_mask(kernels[path], jnp.abs(kernels[path]), pattern=plan.patterns[path])
         if path in plan.patterns
