@@ -8,9 +8,9 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -49,11 +49,12 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> Path:
 
 
 def read_record(path: str | Path, *, schema: str) -> Record:
-    """The JSON object in `path`.
+    """The JSON object in `path`, in which a key that is asked for and absent is an error that names file and place.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is no JSON object or has another schema.
+      ValueError: if it is no JSON object or has another schema; or, of gains and allocations, if an entry that others
+        depend on has another type than it was written with, or two units have one name.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,7 +69,9 @@ def read_record(path: str | Path, *, schema: str) -> Record:
     if found != schema:
         msg = f"{path} has schema {found!r}; this version reads {schema!r}. Write it again with this version."
         raise ValueError(msg)
-    return record
+    if schema in (GAINS_SCHEMA, ALLOCATION_SCHEMA):
+        _require_entries(record, path)
+    return _placed(record, path, "")
 
 
 def require_model(record: Mapping[str, Any], weights_sha256: str, *, source: str | Path) -> None:
@@ -125,6 +128,100 @@ def peak_memory_bytes() -> int:
     """Largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Entries(dict[str, Any]):
+    """An object of a record that knows where it stands."""
+
+    def __init__(self, entries: Mapping[str, Any], path: Path, place: str):
+        super().__init__(entries)
+        self.path, self.place = path, place
+
+    def __missing__(self, key: str) -> NoReturn:
+        where = f"{self.place} has no" if self.place else "there is no"
+        msg = f"{self.path}: {where} {key!r}; write the file again with the command that made it."
+        raise ValueError(msg)
+
+
+def _placed(value: Any, path: Path, place: str) -> Any:
+    if isinstance(value, dict):
+        inside = f"{place}." if place else ""
+        return _Entries({key: _placed(item, path, f"{inside}{key}") for key, item in value.items()}, path, place)
+    if isinstance(value, list):
+        return [_placed(item, path, f"{place}[{number}]") for number, item in enumerate(value)]
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+Expected = tuple[Callable[[Any], bool], str]
+_TEXT: Expected = (_is_text, "a text")
+_WHOLE: Expected = (_is_whole, "a whole number")
+_NUMBER: Expected = (_is_number, "a finite number")
+_OBJECT: Expected = (lambda value: isinstance(value, dict), "an object")
+_LIST: Expected = (lambda value: isinstance(value, list), "a list")
+_TARGETS = ("rank", "bits", "sparsity", "experts")
+_TOP: Mapping[str, Expected] = {
+    "model": _OBJECT,
+    "target": (lambda value: value in _TARGETS, f"one of {', '.join(_TARGETS)}"),
+    "budget": _OBJECT,
+    "granularity": _TEXT,
+    "units": (lambda value: isinstance(value, list) and bool(value), "a list with at least one unit"),
+}
+_MODEL: Mapping[str, Expected] = {
+    "name": _TEXT,
+    "weights_sha256": _TEXT,
+    "layers": _WHOLE,
+    "parameters": _WHOLE,
+    "architecture": _TEXT,
+    "projections": (lambda v: isinstance(v, list) and all(map(_is_text, v)), "a list of texts"),
+}
+_UNIT: Mapping[str, Expected] = {
+    "name": _TEXT,
+    "index": _WHOLE,
+    "amount": _NUMBER,
+    "cost": _NUMBER,
+    "maximum": _NUMBER,
+    "gains": _LIST,
+}
+
+
+def _require_entries(record: Record, path: Path) -> None:
+    """Refuse gains or an allocation in which something that is there is not of its type."""
+    _require_types(record, _TOP, path, "")
+    whole = record.get("target") in ("rank", "bits", "experts")
+    unit_types = {**_UNIT, "amount": _WHOLE} if whole else _UNIT
+    _require_types(record.get("model", {}), _MODEL, path, "model.")
+    names: set[str] = set()
+    for number, unit in enumerate(record.get("units", [])):
+        place = f"units[{number}]"
+        if not isinstance(unit, dict):
+            _refuse(path, place, unit, "an object")
+        _require_types(unit, unit_types, path, f"{place}.")
+        if (name := unit.get("name")) in names:
+            _refuse(path, f"{place}.name", name, "the name of no other unit")
+        names.add(str(name))
+
+
+def _require_types(entries: Record, types: Mapping[str, Expected], path: Path, place: str) -> None:
+    for key, (fits, expected) in types.items():
+        if key in entries and not fits(entries[key]):
+            _refuse(path, f"{place}{key}", entries[key], expected)
+
+
+def _refuse(path: Path, place: str, found: Any, expected: str) -> NoReturn:
+    msg = f"{path}: {place} must be {expected}; found {found!r}. Write the file again with the command that made it."
+    raise ValueError(msg)
 
 
 def _plain(value: Any) -> Any:

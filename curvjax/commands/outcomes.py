@@ -70,7 +70,7 @@ class Export:
     adapter: Path | None = None
     """Adapter of `curvjax adapt`: what peft writes, and safetensors folds in."""
     model: str = ""
-    """The allocation's model, to check a peft-config against; other than Llama, Mistral, Qwen or Gemma: needed."""
+    """The allocation's model: checks the export; needed where the allocation does not say its architecture."""
     out: Path = Path("runs/export")
     """New directory for the files."""
     settings: Annotated[ExportSettings, tyro.conf.arg(name="")] = field(default_factory=ExportSettings)

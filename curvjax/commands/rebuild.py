@@ -59,10 +59,11 @@ class Adapt:
         tell(self.out / "adapter")
         if self.checkpoint:
             if not is_checkpoint(self.out / "checkpoint"):  # one that is there is of this run, as the adapter is
-                save_rebuilt(model, self.out / "checkpoint", tokenizer=loaded.tokenizer)
+                save_rebuilt(model, self.out / "checkpoint", tokenizer=loaded.tokenizer, origin=loaded.origin)
             tell(self.out / "checkpoint")
         if self.merge:
-            save_hf(dense_equivalent(model), self.out / "merged", tokenizer=loaded.tokenizer)
+            merged = dense_equivalent(model)
+            save_hf(merged, self.out / "merged", tokenizer=loaded.tokenizer, origin=loaded.origin)
             tell(self.out / "merged")
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from curvjax.interop.folder import new_folder
+from curvjax.interop.peft_options import AdapterConfig, read_adapter_config
 from curvjax.models import Decoder, Linear
 from curvjax.models.hf_names import stored_module
 from curvjax.surgery import LoRALinear, count_lora, projections
@@ -31,12 +32,6 @@ from curvjax.surgery.projections import rebuilt
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = "base_model.model.{module}.lora_{side}.weight"
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_[AB]\.weight")
-_PLAIN = {  # what makes an adapter more than B A; PEFT's default is None or False where an entry is absent
-    "peft_type": ("LORA",),
-    "use_dora": (False,),
-    "alora_invocation_tokens": (None,),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # others change the base model too
-}
 
 
 class PeftAdapter(NamedTuple):
@@ -155,11 +150,11 @@ def load_peft(model: Decoder, directory: str | Path) -> Decoder:
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is damaged, the adapter is more than B A (DoRA, biases, whole modules), or a module or a
-        shape is not the model's.
+      ValueError: if a file is damaged, adapter_config.json asks for more than B A (DoRA, biases, whole modules, layers
+        used twice) or for other modules and ranks than there are matrices, or a module or a shape is not the model's.
     """
     config, tensors = _read(Path(directory))
-    _require_plain(config, tensors, directory)
+    _require_matrices(tensors, directory)
     paths = {
         stored_module(model.config, path): path
         for path, linear in projections(model).items()
@@ -170,6 +165,7 @@ def load_peft(model: Decoder, directory: str | Path) -> Decoder:
     if unknown:
         msg = f"{directory} adapts {len(unknown)} modules that the model lacks or has adapted, e.g. {unknown[:3]}."
         raise ValueError(msg)
+    _require_targets(config, modules, list(paths))
     edits = {paths[name]: functools.partial(_adapter, name=name, tensors=tensors, config=config) for name in modules}
     return rebuilt(model, edits)
 
@@ -183,45 +179,52 @@ def _write_config(config: Mapping[str, Any], directory: Path) -> None:
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(directory: Path) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (directory / name).is_file()]
     if missing:
         msg = f"{directory} has no {' and no '.join(missing)}; a folder that PEFT saved is needed."
         raise FileNotFoundError(msg)
+    config = read_adapter_config(directory / CONFIG_FILE)
     try:
-        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(directory / WEIGHTS_FILE)
-        for pattern in config.get("alpha_pattern") or {}:
-            re.compile(pattern)
-        return config | {"lora_alpha": float(config["lora_alpha"])}, tensors
-    except (ValueError, AttributeError, TypeError, KeyError, re.error, SafetensorError) as error:
-        msg = f"{directory}: damaged adapter: {error!r}."
+        return config, load_file(directory / WEIGHTS_FILE)
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        msg = f"{directory / WEIGHTS_FILE}: damaged adapter: {error!r}."
         raise ValueError(msg) from error
 
 
-def _require_plain(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], directory: str | Path) -> None:
-    strange = [
-        f"{key} = {config[key]!r}" for key, allowed in _PLAIN.items() if key in config and config[key] not in allowed
-    ] + [name for name in tensors if not _NAME.fullmatch(name)]
+def _require_matrices(tensors: Mapping[str, np.ndarray], directory: Path | str) -> None:
+    strange = [name for name in tensors if not _NAME.fullmatch(name)]
     if strange or not tensors:
         msg = f"{directory}: only LoRA matrices A and B can be read, and these must be there; found {strange[:3]}."
         raise ValueError(msg)
 
 
-def _adapter(base: Linear, name: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> LoRALinear:
+def _require_targets(config: AdapterConfig, modules: list[str], known: list[str]) -> None:
+    """Refuse matrices that PEFT would not use, and modules that it would adapt without matrices: at random."""
+    unused = [name for name in modules if not config.adapts(name)]
+    without = [name for name in known if name not in modules and config.adapts(name)]
+    if unused or without:
+        msg = (
+            f"{config.source}: its target_modules, exclude_modules, layers_to_transform and layers_pattern leave out "
+            f"{len(unused)} modules that have matrices, {unused[:3]}, and name {len(without)} that have none, "
+            f"{without[:3]}; they must be those that the matrices belong to."
+        )
+        raise ValueError(msg)
+
+
+def _adapter(base: Linear, name: str, tensors: Mapping[str, np.ndarray], config: AdapterConfig) -> LoRALinear:
     inputs, outputs = base.kernel.shape
     none = np.zeros((0, 0))
     lora_a, lora_b = (tensors.get(_TENSOR.format(module=name, side=side), none) for side in "AB")
-    rank, found = lora_a.shape[0], (lora_a.shape, lora_b.shape)
+    rank, found = lora_a.shape[0] if lora_a.ndim else 0, (lora_a.shape, lora_b.shape)
     if found != ((rank, inputs), (outputs, rank)) or not 0 < rank <= min(inputs, outputs):
         msg = f"{name}: A and B are {found}; need (r, {inputs}) and ({outputs}, r), r at most {min(inputs, outputs)}."
         raise ValueError(msg)
-    alpha = _matched(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if rank != config.rank_of(name):
+        msg = (
+            f"{config.source}: r and rank_pattern give {name} rank {config.rank_of(name)}, but its A and B have {rank}."
+        )
+        raise ValueError(msg)
     dtype = jnp.promote_types(base.kernel.dtype, jnp.float32)
-    return LoRALinear(base, jnp.asarray(lora_a.T, dtype), jnp.asarray(lora_b.T, dtype), scale=scale)
-
-
-def _matched(pattern: Mapping[str, float], name: str, default: float) -> float:
-    """PEFT's own lookup, so that adapters with hand-written patterns mean here what they mean there."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    lora = (jnp.asarray(matrix.T, dtype) for matrix in (lora_a, lora_b))
+    return LoRALinear(base, *lora, scale=config.scale_of(name))

@@ -19,6 +19,7 @@ from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder, abstract_decoder
 from curvjax.models.parameters import parameter_shapes, parameters, with_parameters
 from curvjax.models.rope import Llama3Bands, Rope
+from curvjax.models.side_files import SideFiles, described_side_files, side_files_description
 from curvjax.models.tokenizer import Tokenizer
 
 _MODEL_SCHEMA = "curvjax.model/1"
@@ -98,8 +99,16 @@ def checkpoint_schema(directory: str | Path) -> str | None:
     return found.get("schema") if isinstance(found, dict) else None
 
 
-def model_description(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint says of a model beside its arrays, as JSON: config and tokenizer."""
+class Description(NamedTuple):
+    """What a checkpoint says of a model beside its arrays."""
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    beside: SideFiles
+
+
+def model_description(config: DecoderConfig, tokenizer: Tokenizer, beside: SideFiles | None = None) -> dict[str, Any]:
+    """A `Description` as JSON."""
     return {
         "config": dataclasses.asdict(config),
         "tokenizer": {
@@ -107,11 +116,12 @@ def model_description(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, 
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
         },
+        "beside": side_files_description(beside or SideFiles()),
     }
 
 
-def described_model(description: Mapping[str, Any]) -> tuple[DecoderConfig, Tokenizer]:
-    """The config and the tokenizer of `model_description`.
+def described_model(description: Mapping[str, Any]) -> Description:
+    """The inverse of `model_description`; what was written before there were origins has an empty one.
 
     Raises:
       KeyError: if an entry is missing.
@@ -120,16 +130,21 @@ def described_model(description: Mapping[str, Any]) -> tuple[DecoderConfig, Toke
     """
     config, saved = _config(description["config"]), description["tokenizer"]
     backend = tokenizers.Tokenizer.from_str(saved["json"])
-    return config, Tokenizer(backend, bos_id=saved["bos_id"], eos_id=saved["eos_id"])
+    tokenizer = Tokenizer(backend, bos_id=saved["bos_id"], eos_id=saved["eos_id"])
+    beside = described_side_files(description["beside"]) if "beside" in description else SideFiles()
+    return Description(config, tokenizer, beside)
 
 
-def save_checkpoint(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer) -> None:
+def save_checkpoint(
+    model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, beside: SideFiles | None = None
+) -> None:
     """Write all that `load_checkpoint` needs to rebuild `model`, whole or not at all.
 
     Args:
       model: a plain decoder: adapters are merged, parameters have their original shapes.
       directory: where to; must not exist.
       tokenizer: of the model.
+      beside: what the model came with, for whoever writes it as a Hugging Face directory later.
 
     Raises:
       ValueError: if the model holds other variables than those of its config.
@@ -141,7 +156,7 @@ def save_checkpoint(model: Decoder, directory: str | Path, *, tokenizer: Tokeniz
         strange = sorted(path for path in held | wanted if held.get(path) != wanted.get(path))
         msg = f"{len(strange)} variables are not those of the model's config, e.g. {strange[:3]}; merge adapters first."
         raise ValueError(msg)
-    description = {"schema": _MODEL_SCHEMA} | model_description(model.config, tokenizer)
+    description = {"schema": _MODEL_SCHEMA} | model_description(model.config, tokenizer, beside)
     save_arrays(parameters(model), directory, description=description)
 
 
@@ -150,6 +165,7 @@ class Restored(NamedTuple):
 
     model: Decoder
     tokenizer: Tokenizer
+    beside: SideFiles
 
 
 def load_checkpoint(directory: str | Path, *, dtype: DTypeLike = jnp.float32) -> Restored:
@@ -160,19 +176,19 @@ def load_checkpoint(directory: str | Path, *, dtype: DTypeLike = jnp.float32) ->
       dtype: of all parameters, whatever was saved.
 
     Returns:
-      The model and its tokenizer.
+      The model, its tokenizer and its beside.
 
     Raises:
       ValueError: if the checkpoint is damaged or its arrays are not those of its config.
     """
     arrays, description = load_arrays(directory, schema=_MODEL_SCHEMA, dtype=dtype)
     try:
-        config, tokenizer = described_model(description)
+        config, tokenizer, beside = described_model(description)
         model = with_parameters(abstract_decoder(config, dtype=dtype), arrays)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{directory}: not a model that this version can rebuild: {error}."
         raise ValueError(msg) from error
-    return Restored(model, tokenizer)
+    return Restored(model, tokenizer, beside)
 
 
 def _read(directory: Path, shapes: dict[str, jax.ShapeDtypeStruct] | None) -> Any:

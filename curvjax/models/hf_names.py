@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from curvjax.models.config import DecoderConfig
+from curvjax.layers import layer_prefix
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _GPT2 = {
@@ -33,6 +33,8 @@ _OPT = {
 }
 _MOST_NAMES = 5
 _FUSED = ("q_proj", "k_proj", "v_proj")
+_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_ORDERS = {"opt": ("k_proj", "v_proj", "q_proj", "o_proj", "up_proj", "down_proj")}
 _PREFIXES = {"gpt2": "transformer."}
 _HARMLESS = re.compile(
     r"(^|\.)(rotary_emb(_local)?\.\w*(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias|position_ids|embed_scale)$"
@@ -48,6 +50,13 @@ _TEXT_PARTS = (  # of multimodal models, as transformers v5 and v4 name them
 _IMAGE_PARTS = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
+class Named(Protocol):
+    """What decides names: a `DecoderConfig`, or anything else that knows the family."""
+
+    @property
+    def architecture(self) -> str: ...
+
+
 class Place(NamedTuple):
     """Where a checkpoint holds one parameter.
 
@@ -60,7 +69,7 @@ class Place(NamedTuple):
     part: int | None
 
 
-def place(config: DecoderConfig, path: str) -> Place:
+def place(config: Named, path: str) -> Place:
     """Where the family's checkpoints hold the parameter `path`."""
     *modules, leaf = path.split(".")
     renamed = {"gpt2": _GPT2, "opt": _OPT}.get(config.architecture, {})
@@ -74,12 +83,12 @@ def place(config: DecoderConfig, path: str) -> Place:
     return Place(name, transposed=leaf == "kernel" and not convolution, part=part)
 
 
-def prefix(config: DecoderConfig) -> str:
+def prefix(config: Named) -> str:
     """What the family's causal model puts before all names but the head's; base-model checkpoints leave it out."""
     return _PREFIXES.get(config.architecture, "model.")
 
 
-def stored_module(config: DecoderConfig, path: str) -> str:
+def stored_module(config: Named, path: str) -> str:
     """Name in transformers of the linear module that is the projection `path` here: `model.layers.3.mlp.up_proj`.
 
     Args:
@@ -128,6 +137,17 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def stored_layer(config: Named, index: int) -> str:
+    """Name in transformers of decoder layer `index`: `model.layers.3`, `model.decoder.layers.3`, `transformer.h.3`."""
+    norm = place(config, f"{layer_prefix(index)}.input_layernorm.scale").name
+    return prefix(config) + norm.rsplit(".", 2)[0]
+
+
+def module_order(config: Named, path: str) -> int:
+    """Where the projection `path` comes among those of its layer in transformers' `named_modules()`."""
+    return _ORDERS.get(config.architecture, _ORDER).index(path.rpartition(".")[2])
 
 
 def harmless(name: str) -> bool:

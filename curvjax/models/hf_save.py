@@ -12,9 +12,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from curvjax.models.decoder import Decoder, abstract_decoder
-from curvjax.models.hf_config import config_to_hf
 from curvjax.models.hf_names import place, prefix
 from curvjax.models.parameters import parameter_shapes, parameters
+from curvjax.models.side_files import SideFiles, hf_entries, in_dtype, stored_dtype
 from curvjax.models.tokenizer import Tokenizer, save_tokenizer
 
 _HEAD = "lm_head.weight"
@@ -26,6 +26,7 @@ def save_hf(
     directory: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
+    beside: SideFiles | None = None,
     tokenizer_files: Iterable[str | Path] | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -37,28 +38,34 @@ def save_hf(
     Args:
       model: a plain decoder: adapters are merged, parameters have their original shapes.
       directory: where to; its parent is made if need be.
-      tokenizer: written as tokenizer.json and tokenizer_config.json.
-      tokenizer_files: files copied in as they are, e.g. those of the model's origin.
+      tokenizer: written as tokenizer.json and tokenizer_config.json, where `beside` has no tokenizer.json.
+      beside: what the model came with, `Loaded.beside`: its files are written as they were, config.json keeps its
+        entries, and each tensor goes back into the dtype it was stored in, unless a value is too large for that.
+      tokenizer_files: files copied in as they are, e.g. those of the model's beside.
       shard_bytes: largest file; a bigger model is written in shards with an index.
 
     Raises:
       FileExistsError: if `directory` holds files that this function did not write.
       ValueError: if the model is not what its config says, or the config's family cannot express it.
     """
-    directory = Path(directory).resolve()
+    directory, beside = Path(directory).resolve(), beside or SideFiles()
     require_replaceable(directory)
-    tensors = _stored(model)
-    dtypes = sorted({str(value.dtype) for value in tensors.values()})
-    config = config_to_hf(model.config) | {"torch_dtype": dtypes[0]}
+    config, tensors = hf_entries(model.config, beside), _stored(model, beside)
+    config |= _dtype_entries(config, tensors)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()  # not the scratch directory itself, which only its owner may read
         _write_weights(tensors, new, shard_bytes)
-        if tokenizer is not None:
+        for name, content in beside.files.items():
+            (new / name).parent.mkdir(exist_ok=True)
+            (new / name).write_bytes(content)
+        if tokenizer is not None and "tokenizer.json" not in beside.files:
             save_tokenizer(tokenizer, new)
         for file in tokenizer_files or ():
             shutil.copyfile(file, new / Path(file).name)
+        for file in new.glob("*.safetensors"):  # the library lets only their owner read them
+            file.chmod(new.stat().st_mode & 0o666)
         names = sorted({"config.json", *(file.name for file in new.iterdir())})
         _write_json(new / "config.json", config | {_MARK: names})
         _put(new, directory, Path(scratch) / "old")
@@ -89,8 +96,21 @@ def _saved_files(config: Path) -> set[str]:
     return set(entries.get(_MARK, ())) if isinstance(entries, dict) else set()
 
 
-def _stored(model: Decoder) -> dict[str, np.ndarray]:
-    """Tensors by stored name, laid out as the family's checkpoints are."""
+def _dtype_entries(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What config.json says of the dtype: what it said before, if that can hold every tensor."""
+    sizes: dict[str, int] = {}
+    for value in tensors.values():
+        sizes[str(value.dtype)] = sizes.get(str(value.dtype), 0) + value.size
+    said = {key: config[key] for key in ("torch_dtype", "dtype") if config.get(key) is not None}
+    if not said:
+        return {"torch_dtype": max(sizes, key=lambda name: sizes[name])}
+    narrow = "float16" in said.values()
+    wide = [str(v.dtype) for v in tensors.values() if narrow and in_dtype(v, "float16").dtype != np.float16]
+    return dict.fromkeys(said, wide[0]) if wide else said
+
+
+def _stored(model: Decoder, beside: SideFiles) -> dict[str, np.ndarray]:
+    """Tensors by stored name, laid out and in the dtypes as the family's checkpoints are."""
     expected = parameter_shapes(abstract_decoder(model.config))
     variables = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
     found = parameter_shapes(model) | variables  # adapters are no parameters, and would be lost in silence
@@ -102,11 +122,14 @@ def _stored(model: Decoder) -> dict[str, np.ndarray]:
         )
         raise ValueError(msg)
     parts: dict[str, list[np.ndarray]] = {}
+    dtypes: dict[str, str] = {}
     for path, value in parameters(model).items():  # fused parts come in module order: query, key, value
         at = place(model.config, path)
         name = at.name if at.name == _HEAD else prefix(model.config) + at.name
         parts.setdefault(name, []).append(np.asarray(value).T if at.transposed else np.asarray(value))
-    return {name: np.concatenate(part, axis=-1) if len(part) > 1 else part[0] for name, part in parts.items()}
+        dtypes[name] = stored_dtype(model.config, path, beside) or str(value.dtype)
+    whole = {name: np.concatenate(part, axis=-1) if len(part) > 1 else part[0] for name, part in parts.items()}
+    return {name: in_dtype(value, dtypes[name]) for name, value in whole.items()}
 
 
 def _write_weights(tensors: Mapping[str, np.ndarray], directory: Path, shard_bytes: int) -> None:

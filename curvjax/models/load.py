@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from curvjax.models.checkpoint import is_checkpoint, load_checkpoint
+from curvjax.models.checkpoint import Restored, is_checkpoint, load_checkpoint
 from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder
 from curvjax.models.demo import DEMONSTRATIONS, demonstration_files
@@ -19,6 +19,7 @@ from curvjax.models.hf import load_hf
 from curvjax.models.hf_files import PICKLES
 from curvjax.models.parameters import parameters
 from curvjax.models.rebuilt import model_hash
+from curvjax.models.side_files import SideFiles, read_side_files, side_files_from_gguf
 from curvjax.models.tokenizer import BeginOfText, Tokenizer, fitted_tokenizer, load_tokenizer
 from curvjax.records import ModelOrigin
 
@@ -33,10 +34,15 @@ class _Loaded(NamedTuple):
     tokenizer: Tokenizer
     config: DecoderConfig
     name: str
+    beside: SideFiles = SideFiles()
 
 
 class Loaded(_Loaded):
-    """A model ready for use. config: `model.config`. name: of the demonstration, file or directory."""
+    """A model ready for use.
+
+    config: `model.config`. name: of the demonstration, file or directory. beside: what lay beside the weights, for
+    whoever writes the model again.
+    """
 
     @cached_property
     def origin(self) -> ModelOrigin:
@@ -46,6 +52,7 @@ class Loaded(_Loaded):
             sha256=model_hash(self.model),
             parameters=sum(value.size for value in parameters(self.model).values()),
             layers=len(self.model.layers),
+            family=self.config.architecture,
         )
 
     @property
@@ -67,7 +74,7 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32, begin_of_tex
         tokenizer follows it.
 
     Returns:
-      Model, tokenizer, configuration and name.
+      Model, tokenizer, configuration, name and origin.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
@@ -75,34 +82,34 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32, begin_of_tex
     """
     if isinstance(path, str) and path in DEMONSTRATIONS:
         name = path
-        model, tokenizer = _demonstration(name, dtype)
+        model, tokenizer, beside = _demonstration(name, dtype)
     else:
         name = Path(path).resolve().name
-        model, tokenizer = _stored(Path(path), dtype)
+        model, tokenizer, beside = _stored(Path(path), dtype)
     rows = model.config.vocab_size
     tokenizer = fitted_tokenizer(tokenizer, vocab_size=rows, source=path, begin_of_text=begin_of_text)
-    return Loaded(model, tokenizer, model.config, name)
+    return Loaded(model, tokenizer, model.config, name, beside)
 
 
-def _demonstration(name: str, dtype: DTypeLike) -> tuple[Decoder, Tokenizer]:
+def _demonstration(name: str, dtype: DTypeLike) -> Restored:
     files = demonstration_files(name)
     if name == "glassllm":
         weights, vocabulary = files
-        return read_glassllm(weights, dtype=dtype), read_glassllm_tokenizer(vocabulary)
+        return Restored(read_glassllm(weights, dtype=dtype), read_glassllm_tokenizer(vocabulary), SideFiles())
     return _stored(files[0], dtype)
 
 
-def _stored(path: Path, dtype: DTypeLike) -> tuple[Decoder, Tokenizer]:
+def _stored(path: Path, dtype: DTypeLike) -> Restored:
     if path.suffix == ".gguf":
         file = read_gguf(path)
         tokenizer = tokenizer_from_gguf(file.metadata, source=path)
-        return decoder_from_gguf(file, dtype=dtype), tokenizer
+        return Restored(decoder_from_gguf(file, dtype=dtype), tokenizer, side_files_from_gguf(file.metadata, tokenizer))
     if is_checkpoint(path):
         return load_checkpoint(path, dtype=dtype)
     pickled = path.is_file() and path.suffix in PICKLES  # load_hf refuses these, with the reason
     if pickled or (path / "config.json").is_file():
         model = load_hf(path, dtype=dtype).model
-        return model, load_tokenizer(path)
+        return Restored(model, load_tokenizer(path), read_side_files(path, model.config))
     if not path.exists():
         msg = f"{path}: no such file or directory. {_ACCEPTED}"
         raise FileNotFoundError(msg)

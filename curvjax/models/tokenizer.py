@@ -190,15 +190,18 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    ends = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-    config: dict[str, Any] = {
-        key: tokenizer.backend.id_to_token(token) for key, token in ends.items() if token is not None
-    }
-    before, after = _around(tokenizer.backend)  # for programs that look at these alone
-    config |= {"add_bos_token": bool(before), "add_eos_token": bool(after)}
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
     tokenizer.backend.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(tokenizer_config(tokenizer), indent=2, ensure_ascii=False) + "\n"
+    (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What tokenizer_config.json must say of a tokenizer that comes without one: class, first and last token."""
+    ends = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    named = {key: tokenizer.backend.id_to_token(token) for key, token in ends.items() if token is not None}
+    before, after = _around(tokenizer.backend)  # for programs that look at these alone
+    around = {"add_bos_token": bool(before), "add_eos_token": bool(after)}
+    return named | around | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def _around(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

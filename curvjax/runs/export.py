@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from curvjax.artefacts import ALLOCATION_SCHEMA, Record, read_record, require_model, require_target
 from curvjax.interop import (
@@ -16,18 +16,22 @@ from curvjax.interop import (
     save_peft_config,
 )
 from curvjax.layers import layer_index, layer_prefix
-from curvjax.models import Loaded, load_arrays, model_hash, save_hf, weights_hash
-from curvjax.models.hf_names import stored_module
+from curvjax.models import Loaded, load_arrays, save_hf, weights_hash
+from curvjax.models.hf_names import module_order, stored_layer, stored_module
 from curvjax.models.hf_save import require_replaceable
-from curvjax.runs.adapt import ADAPTER_SCHEMA, SCALES, load_adapter
-from curvjax.runs.open import open_model
-from curvjax.surgery import by_projection, dense_equivalent, projections
+from curvjax.steps.adapt import ADAPTER_SCHEMA, SCALES, load_adapter
+from curvjax.steps.open import open_model
+from curvjax.surgery import by_projection, dense_equivalent, layer_projections, model_hash, projections
 
 RECIPE_FILE = "recipe.yaml"
-_OWNERS = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn") | dict.fromkeys(
-    ("gate_proj", "up_proj", "down_proj"), "mlp"
-)
-_PLACES = [f"{owner}.{name}" for name, owner in _OWNERS.items()]  # in the order of the computation
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Family(NamedTuple):
+    """What names depend on. projections: paths of those in a decoder layer, `mlp.up_proj`."""
+
+    architecture: str
+    projections: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class ExportSettings:
 
     base: str = ""
     """Name under which PEFT finds the base model; empty: the model's name in the allocation or on disk."""
-    projections: tuple[str, ...] = tuple(_OWNERS)
+    projections: tuple[str, ...] = _PROJECTIONS
     """Projections that a peft-config adapts."""
     alpha: float = 2.0
     """LoRA's alpha in a peft-config."""
@@ -46,9 +50,9 @@ class ExportSettings:
     """What prunes in a recipe."""
 
     def __post_init__(self):
-        unknown = [name for name in self.projections if name not in _OWNERS]
+        unknown = [name for name in self.projections if name not in _PROJECTIONS]
         if unknown or not self.projections:
-            msg = f"projections must be some of {list(_OWNERS)}; got {list(self.projections)}."
+            msg = f"projections must be some of {list(_PROJECTIONS)}; got {list(self.projections)}."
             raise ValueError(msg)
 
 
@@ -69,7 +73,7 @@ def export(
       settings: what the files say.
       directory: where they go.
       adapter: of `adapt`; peft needs one, safetensors folds it in.
-      model: the allocation's model, for peft-config.
+      model: the allocation's model, for peft-config and recipe.
 
     Returns:
       How much an adapter or its configuration adapts; None for the other kinds.
@@ -79,17 +83,18 @@ def export(
       ValueError: if an option does not belong to the kind, or is missing.
     """
     of_model = to in ("peft", "safetensors")
-    if (adapter is not None and not of_model) or (model and to != "peft-config") or (to == "peft" and adapter is None):
-        msg = f"--adapter goes with peft, which needs it, and safetensors; --model with peft-config; not with {to}."
+    if (adapter is not None and not of_model) or (model and of_model) or (to == "peft" and adapter is None):
+        msg = f"--adapter goes with peft, which needs it, and safetensors; --model with the other two; not with {to}."
         raise ValueError(msg)
     (require_replaceable if to == "safetensors" else require_new)(directory)
     if adapter is not None:
         load_arrays(adapter, schema=ADAPTER_SCHEMA)  # what is no adapter is refused before a model is read
-    if to == "peft-config":
+    if not of_model:
         allocation = read_record(source, schema=ALLOCATION_SCHEMA)
-        return export_peft_config(allocation, settings, directory, loaded=open_model(model) if model else None)
-    if to == "recipe":
-        export_recipe(read_record(source, schema=ALLOCATION_SCHEMA), settings, directory)
+        loaded = open_model(model) if model else None
+        if to == "peft-config":
+            return export_peft_config(allocation, settings, directory, loaded=loaded)
+        export_recipe(allocation, settings, directory, loaded=loaded)
         return None
     if adapter is not None and to == "peft":
         return export_peft(open_model(source), adapter, settings, directory)
@@ -106,8 +111,8 @@ def export_peft_config(
       allocation: record of allocation.json, target "rank".
       settings: which projections, and their scale.
       directory: must be new or empty.
-      loaded: the allocation's model: checks it, and tells shapes and names. None: names are those of the families
-        with `model.layers` (Llama, Mistral, Qwen, Gemma).
+      loaded: the allocation's model: checks it, and tells shapes and names. None: names are those of the architecture
+        that the allocation says its model has.
 
     Returns:
       How much it adapts; parameters are None without `loaded` where layers have projections that are not adapted, or
@@ -117,21 +122,21 @@ def export_peft_config(
       FileExistsError: if `directory` holds anything.
       KeyError: if the allocation names a unit that `loaded` lacks.
       ValueError: if the allocation is of another target or model, names what is no layer or projection or names it
-        twice, gives a rank above a smaller side or not whole, or gives none at all.
+        twice, gives a rank above a smaller side or not whole, or gives none at all; if it does not say its model's
+        architecture and there is no `loaded`; or if the family fuses projections (GPT-2).
     """
     require_target(allocation, "rank", need="a peft-config needs")
+    family = _family(allocation, loaded)
     if loaded is None:
-        ranks, parameters = _planned_ranks(allocation, settings), _planned_parameters(allocation, settings)
-        names = {path: f"model.{path}" for path in ranks}
+        ranks = _planned_ranks(allocation, family, settings)
+        parameters = _planned_parameters(allocation, family, settings)
     else:
-        require_model(allocation, model_hash(loaded.model), source="the allocation")
         chosen = by_projection(loaded.model, {unit["name"]: unit["amount"] for unit in allocation["units"]})
         ranks = {path: rank for path, rank in chosen.items() if path.rpartition(".")[2] in settings.projections}
         shapes = {path: linear.kernel.shape for path, linear in projections(loaded.model).items()}
         _require_sides(ranks, {path: min(shapes[path]) for path in ranks})
         parameters = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
-        names = {path: stored_module(loaded.config, path) for path in ranks}
-    ranks = {names[path]: rank for path, rank in ranks.items()}
+    ranks = {stored_module(family, path): rank for path, rank in ranks.items()}
     scales = {name: SCALES[settings.scaling](settings.alpha, rank) for name, rank in ranks.items() if rank}
     base = settings.base or allocation["model"]["name"]
     config = peft_config(ranks, scales, base=base, rank_stabilised=settings.scaling == "rank-stabilised")
@@ -139,13 +144,17 @@ def export_peft_config(
     return PeftAdapter(len(scales), max(ranks.values()), parameters)
 
 
-def export_recipe(allocation: Record, settings: ExportSettings, directory: str | Path) -> Path:
+def export_recipe(
+    allocation: Record, settings: ExportSettings, directory: str | Path, *, loaded: Loaded | None = None
+) -> Path:
     """Write recipe.yaml, with which llm-compressor prunes every unit to the allocation's sparsity.
 
     Args:
-      allocation: record of allocation.json, target "sparsity", of a model of a family with `model.layers`.
+      allocation: record of allocation.json, target "sparsity".
       settings: which method prunes.
       directory: must be new or empty.
+      loaded: the allocation's model: checks it, and tells names. None: names are those of the architecture that the
+        allocation says its model has.
 
     Returns:
       The file.
@@ -153,10 +162,12 @@ def export_recipe(allocation: Record, settings: ExportSettings, directory: str |
     Raises:
       FileExistsError: if `directory` holds anything.
       ValueError: if the allocation is of another target, or names what is no layer or projection or names it twice, or
-        a sparsity is not in [0, 1).
+        a sparsity is not in [0, 1); if it does not say its model's architecture and there is no `loaded`; or if the
+        family fuses projections (GPT-2).
     """
     require_target(allocation, "sparsity", need="a recipe needs")
-    units = {f"model.{unit['name']}": unit["amount"] for unit in _ordered(allocation)}
+    family = _family(allocation, loaded)
+    units = {_stored_unit(family, unit["name"]): unit["amount"] for unit in _ordered(allocation, family)}
     text = pruning_recipe(units, method=settings.method)
     with new_folder(directory) as new:
         (new / RECIPE_FILE).write_text(text, encoding="utf-8")
@@ -191,17 +202,41 @@ def export_safetensors(loaded: Loaded, adapter: str | Path | None, directory: st
         the model is, such as layers of different widths.
     """
     model = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
-    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer)
+    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer, origin=loaded.origin)
 
 
-def _ordered(allocation: Record) -> list[Record]:
+def _family(allocation: Record, loaded: Loaded | None) -> Family:
+    if loaded is not None:
+        require_model(allocation, model_hash(loaded.model), source="the allocation")
+        return Family(loaded.config.architecture, tuple(layer_projections(loaded.model)))
+    model = allocation["model"]
+    if not model.get("architecture") or not model.get("projections"):
+        msg = (
+            "the allocation does not say which architecture its model has, and families name their modules "
+            "differently: give the model too (--model), or score and allocate again."
+        )
+        raise ValueError(msg)
+    return Family(model["architecture"], tuple(model["projections"]))
+
+
+def _stored_unit(family: Family, name: str) -> str:
+    """Name in transformers of a layer, all of whose projections must be modules there, or of a projection."""
+    index = layer_index(name)
+    if name != layer_prefix(index):
+        return stored_module(family, name)
+    for path in family.projections:
+        stored_module(family, f"{name}.{path}")
+    return stored_layer(family, index)
+
+
+def _ordered(allocation: Record, family: Family) -> list[Record]:
     """Units in the order of the model's modules, each a layer or a projection of one that is no unit itself."""
     layers, names = allocation["model"]["layers"], [unit["name"] for unit in allocation["units"]]
 
     def place(unit: Record) -> tuple[int, int]:
         index = layer_index(unit["name"])
         within = unit["name"].removeprefix(layer_prefix(index)).removeprefix(".")
-        if not 0 <= index < layers or (within and within not in _PLACES):
+        if not 0 <= index < layers or (within and within not in family.projections):
             msg = f"unit {unit['name']!r} is neither one of the model's {layers} layers nor a projection in one."
             raise ValueError(msg)
         if names.count(unit["name"]) > 1 or (within and layer_prefix(index) in names):
@@ -209,27 +244,28 @@ def _ordered(allocation: Record) -> list[Record]:
                 f"unit {unit['name']!r} comes twice, or its layer is a unit too; one amount is needed, allocate again."
             )
             raise ValueError(msg)
-        return index, _PLACES.index(within) if within else -1
+        return index, module_order(family, within) if within else -1
 
     return sorted(allocation["units"], key=place)
 
 
-def _planned_ranks(allocation: Record, settings: ExportSettings) -> dict[str, int]:
+def _planned_ranks(allocation: Record, family: Family, settings: ExportSettings) -> dict[str, int]:
     """Rank of every projection chosen, its own or that of its layer, checked against what the units can take."""
-    units = _ordered(allocation)
+    units = _ordered(allocation, family)
     _require_sides({u["name"]: u["amount"] for u in units}, {u["name"]: u["maximum"] for u in units})
     paths = {}
     for unit in units:
         layer = layer_prefix(layer_index(unit["name"]))
-        within = _PLACES if unit["name"] == layer else [unit["name"].removeprefix(f"{layer}.")]
+        within = family.projections if unit["name"] == layer else [unit["name"].removeprefix(f"{layer}.")]
         chosen = [place for place in within if place.rpartition(".")[2] in settings.projections]
         paths |= {f"{layer}.{place}": unit["amount"] for place in chosen}
     return paths
 
 
-def _planned_parameters(allocation: Record, settings: ExportSettings) -> int | None:
+def _planned_parameters(allocation: Record, family: Family, settings: ExportSettings) -> int | None:
     """Ranks times what one costs, if costs are parameters and the units that are adapted are adapted whole."""
-    if len(settings.projections) == len(_OWNERS) and allocation["budget"]["unit"] == "adapter parameters":
+    adapted = {path.rpartition(".")[2] for path in family.projections} <= set(settings.projections)
+    if adapted and allocation["budget"]["unit"] == "adapter parameters":
         return round(sum(unit["amount"] * unit["cost"] for unit in allocation["units"]))
     return None
 

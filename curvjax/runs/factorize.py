@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
-from curvjax.models import Decoder, Loaded, model_hash
-from curvjax.runs.calibration import calibration_batch
-from curvjax.runs.progress import Progress, labelled
-from curvjax.runs.saving import Saved, save_forms
+from curvjax.interop import new_folder
+from curvjax.models import Decoder, Loaded
+from curvjax.steps.progress import Progress, labelled
+from curvjax.steps.saving import Saved, save_forms
+from curvjax.steps.score import calibration_batch
 from curvjax.surgery import (
     Factorized,
     by_projection,
@@ -114,16 +115,16 @@ def save_thinner(
 
     The budget counts r (in + out) of what was cut, and whole kernels of what was left.
     """
-    directory = Path(directory)
-    saved = save_forms(thinner.model, directory, tokenizer=loaded.tokenizer)
-    changes = {
-        "budget": allocation["budget"] | {"realised": thinner.parameters},
-        "factorised": asdict(settings)
-        | {"parameters_before": thinner.before, "ranks": thinner.ranks, "left": thinner.left, "errors": thinner.error},
-        "rebuilt": saved.record,
-    }
-    write_record(directory / "allocation.json", allocation | changes)
-    return saved
+    with new_folder(directory) as new:
+        saved = save_forms(thinner.model, new, loaded=loaded)
+        found = {"parameters_before": thinner.before, "ranks": thinner.ranks, "left": thinner.left}
+        changes = {
+            "budget": allocation["budget"] | {"realised": thinner.parameters},
+            "factorised": asdict(settings) | found | {"errors": thinner.error},
+            "rebuilt": saved.record,
+        }
+        write_record(new / "allocation.json", allocation | changes)
+    return saved.moved(Path(directory))
 
 
 def _cut(loaded, documents, ranks, settings, tell) -> Factorized:

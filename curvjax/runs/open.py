@@ -24,7 +24,7 @@ def open_model(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") ->
       begin_of_text: as for `curvjax.load_model`.
 
     Returns:
-      Model, tokenizer, configuration and name; a checkpoint is called by its folder and the folder it lies in.
+      Model, tokenizer, configuration, name and origin; a checkpoint is called by its folder and the folder it lies in.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
@@ -32,10 +32,10 @@ def open_model(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") ->
     """
     if path in DEMONSTRATIONS or not is_rebuilt(path):
         return load_model(path, begin_of_text=begin_of_text)
-    model, tokenizer = load_rebuilt(path)
+    model, tokenizer, beside = load_rebuilt(path)
     rows = model.config.vocab_size
     tokenizer = fitted_tokenizer(tokenizer, vocab_size=rows, source=path, begin_of_text=begin_of_text)
-    return Loaded(model, tokenizer, model.config, "/".join(Path(path).resolve().parts[-2:]))
+    return Loaded(model, tokenizer, model.config, "/".join(Path(path).resolve().parts[-2:]), beside)
 
 
 def open_parameters(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") -> Loaded:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
+from curvjax.interop import new_folder
 from curvjax.layers import layer_index
 from curvjax.models import Loaded, model_hash, parameters, require_plain
 from curvjax.runs.calibration import calibration_batch
@@ -146,17 +147,23 @@ def save_pruned(
     Weights of layers that `without_layers` dropped count as removed. With `checkpoint`, the model is there a second
     time, as one of our own; where config.json cannot say what it is, there only.
     """
-    directory = Path(directory)
-    saved = save_forms(pruned.model, directory, tokenizer=loaded.tokenizer, checkpoint=checkpoint)
-    save_masks(pruned.masks, directory / "masks.safetensors")
-    removed = sum(int(mask.size - mask.sum()) for mask in pruned.masks.values())
-    removed += allocation.get("dropped", {"weights": 0})["weights"]
-    changes = {
-        "budget": allocation["budget"] | {"realised": removed},
-        "rebuilt": saved.record,
-    }
-    write_record(directory / "allocation.json", allocation | changes)
-    return saved
+    with new_folder(directory) as new:
+        saved = save_forms(pruned.model, new, loaded=loaded, checkpoint=checkpoint)
+        save_masks(pruned.masks, new / "masks.safetensors")
+        removed = sum(int(mask.size - mask.sum()) for mask in pruned.masks.values())
+        removed += allocation.get("dropped", {"weights": 0})["weights"]
+        changes = {
+            "budget": allocation["budget"] | {"realised": removed},
+            "zeros": {
+                "already": sum(pruned.plan.already.values()),
+                "planned": sum(pruned.plan.counts.values()),
+                "counted": int(pruned.achieved.zeros.sum()),
+                "more_than_asked": pruned.plan.excess,
+            },
+            "rebuilt": saved.record,
+        }
+        write_record(new / "allocation.json", allocation | changes)
+    return saved.moved(Path(directory))
 
 
 def require_sparsities(allocation: Record, loaded: Loaded) -> None:

@@ -8,11 +8,21 @@ import numpy as np
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
-from curvjax.models import Loaded, model_hash
-from curvjax.runs.calibration import calibration_batch
-from curvjax.runs.progress import Progress, labelled
-from curvjax.runs.saving import Saved, save_forms
-from curvjax.surgery import Format, Quantized, Storage, Sweep, quantization_plan, quantize_gptq, quantize_nearest
+from curvjax.interop import new_folder
+from curvjax.models import Loaded
+from curvjax.steps.progress import Progress, labelled
+from curvjax.steps.saving import Saved, save_forms
+from curvjax.steps.score import calibration_batch
+from curvjax.surgery import (
+    Format,
+    Quantized,
+    Storage,
+    Sweep,
+    model_hash,
+    quantization_plan,
+    quantize_gptq,
+    quantize_nearest,
+)
 
 _HALF = 16  # bits that an allocation counts for a weight left as it is
 
@@ -88,16 +98,17 @@ def save_quantized(
     has what all arrays take, scales and zeros included, and kernels left as they are in their own type.
     """
     directory, storage = Path(directory), quantized.storage
-    saved = save_forms(quantized.model, directory, tokenizer=loaded.tokenizer)
-    realised = np.where(storage.bits == _HALF, _HALF * storage.weights, 8 * storage.codes).sum()
-    changes = {
-        "budget": allocation["budget"] | {"realised": int(realised)},
-        "quantised": asdict(settings),
-        "storage": _storage(storage),
-        "rebuilt": saved.record,
-    }
-    write_record(directory / "allocation.json", allocation | changes)
-    return saved
+    with new_folder(directory) as new:
+        saved = save_forms(quantized.model, new, loaded=loaded)
+        realised = np.where(storage.bits == _HALF, _HALF * storage.weights, 8 * storage.codes).sum()
+        changes = {
+            "budget": allocation["budget"] | {"realised": int(realised)},
+            "quantised": asdict(settings),
+            "storage": _storage(storage),
+            "rebuilt": saved.record,
+        }
+        write_record(new / "allocation.json", allocation | changes)
+    return saved.moved(Path(directory))
 
 
 def _storage(storage: Storage) -> Record:

@@ -3,11 +3,10 @@
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Loaded, config_to_hf, parameters, save_hf
-from curvjax.records import Allocation, ModelOrigin, Rebuilt, UnitAmount
+from curvjax.models import Decoder, Loaded, config_to_hf, rounded, save_hf
+from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.text import Text
 from curvjax.surgery import Surgery, dense_equivalent, drop_layers, renumbered, save_masks, save_rebuilt
@@ -57,9 +56,11 @@ def rebuild(
     Example:
       >>> import curvjax as cj
       >>> model = cj.load("glassllm")
-      >>> ranks = cj.allocate(cj.uniform_scores(model), cj.Ranks(budget=2))
-      >>> cj.rebuild(model, ranks, cj.LoRA()).after.parameters > model.origin.parameters
-      False
+      >>> text = cj.read("demo:squad", model, tokens=64, length=64)
+      >>> scores = cj.score(model, text, "erk")
+      >>> pruned = cj.rebuild(model, cj.allocate(scores, cj.Sparsity(0.5)), cj.Magnitude())
+      >>> sum(unit.realised for unit in pruned.units) == pruned.total
+      True
     """
     allocation.require_target(method.targets, need=NEEDS.format(method.name))
     allocation.origin.require_model(loaded.sha256, source="the allocation")
@@ -139,3 +140,26 @@ def save(
     if allocation is not None:
         allocation.realised(found.total).save(directory / "allocation.json")
     return saved
+
+
+def save_forms(model: Decoder, loaded: Loaded, directory: str | Path, *, checkpoint: bool = True) -> Saved:
+    """The model in the forms that can hold it, with the values that the dtypes of the original can hold; see `save`."""
+    directory, tokenizer, beside = Path(directory), loaded.tokenizer, loaded.beside
+    model = rounded(model, beside)
+    dense, only_here = _dense(model)
+    if dense is not None:
+        save_hf(dense, directory, tokenizer=tokenizer, beside=beside)
+    at = directory / "checkpoint" if checkpoint or dense is None else None
+    if at is not None:
+        save_rebuilt(model, at, tokenizer=tokenizer, beside=beside)
+    return Saved(directory, at, only_here)
+
+
+def _dense(model: Decoder) -> tuple[Decoder | None, str]:
+    """The dense equivalent, or why no Hugging Face directory can hold the model."""
+    try:
+        dense = dense_equivalent(model)
+        config_to_hf(dense.config)
+    except ValueError as error:
+        return None, str(error)
+    return dense, ""

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curvjax.artefacts import Record
-from curvjax.models import Decoder, Tokenizer, config_to_hf, model_hash, save_hf
-from curvjax.surgery import dense_equivalent, save_rebuilt
+from curvjax.models import Decoder, Loaded, config_to_hf, rounded, save_hf
+from curvjax.surgery import dense_equivalent, model_hash, save_rebuilt
 
 
 class Saved(NamedTuple):
@@ -21,19 +21,26 @@ class Saved(NamedTuple):
     weights_sha256: str
     around: dict[str, list[str]]
 
+    def moved(self, directory: Path) -> "Saved":
+        """The same, once its folder was renamed."""
+        at = None if self.checkpoint is None else directory / self.checkpoint.relative_to(self.directory)
+        return self._replace(directory=directory, checkpoint=at)
+
     @property
     def record(self) -> Record:
         """What allocation.json says of it."""
         return {"weights_sha256": self.weights_sha256, "only_checkpoint": self.only_here or None} | self.around
 
 
-def save_forms(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, checkpoint: bool = True) -> Saved:
+def save_forms(model: Decoder, directory: str | Path, *, loaded: Loaded, checkpoint: bool = True) -> Saved:
     """Write `directory` as the dense equivalent of `model` where one exists, and `directory/checkpoint` as it is.
+
+    Both have the values that the dtypes of the original can hold.
 
     Args:
       model: a decoder, rebuilt in whatever way.
       directory: where to; new or empty.
-      tokenizer: of the model.
+      loaded: what it was rebuilt from: its tokenizer and what else it came with go along.
       checkpoint: False leaves the checkpoint out, unless nothing else can hold the model.
 
     Returns:
@@ -42,14 +49,15 @@ def save_forms(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, c
     Raises:
       FileExistsError: if `directory` holds something.
     """
-    directory = Path(directory)
+    directory, tokenizer, origin = Path(directory), loaded.tokenizer, loaded.origin
+    model = rounded(model, origin)
     dense, only_here = _dense(model)
     if dense is not None:
-        save_hf(dense, directory, tokenizer=tokenizer)
+        save_hf(dense, directory, tokenizer=tokenizer, origin=origin)
     at = directory / "checkpoint" if checkpoint or dense is None else None
     if at is not None:
-        save_rebuilt(model, at, tokenizer=tokenizer)
-    return Saved(directory, at, only_here, model_hash(model), tokenizer.around)
+        save_rebuilt(model, at, tokenizer=tokenizer, origin=origin)
+    return Saved(directory, at, only_here, model_hash(model))
 
 
 def _dense(model: Decoder) -> tuple[Decoder | None, str]:

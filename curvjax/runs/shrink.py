@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from curvjax.artefacts import Record, write_record
 from curvjax.data import Document
+from curvjax.interop import new_folder
 from curvjax.models import Decoder, Loaded
 from curvjax.runs.calibration import calibration_batch
 from curvjax.runs.progress import Progress, labelled
@@ -65,17 +66,18 @@ def save_smaller(
 
     Weights of layers that `without_layers` dropped count as removed.
     """
-    directory, plan = Path(directory), smaller.plan
-    saved = save_forms(smaller.model, directory, tokenizer=loaded.tokenizer)
-    removed = plan.total + allocation.get("dropped", {"weights": 0})["weights"]
-    layers = [
-        {"name": name, "channels": plan.channels[name], "heads": plan.heads[name], "weights": weights}
-        for name, weights in plan.weights.items()
-    ]
-    changes = {
-        "budget": allocation["budget"] | {"realised": removed},
-        "structures": {"method": settings.method, "asked": plan.asked, "planned": plan.total, "layers": layers},
-        "rebuilt": saved.record,
-    }
-    write_record(directory / "allocation.json", allocation | changes)
-    return saved
+    plan = smaller.plan
+    with new_folder(directory) as new:
+        saved = save_forms(smaller.model, new, loaded=loaded)
+        removed = plan.total + allocation.get("dropped", {"weights": 0})["weights"]
+        layers = [
+            {"name": name, "channels": plan.channels[name], "heads": plan.heads[name], "weights": weights}
+            for name, weights in plan.weights.items()
+        ]
+        changes = {
+            "budget": allocation["budget"] | {"realised": removed},
+            "structures": {"method": settings.method, "asked": plan.asked, "planned": plan.total, "layers": layers},
+            "rebuilt": saved.record,
+        }
+        write_record(new / "allocation.json", allocation | changes)
+    return saved.moved(Path(directory))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from curvjax.artefacts import Record, require_model, require_target, write_record
 from curvjax.data import Document
+from curvjax.interop import new_folder
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, model_hash, parameters
 from curvjax.runs.calibration import calibration_batch
@@ -82,21 +83,22 @@ def save_grown(
     grown: Grown, loaded: Loaded, allocation: Record, settings: UpcycleSettings, directory: str | Path
 ) -> Saved:
     """Write a checkpoint, and the allocation with the experts realised; no Hugging Face directory can hold it."""
-    directory = Path(directory)
-    saved = save_forms(grown.model, directory, tokenizer=loaded.tokenizer)
-    costs = {unit["name"]: unit["cost"] for unit in allocation["units"]}
-    mlps = {name: grown.model.layers[layer_index(name)].mlp for name in costs}
-    spent = sum(
-        costs[name] * (mlp.router.weight.shape[1] if isinstance(mlp, ExpertMLP) else 1) for name, mlp in mlps.items()
-    )
-    counts = {"parameters": grown.parameters, "active": grown.active, "parameters_before": grown.before}
-    changes = {
-        "budget": allocation["budget"] | {"realised": spent},
-        "upcycled": asdict(settings) | counts | {"moved": grown.moved},
-        "rebuilt": saved.record,
-    }
-    write_record(directory / "allocation.json", allocation | changes)
-    return saved
+    with new_folder(directory) as new:
+        saved = save_forms(grown.model, new, loaded=loaded)
+        costs = {unit["name"]: unit["cost"] for unit in allocation["units"]}
+        mlps = {name: grown.model.layers[layer_index(name)].mlp for name in costs}
+        spent = sum(
+            costs[name] * (mlp.router.weight.shape[1] if isinstance(mlp, ExpertMLP) else 1)
+            for name, mlp in mlps.items()
+        )
+        counts = {"parameters": grown.parameters, "active": grown.active, "parameters_before": grown.before}
+        changes = {
+            "budget": allocation["budget"] | {"realised": spent},
+            "upcycled": asdict(settings) | counts | {"moved": grown.moved},
+            "rebuilt": saved.record,
+        }
+        write_record(new / "allocation.json", allocation | changes)
+    return saved.moved(Path(directory))
 
 
 def _sizes(model: Decoder, layers: Collection[str]) -> dict[str, int]:

@@ -1,5 +1,8 @@
 """Model surgery: adapters, experts, pruning and masks. Every operation returns a copy and counts what it did."""
 
+from curvjax.surgery.adapters import SCALES as SCALES
+from curvjax.surgery.adapters import STARTS as STARTS
+from curvjax.surgery.adapters import LoRA as LoRA
 from curvjax.surgery.codes import Codes as Codes
 from curvjax.surgery.codes import Format as Format
 from curvjax.surgery.codes import decoded as decoded
@@ -17,6 +20,7 @@ from curvjax.surgery.dropout import drop_inputs as drop_inputs
 from curvjax.surgery.experts import LoRAExperts as LoRAExperts
 from curvjax.surgery.experts import add_experts as add_experts
 from curvjax.surgery.experts import lora_experts as lora_experts
+from curvjax.surgery.factorize import Factorize as Factorize
 from curvjax.surgery.factorize import Factorized as Factorized
 from curvjax.surgery.factorize import FactorizedLinear as FactorizedLinear
 from curvjax.surgery.factorize import Factors as Factors
@@ -27,6 +31,7 @@ from curvjax.surgery.factorize import factorize_scaled as factorize_scaled
 from curvjax.surgery.factorize import factorize_svd as factorize_svd
 from curvjax.surgery.factorize import merge_factors as merge_factors
 from curvjax.surgery.factorize import saving_ranks as saving_ranks
+from curvjax.surgery.gptq import GPTQ as GPTQ
 from curvjax.surgery.gptq import Rounded as Rounded
 from curvjax.surgery.gptq import Sweep as Sweep
 from curvjax.surgery.gptq import gptq as gptq
@@ -44,18 +49,24 @@ from curvjax.surgery.lora import merge_lora as merge_lora
 from curvjax.surgery.lora import rank_stabilised_scale as rank_stabilised_scale
 from curvjax.surgery.lora import uniform_start as uniform_start
 from curvjax.surgery.lora import with_lora_parameters as with_lora_parameters
+from curvjax.surgery.magnitude import Magnitude as Magnitude
 from curvjax.surgery.magnitude import magnitude_mask as magnitude_mask
 from curvjax.surgery.magnitude import prune_magnitude as prune_magnitude
 from curvjax.surgery.masks import Pruned as Pruned
 from curvjax.surgery.masks import apply_masks as apply_masks
 from curvjax.surgery.masks import load_masks as load_masks
 from curvjax.surgery.masks import save_masks as save_masks
+from curvjax.surgery.method import SURGERIES as SURGERIES
+from curvjax.surgery.method import Surgery as Surgery
+from curvjax.surgery.method import surgery as surgery
 from curvjax.surgery.pattern import Pattern as Pattern
 from curvjax.surgery.pattern import pattern_mask as pattern_mask
 from curvjax.surgery.pattern import read_pattern as read_pattern
 from curvjax.surgery.pissa import principal_start as principal_start
 from curvjax.surgery.projections import by_projection as by_projection
+from curvjax.surgery.projections import layer_projections as layer_projections
 from curvjax.surgery.projections import projections as projections
+from curvjax.surgery.quantize import Nearest as Nearest
 from curvjax.surgery.quantize import QuantizationPlan as QuantizationPlan
 from curvjax.surgery.quantize import Quantized as Quantized
 from curvjax.surgery.quantize import QuantizedLinear as QuantizedLinear
@@ -71,10 +82,14 @@ from curvjax.surgery.saved import REBUILT_SCHEMA as REBUILT_SCHEMA
 from curvjax.surgery.saved import is_rebuilt as is_rebuilt
 from curvjax.surgery.saved import load_rebuilt as load_rebuilt
 from curvjax.surgery.saved import save_rebuilt as save_rebuilt
+from curvjax.surgery.shrinkage import Channels as Channels
+from curvjax.surgery.shrinkage import Heads as Heads
 from curvjax.surgery.shrinkage import ShrinkPlan as ShrinkPlan
+from curvjax.surgery.shrinkage import Structured as Structured
 from curvjax.surgery.shrinkage import shrink as shrink
 from curvjax.surgery.shrinkage import shrink_plan as shrink_plan
 from curvjax.surgery.sparsegpt import Reconstruction as Reconstruction
+from curvjax.surgery.sparsegpt import SparseGPT as SparseGPT
 from curvjax.surgery.sparsegpt import prune_sparsegpt as prune_sparsegpt
 from curvjax.surgery.sparsegpt import sparsegpt as sparsegpt
 from curvjax.surgery.sparsity import Sparsity as Sparsity
@@ -91,7 +106,9 @@ from curvjax.surgery.trained import train_only as train_only
 from curvjax.surgery.trained import trained_parameters as trained_parameters
 from curvjax.surgery.trained import with_trained_parameters as with_trained_parameters
 from curvjax.surgery.upcycle import ExpertMLP as ExpertMLP
+from curvjax.surgery.upcycle import Upcycle as Upcycle
 from curvjax.surgery.upcycle import upcycle as upcycle
+from curvjax.surgery.wanda import Wanda as Wanda
 from curvjax.surgery.wanda import input_energies as input_energies
 from curvjax.surgery.wanda import prune_wanda as prune_wanda
 from curvjax.surgery.wanda import prune_with_energies as prune_with_energies

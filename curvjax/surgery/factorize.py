@@ -24,10 +24,10 @@ from curvjax.layers import layer_index, module_path
 from curvjax.models import Decoder, Linear, affine, parameters, submodules
 from curvjax.models.rebuilt import Facts, rebuilt_module
 from curvjax.records import Rebuilt
-from curvjax.surgery.method import Counts, account, require_batch, surgery
+from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import by_projection, kernel_units, linear_with, projections, rebuilt, replaced, select
 from curvjax.surgery.second_moment import inverse_root, moments_of, output_error, require_hessian
-from curvjax.surgery.sequential import Progress, Statistic, Stream, edit_in_order, residual_streams
+from curvjax.surgery.sequential import Statistic, Stream, edit_in_order, residual_streams
 
 Module = TypeVar("Module", bound=nnx.Module)
 

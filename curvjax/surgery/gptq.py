@@ -28,7 +28,7 @@ from curvjax.surgery.codes import (
     require_format,
     weight_of,
 )
-from curvjax.surgery.method import require_batch, surgery
+from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
 from curvjax.surgery.second_moment import (
     compensated,
@@ -38,7 +38,7 @@ from curvjax.surgery.second_moment import (
     require_hessian,
     visited,
 )
-from curvjax.surgery.sequential import Progress, edit_in_order, residual_streams
+from curvjax.surgery.sequential import edit_in_order, residual_streams
 
 
 class Sweep(NamedTuple):

@@ -14,11 +14,11 @@ from curvjax.records import Rebuilt
 from curvjax.surgery.masks import Pruned, pruned, pruned_units
 from curvjax.surgery.method import Progress, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
-from curvjax.surgery.pattern import Pattern, pattern_mask
-from curvjax.surgery.sparsity import pruning_amounts, require_pattern, require_room, sparsity_plan
+from curvjax.surgery.pattern import pattern_mask
+from curvjax.surgery.sparsity import Amount, pruning_amounts, require_pattern, sparsity_plan
 
 
-def prune_magnitude(model: Decoder, sparsities: Mapping[str, float | Pattern]) -> Pruned:
+def prune_magnitude(model: Decoder, sparsities: Mapping[str, Amount]) -> Pruned:
     """A copy of `model` without its smallest weights, compared within each projection, or each run of an N:M pattern.
 
     Args:
@@ -30,11 +30,9 @@ def prune_magnitude(model: Decoder, sparsities: Mapping[str, float | Pattern]) -
 
     Raises:
       KeyError: if a unit holds no projection.
-      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, or a kernel has more zeros than
-        asked for already.
+      ValueError: if a sparsity is out of range, units overlap, or a pattern does not fit.
     """
     plan, kernels = sparsity_plan(model, sparsities), parameters(model)
-    require_room(model, plan)
     masks = {
         path: pattern_mask(kernels[path], jnp.abs(kernels[path]), pattern=plan.patterns[path])
         if path in plan.patterns

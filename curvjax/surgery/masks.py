@@ -21,11 +21,16 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 class Pruned(NamedTuple):
-    """model: the copy. masks: `kernel path -> [in, out]`, True where the weight stays. achieved: counted in model."""
+    """A pruned copy.
+
+    masks: `kernel path -> [in, out]`, True where the weight stays. achieved: counted in model. plan: what was planned,
+    and how many zeros there were before.
+    """
 
     model: Decoder
     masks: dict[str, jax.Array]
     achieved: Sparsity
+    plan: SparsityPlan
 
 
 def apply_masks(module: Module, masks: Mapping[str, jax.Array]) -> Module:
@@ -56,10 +61,19 @@ def apply_masks(module: Module, masks: Mapping[str, jax.Array]) -> Module:
 
 
 def pruned(model: Decoder, masks: dict[str, jax.Array], plan: SparsityPlan) -> Pruned:
-    """`model` under `masks`, with its sparsity counted from the arrays and checked against `plan`."""
+    """`model` under `masks`, with its sparsity counted from the arrays and checked against `plan`.
+
+    Raises:
+      ValueError: if masks or arrays say otherwise than the plan.
+    """
+    found = {path: int(jnp.sum(~mask, dtype=jnp.int32)) for path, mask in masks.items()}
+    if found != plan.counts:
+        wrong = [path for path in plan.counts if found.get(path) != plan.counts[path]]
+        msg = f"{len(wrong)} masks do not take the planned number of weights, e.g. {wrong[:3]}."
+        raise ValueError(msg)
     copy = apply_masks(model, masks)
     require_counts(copy, plan)
-    return Pruned(copy, masks, measured_sparsity(copy, plan.units))
+    return Pruned(copy, masks, measured_sparsity(copy, plan.units), plan)
 
 
 def save_masks(masks: Mapping[str, jax.Array], path: str | Path) -> None:
@@ -101,6 +115,8 @@ def load_masks(path: str | Path) -> dict[str, jax.Array]:
 def pruned_units(method: Surgery, model: Decoder, found: Pruned) -> Rebuilt:
     """What a pruning of single weights made: zeros counted in the arrays."""
     zeros = dict(zip(found.achieved.names, found.achieved.zeros.tolist(), strict=True))
-    planned = {name: int(found.planned[name]) for name in zeros}
+    plan = found.plan
+    planned = {unit.name: sum(plan.counts[path] for path in unit.paths) for unit in plan.units}
+    evidence = {"already_zero": sum(plan.already.values()), "excess": plan.excess}
     counts = Counts(planned, zeros, sum(zeros.values()))
-    return account(method, "sparsity", (model, found.model), counts, arrays=found.masks)
+    return account(method, "sparsity", (model, found.model), counts, evidence=evidence, arrays=found.masks)

@@ -45,7 +45,8 @@ def read_pattern(text: str) -> Pattern:
 def pattern_mask(kernel: Float[Array, "I O"], score: Float[Array, "I O"], *, pattern: Pattern) -> Bool[Array, "I O"]:
     """False at the entries of least score, `pattern.zeros` in each run of `pattern.every` inputs of each output.
 
-    Weights that are zero already are the first to go; of equal scores, the first inputs'.
+    Weights that are zero already are the first to go, and a run with more of them than N keeps them all; of equal
+    scores, the first inputs' go.
 
     Args:
       kernel: `[in, out]`; the papers' W transposed.
@@ -64,10 +65,10 @@ def pattern_mask(kernel: Float[Array, "I O"], score: Float[Array, "I O"], *, pat
     return _mask(kernel, score, pattern.zeros, every=pattern.every)
 
 
-def most_zeros(kernel: Float[Array, "I O"], pattern: Pattern) -> int:
-    """The most zeros that a run of `pattern.every` inputs of an output has; runs must divide the inputs."""
+def pattern_zeros(kernel: Float[Array, "I O"], pattern: Pattern) -> int:
+    """Zeros of a kernel in the pattern: N in each run, or all that a run has already; runs must divide the inputs."""
     runs = (kernel == 0).reshape(-1, pattern.every, kernel.shape[1])
-    return int(jnp.max(jnp.sum(runs, axis=1, dtype=jnp.int32)))
+    return int(jnp.sum(jnp.maximum(jnp.sum(runs, axis=1, dtype=jnp.int32), pattern.zeros)))
 
 
 @jax.jit(static_argnames="every")
@@ -75,5 +76,5 @@ def _mask(kernel, score, zeros, *, every):
     outputs = kernel.shape[1]
     keys = jnp.where(kernel == 0, 0, order_keys(score))
     runs = keys.reshape(-1, every, outputs).transpose(0, 2, 1).reshape(-1, every)
-    gone = are_least(runs, jnp.full(runs.shape[:1], zeros, jnp.int32))
+    gone = are_least(runs, jnp.maximum(zeros, jnp.sum(runs == 0, axis=1, dtype=jnp.int32)))
     return ~gone.reshape(-1, outputs, every).transpose(0, 2, 1).reshape(kernel.shape)

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from curvjax.layers import Unit, layer_index, module_path
-from curvjax.models import Linear, parameters, submodules, with_parameters
+from curvjax.models import Decoder, Linear, parameters, submodules, with_parameters
 
 Module = TypeVar("Module", bound=nnx.Module)
 Amount = TypeVar("Amount")
@@ -83,6 +83,11 @@ def by_projection(module: nnx.Module, amounts: Mapping[str, Amount]) -> dict[str
     """The amount of each projection by module path, that of its unit; for units see `kernel_units`."""
     units = kernel_units(module, amounts.keys())
     return {module_path(path): amounts[unit.name] for unit in units for path in unit.paths}
+
+
+def layer_projections(model: Decoder) -> list[str]:
+    """Paths of the projections of a decoder layer inside it, such as `mlp.up_proj`; all layers have the same."""
+    return list(projections(model.layers[0]))
 
 
 def rebuilt(module: Module, edits: Mapping[str, Callable[[Linear], nnx.Module]]) -> Module:

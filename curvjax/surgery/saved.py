@@ -18,6 +18,7 @@ from curvjax.models import (
     KINDS,
     Decoder,
     Restored,
+    SideFiles,
     Tokenizer,
     all_arrays,
     checkpoint_schema,
@@ -35,7 +36,9 @@ from curvjax.surgery.projections import replaced
 REBUILT_SCHEMA = "curvjax.rebuilt/1"
 
 
-def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer) -> None:
+def save_rebuilt(
+    model: Decoder, directory: str | Path, *, tokenizer: Tokenizer, beside: SideFiles | None = None
+) -> None:
     """Write all that `load_rebuilt` needs to build `model` again, whole or not at all.
 
     Args:
@@ -43,6 +46,7 @@ def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer)
         factors or codes, or several of these.
       directory: where to; must not exist.
       tokenizer: of the model.
+      beside: what the model came with, for whoever writes it as a Hugging Face directory later.
 
     Raises:
       FileExistsError: if `directory` exists.
@@ -54,24 +58,25 @@ def save_rebuilt(model: Decoder, directory: str | Path, *, tokenizer: Tokenizer)
         msg = f"the model has settings beyond those of its config and of {sorted(KINDS)}; a checkpoint would lose them."
         raise ValueError(msg)
     description = {"schema": REBUILT_SCHEMA, "modules": modules, "sha256": model_hash(model)}
-    save_arrays(all_arrays(model), directory, description=description | model_description(model.config, tokenizer))
+    description |= model_description(model.config, tokenizer, beside)
+    save_arrays(all_arrays(model), directory, description=description)
 
 
 def load_rebuilt(directory: str | Path) -> Restored:
-    """A model of `save_rebuilt`, bit for bit, and its tokenizer.
+    """A model of `save_rebuilt`, bit for bit, with its tokenizer and its beside.
 
     Args:
       directory: where it lies.
 
     Returns:
-      Both; codes are packed as they were, and every array has its dtype.
+      All three; codes are packed as they were, and every array has its dtype.
 
     Raises:
       ValueError: if the checkpoint is damaged, of another schema, or its arrays are not those of its description.
     """
     arrays, description = load_arrays(directory, schema=REBUILT_SCHEMA)
     try:
-        config, tokenizer = described_model(description)
+        config, tokenizer, beside = described_model(description)
         model = _filled(_abstract(config, description["modules"]), arrays)
         expected = description["sha256"]
     except (KeyError, TypeError, ValueError) as error:
@@ -81,7 +86,7 @@ def load_rebuilt(directory: str | Path) -> Restored:
     if found != expected:
         msg = f"{directory}: damaged checkpoint: its model is {found[:12]}..., {expected[:12]}... was saved."
         raise ValueError(msg)
-    return Restored(model, tokenizer)
+    return Restored(model, tokenizer, beside)
 
 
 def is_rebuilt(path: str | Path) -> bool:

@@ -6,17 +6,18 @@ first, then one more each by falling remainder for as long as that brings the to
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
 
 from curvjax.data import Batch
-from curvjax.layers import layer_index, layer_prefix, within_layer
+from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
 from curvjax.models import Block, Decoder, require_plain
 from curvjax.records import Rebuilt
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
-from curvjax.surgery.projections import by_projection, projections
+from curvjax.surgery.projections import by_projection, kernel_units, projections
 from curvjax.surgery.structured import prune_channels, prune_heads
 from curvjax.surgery.wanda import input_energies
 
@@ -39,7 +40,7 @@ class ShrinkPlan(NamedTuple):
         return sum(self.weights.values())
 
 
-def shrink_plan(model: Decoder, shares: Mapping[str, float], *, channels: bool, heads: bool) -> ShrinkPlan:
+def shrink_plan(model: Decoder, shares: Mapping[str, float | int], *, channels: bool, heads: bool) -> ShrinkPlan:
     """Whole channels and key heads whose weights come nearest to the shares asked for.
 
     Every layer loses what its units are to lose, whichever projections they name. With both kinds, heads take the part
@@ -49,7 +50,8 @@ def shrink_plan(model: Decoder, shares: Mapping[str, float], *, channels: bool, 
 
     Args:
       model: a plain decoder.
-      shares: `unit -> share of its weights to remove`; a unit is a layer, a part of one or a projection.
+      shares: `unit -> share of its weights to remove`, or a whole number of them; a unit is a layer, a part of one or a
+        projection.
       channels: whether MLP channels may go.
       heads: whether key heads, each with its query heads, may go.
 
@@ -117,10 +119,14 @@ def shrink(model: Decoder, energies: Mapping[str, jax.Array], plan: ShrinkPlan) 
     return smaller
 
 
-def _asked(model: Decoder, shares: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+def _asked(model: Decoder, amounts: Mapping[str, float | int]) -> tuple[dict[str, float], dict[str, float]]:
     """Weights that each layer is to lose, and how many of them in its attention."""
     linears, asked = projections(model), {}
     attention: dict[str, float] = {}
+    sizes = {
+        unit.name: sum(linears[module_path(p)].kernel.size for p in unit.paths) for unit in kernel_units(model, amounts)
+    }
+    shares = {name: x / sizes[name] if isinstance(x, Integral) else x for name, x in amounts.items()}
     for path, share in by_projection(model, shares).items():
         layer, weights = layer_prefix(layer_index(path)), share * linears[path].kernel.size
         asked[layer] = asked.get(layer, 0.0) + weights

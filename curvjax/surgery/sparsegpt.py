@@ -20,7 +20,7 @@ from curvjax.records import Rebuilt
 from curvjax.surgery.masks import Pruned, pruned_units
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
-from curvjax.surgery.pattern import Pattern, most_zeros
+from curvjax.surgery.pattern import Pattern
 from curvjax.surgery.second_moment import (
     compensated,
     inverse_root,
@@ -29,8 +29,8 @@ from curvjax.surgery.second_moment import (
     require_hessian,
     visited,
 )
-from curvjax.surgery.sequential import Cut, Progress, prune_in_order, residual_streams
-from curvjax.surgery.sparsity import apportioned, pruning_amounts, require_pattern, require_room, sparsity_plan
+from curvjax.surgery.sequential import Cut, prune_in_order, residual_streams
+from curvjax.surgery.sparsity import Amount, apportioned_above, pruning_amounts, require_pattern, sparsity_plan
 
 
 class Reconstruction(NamedTuple):
@@ -50,7 +50,7 @@ class Reconstruction(NamedTuple):
 def prune_sparsegpt(
     model: Decoder,
     batch: Batch,
-    sparsities: Mapping[str, float | Pattern],
+    sparsities: Mapping[str, Amount],
     *,
     rows_at_once: int,
     progress: Progress | None = None,
@@ -72,12 +72,10 @@ def prune_sparsegpt(
 
     Raises:
       KeyError: if a unit holds no projection.
-      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, a kernel has more zeros than
-        asked for already, `rows_at_once` is below 1, the batch is only padding, or a projection's inputs are not
-        finite or too ill-conditioned.
+      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, `rows_at_once` is below 1, the
+        batch is only padding, or a projection's inputs are not finite or too ill-conditioned.
     """
     plan = sparsity_plan(model, sparsities)
-    require_room(model, plan)
     rows = batch.tokens.shape[0]
 
     def cut(path: str, kernel: jax.Array, moments: jax.Array) -> Cut:
@@ -114,7 +112,7 @@ def sparsegpt(
     Args:
       kernel: `[in, out]`; the paper's W transposed.
       hessian: `[in, in]` second moment of the inputs, on any scale, symmetric.
-      amount: zeros wanted in all, at least the number there are; or N:M, where no run has more than N already.
+      amount: zeros wanted in all, at least the number there are; or N:M; a run with more than N keeps them.
       block: inputs between two lazy updates.
       damping: share of the mean diagonal added to it; tenfold, up to three times, while H is not positive definite.
 
@@ -124,7 +122,7 @@ def sparsegpt(
 
     Raises:
       ValueError: if shapes do not fit, `amount` is out of range, a setting is not positive, M does not divide inputs
-        and block, a run has more zeros than N already, or H is not finite or indefinite beyond the largest damping.
+        and block, or H is not finite or indefinite beyond the largest damping.
     """
     _check(kernel, hessian, amount, block=block, damping=damping)
     wide, block = jnp.promote_types(kernel.dtype, jnp.float32), min(block, kernel.shape[0])
@@ -149,9 +147,6 @@ def _check(kernel: jax.Array, hessian: jax.Array, amount: int | Pattern, *, bloc
         if not 0 <= amount.zeros <= amount.every or inputs % amount.every or block % amount.every:
             msg = f"the pattern {amount} needs inputs and blocks in whole runs of M; got {inputs} and {block}."
             raise ValueError(msg)
-        if (most := most_zeros(kernel, amount)) > amount.zeros:
-            msg = f"a run of {amount.every} inputs has {most} zeros already, more than {amount} asks for."
-            raise ValueError(msg)
     elif not (zeros := int(jnp.sum(kernel == 0, dtype=jnp.int32))) <= amount <= kernel.size:
         msg = f"zeros asked for must be from {zeros}, those there are, to {inputs * outputs}, all; got {amount}."
         raise ValueError(msg)
@@ -162,15 +157,7 @@ def _block_counts(zero: np.ndarray, count: int, block: int) -> list[int]:
     starts = range(0, zero.shape[0], block)
     least = [int(zero[start : start + block].sum()) for start in starts]
     sizes = [zero[start : start + block].size for start in starts]
-    full: set[int] = set()  # blocks with more zeros than their share
-    while True:
-        left = count - sum(least[place] for place in full)
-        open_size = sum(size for place, size in enumerate(sizes) if place not in full)
-        shares = [float(least[p]) if p in full else left * size / open_size for p, size in enumerate(sizes)]
-        over = {place for place, share in enumerate(shares) if least[place] > share}
-        if not over:
-            return apportioned(shares, count)
-        full |= over
+    return apportioned_above([count * size / zero.size for size in sizes], count, least)
 
 
 @jax.jit(static_argnames=("block", "every"))
@@ -236,9 +223,10 @@ def _keys(weights, gone, upper):
 
 
 def _kept(keys, count, *, by_output):
-    """False at the `count` least, of each output or of all."""
+    """False at the `count` least, of each output or of all, and at what is gone already."""
     rows = keys.T if by_output else keys.reshape(1, -1)
-    least = are_least(rows, jnp.full(rows.shape[:1], count, jnp.int32))
+    gone = jnp.sum(rows == 0, axis=1, dtype=jnp.int32)
+    least = are_least(rows, jnp.maximum(count, gone))
     return ~(least.T if by_output else least.reshape(keys.shape))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -12,19 +13,25 @@ from jaxtyping import Float, Int
 
 from curvjax.layers import Unit
 from curvjax.models import parameters
-from curvjax.surgery.pattern import Pattern, most_zeros, read_pattern
+from curvjax.surgery.pattern import Pattern, pattern_zeros, read_pattern
 from curvjax.surgery.projections import kernel_units
+
+Amount = float | int | Pattern
+"""What goes of a unit: a float is a share of its weights, a whole number so many of them, N:M a pattern."""
 
 
 class SparsityPlan(NamedTuple):
-    """units: those to prune, in layer order, each with the paths of its kernels. counts: zeros wanted per kernel.
+    """units: those to prune, in layer order, each with the paths of its kernels. counts: zeros planned per kernel.
 
-    patterns: N:M of the kernels that have one.
+    patterns: N:M of the kernels that have one. already: zeros that each kernel has before. excess: of units that have
+    more zeros than their share asks for, how many more are planned: all there are stay.
     """
 
     units: tuple[Unit, ...]
     counts: dict[str, int]
     patterns: dict[str, Pattern]
+    already: dict[str, int]
+    excess: dict[str, int]
 
 
 class Sparsity(NamedTuple):
@@ -45,17 +52,20 @@ class Sparsity(NamedTuple):
         return float(self.zeros.sum() / self.sizes.sum())
 
 
-def sparsity_plan(model: nnx.Module, sparsities: Mapping[str, float | Pattern]) -> SparsityPlan:
+def sparsity_plan(model: nnx.Module, sparsities: Mapping[str, Amount]) -> SparsityPlan:
     """Whole numbers of weights to prune: exact in total, within one of s n in each unit.
 
     The total round(sum_k s_k n_k) is shared over the units, and each unit's number over its projections, by largest
     remainder (ties to the first in layer order). Embeddings, head, norms and biases are never pruned.
 
+    Zeros that are there count towards the share, and all of them stay. A projection that has more than its part leaves
+    fewer to the others of its unit; a unit that has more than its share keeps them, and its `excess` says how many.
+
     Args:
       model: a decoder.
-      sparsities: `unit -> s`, 0 <= s <= 1, or `unit -> N:M` for s = N/M in that pattern. A unit is a decoder layer
-        (`layers.3`), a part of one (`layers.3.mlp`) or a projection (`layers.3.mlp.up_proj`); layers that no unit names
-        are left as they are.
+      sparsities: `unit -> s`, 0.0 <= s <= 1.0, `unit -> count` of weights, a whole number, or `unit -> N:M` for
+        s = N/M in that pattern. A unit is a decoder layer (`layers.3`), a part of one (`layers.3.mlp`) or a projection
+        (`layers.3.mlp.up_proj`); layers that no unit names are left as they are.
 
     Returns:
       The plan, in layer order.
@@ -65,8 +75,6 @@ def sparsity_plan(model: nnx.Module, sparsities: Mapping[str, float | Pattern]) 
       ValueError: if two units overlap, a sparsity is out of range, a pattern's M does not divide a kernel's inputs, or
         none is given.
     """
-    for name, amount in sparsities.items():
-        _require_share(name, amount)
     units = kernel_units(model, sparsities)
     kernels = {path: value.shape for path, value in parameters(model).items()}
     owners = {path: sparsities[unit.name] for unit in units for path in unit.paths}
@@ -76,13 +84,24 @@ def sparsity_plan(model: nnx.Module, sparsities: Mapping[str, float | Pattern]) 
             msg = f"{path} has {kernels[path][0]} inputs, which {pattern} does not divide into runs of {pattern.every}."
             raise ValueError(msg)
     sizes = {path: math.prod(kernels[path]) for path in owners}
-    shares = [_share(sparsities[unit.name], sum(sizes[path] for path in unit.paths)) for unit in units]
+    of = {unit.name: sum(sizes[path] for path in unit.paths) for unit in units}
+    for name, amount in sparsities.items():
+        _require_amount(name, amount, of[name])
+    shares = [_share(sparsities[unit.name], of[unit.name], of[unit.name]) for unit in units]
     goals = apportioned(shares, round(math.fsum(shares)))
-    counts = {}
+    values = parameters(model)
+    already = {path: _zeros(values[path]) for path in owners}
+    counts, excess = {}, {}
     for unit, goal in zip(units, goals, strict=True):
-        parts = apportioned([_share(sparsities[unit.name], sizes[path]) for path in unit.paths], goal)
+        if unit.paths[0] in patterns:
+            parts = [pattern_zeros(values[path], patterns[path]) for path in unit.paths]
+        else:
+            shares = [_share(sparsities[unit.name], sizes[path], of[unit.name]) for path in unit.paths]
+            parts = apportioned_above(shares, goal, [already[path] for path in unit.paths])
         counts.update(zip(unit.paths, parts, strict=True))
-    return SparsityPlan(units, counts, patterns)
+        if sum(parts) > goal:
+            excess[unit.name] = sum(parts) - goal
+    return SparsityPlan(units, counts, patterns, already, excess)
 
 
 def patterns_near(sparsities: Mapping[str, float], every: int) -> dict[str, Pattern]:
@@ -136,6 +155,31 @@ def apportioned(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
+def apportioned_above(shares: Sequence[float], total: int, least: Sequence[int]) -> list[int]:
+    """`apportioned`, with no count below its least: the others give up as much, in proportion to their shares.
+
+    Args:
+      shares: non-negative; their sum is within one of `total`.
+      total: what the result sums to, unless the least of all are more.
+      least: of each count.
+
+    Returns:
+      One count per share.
+    """
+    counts = apportioned(shares, total)
+    if all(count >= low for count, low in zip(counts, least, strict=True)):
+        return counts
+    total, full = max(total, sum(least)), set[int]()
+    while True:
+        left = total - sum(least[place] for place in full)
+        open_share = math.fsum(share for place, share in enumerate(shares) if place not in full) or 1.0
+        parts = [float(least[p]) if p in full else left * share / open_share for p, share in enumerate(shares)]
+        over = {place for place, part in enumerate(parts) if part < least[place]}
+        if not over:
+            return apportioned(parts, total)
+        full |= over
+
+
 def measured_sparsity(model: nnx.Module, units: Sequence[Unit]) -> Sparsity:
     """Zeros counted in the arrays of `model`, per unit."""
     kernels = parameters(model)
@@ -145,7 +189,9 @@ def measured_sparsity(model: nnx.Module, units: Sequence[Unit]) -> Sparsity:
 
 
 def require_counts(model: nnx.Module, plan: SparsityPlan) -> None:
-    """Do nothing if every kernel of `model` has as many zeros as planned.
+    """Do nothing if every kernel of `model` has at least as many zeros as planned.
+
+    More may come of an update that happens to end at zero; `measured_sparsity` counts them.
 
     Args:
       model: a pruned decoder.
@@ -156,47 +202,36 @@ def require_counts(model: nnx.Module, plan: SparsityPlan) -> None:
     """
     kernels = parameters(model)
     found = {path: _zeros(kernels[path]) for path in plan.counts}
-    wrong = [f"{path}: {found[path]} of {count}" for path, count in plan.counts.items() if found[path] != count]
+    wrong = [f"{path}: {found[path]} of {count}" for path, count in plan.counts.items() if found[path] < count]
     if wrong:
         msg = f"{len(wrong)} kernels do not have the planned number of zeros: {'; '.join(wrong[:3])}."
         raise ValueError(msg)
 
 
-def require_room(model: nnx.Module, plan: SparsityPlan) -> None:
-    """Do nothing if no kernel has more zeros than planned, so that pruning to exactly the plan is possible.
-
-    Args:
-      model: a decoder, before pruning.
-      plan: what is asked for.
-
-    Raises:
-      ValueError: if a kernel, or a run of inputs under a pattern, has more.
-    """
-    kernels = parameters(model)
-    for path, count in plan.counts.items():
-        zeros, size = _zeros(kernels[path]), kernels[path].size
-        if zeros > count:
-            msg = f"{path} has {zeros} zeros already, more than the {count} asked for: at least {zeros / size:.4f}."
-            raise ValueError(msg)
-    for path, pattern in plan.patterns.items():
-        most = most_zeros(kernels[path], pattern)
-        if most > pattern.zeros:
-            msg = f"{path} has {most} zeros among {pattern.every} inputs already, more than {pattern} asks for."
-            raise ValueError(msg)
-
-
-def _require_share(name: str, amount: float | Pattern) -> None:
+def _require_amount(name: str, amount: Amount, size: int) -> None:
     if isinstance(amount, Pattern):
         if not 0 <= amount.zeros <= amount.every or amount.every < 1:
             msg = f"pattern of {name} must be N:M with N from 0 to M and M at least 1; got {amount}."
             raise ValueError(msg)
-    elif not 0.0 <= amount <= 1.0:
+    elif isinstance(amount, Integral):
+        if not 0 <= amount <= size:
+            msg = f"{name} has {size:,} weights, of which from 0 to all can go; got {amount:,}."
+            raise ValueError(msg)
+    else:
+        _require_share(name, amount)
+
+
+def _require_share(name: str, amount: float) -> None:
+    if not 0.0 <= amount <= 1.0:
         msg = f"sparsity of {name} must be from 0 to 1; got {amount!r}."
         raise ValueError(msg)
 
 
-def _share(amount: float | Pattern, size: int) -> float:
-    return size * amount.zeros / amount.every if isinstance(amount, Pattern) else amount * size
+def _share(amount: Amount, size: int, of: int) -> float:
+    """Weights that go of `size` of a unit's `of`."""
+    if isinstance(amount, Pattern):
+        return size * amount.zeros / amount.every
+    return amount * size / of if isinstance(amount, Integral) else amount * size
 
 
 def _zeros(kernel: jax.Array) -> int:

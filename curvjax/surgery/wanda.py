@@ -19,15 +19,15 @@ from curvjax.records import Rebuilt
 from curvjax.surgery.masks import Pruned, pruned, pruned_units
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
-from curvjax.surgery.pattern import Pattern, pattern_mask
-from curvjax.surgery.sequential import Cut, Progress, prune_in_order, recorded, require_finite, residual_streams
-from curvjax.surgery.sparsity import SparsityPlan, pruning_amounts, require_pattern, require_room, sparsity_plan
+from curvjax.surgery.pattern import pattern_mask
+from curvjax.surgery.sequential import Cut, prune_in_order, recorded, require_finite, residual_streams
+from curvjax.surgery.sparsity import Amount, SparsityPlan, pruning_amounts, require_pattern, sparsity_plan
 
 
 def prune_wanda(
     model: Decoder,
     batch: Batch,
-    sparsities: Mapping[str, float | Pattern],
+    sparsities: Mapping[str, Amount],
     *,
     rows_at_once: int,
     progress: Progress | None = None,
@@ -49,11 +49,10 @@ def prune_wanda(
 
     Raises:
       KeyError: if a unit holds no projection.
-      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, a kernel has more zeros than
-        asked for already, `rows_at_once` is below 1, the batch is only padding, or a projection's input is not finite.
+      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, `rows_at_once` is below 1, the
+        batch is only padding, or a projection's input is not finite.
     """
     plan = sparsity_plan(model, sparsities)
-    require_room(model, plan)
 
     def cut(path: str, kernel: jax.Array, energy: jax.Array) -> Cut:
         mask = _mask(kernel, energy, plan, path)
@@ -63,9 +62,7 @@ def prune_wanda(
     return prune_in_order(model, streams, plan, cut, statistic=energies_of, progress=progress)
 
 
-def prune_with_energies(
-    model: Decoder, energies: Mapping[str, jax.Array], sparsities: Mapping[str, float | Pattern]
-) -> Pruned:
+def prune_with_energies(model: Decoder, energies: Mapping[str, jax.Array], sparsities: Mapping[str, Amount]) -> Pruned:
     """Wanda with all input norms known beforehand, say from the dense model: one pass serves many sparsities.
 
     Args:
@@ -78,11 +75,9 @@ def prune_with_energies(
 
     Raises:
       KeyError: if a unit holds no projection, or `energies` lacks one that is to be pruned.
-      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, a kernel has more zeros than
-        asked for already, or an energy is not finite.
+      ValueError: if a sparsity is out of range, units overlap, a pattern does not fit, or an energy is not finite.
     """
     plan = sparsity_plan(model, sparsities)
-    require_room(model, plan)
     missing = [path for path in map(module_path, plan.counts) if path not in energies]
     if missing:
         msg = f"energies lack {len(missing)} of the projections to prune, e.g. {missing[:3]}."

@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,9 +63,19 @@ def test_pruning_twice_keeps_what_was_pruned(model):
     assert all(not jnp.any(twice.masks[path] & ~mask) for path, mask in once.masks.items())
 
 
-def test_a_kernel_with_too_many_zeros_is_refused(model):
-    once = prune_magnitude(model, {"layers.10.mlp.up_proj": 0.5})
-    with pytest.raises(
-        ValueError, match=r"layers\.10\.mlp\.up_proj\.kernel has 48 zeros already, more than the 24 .*0\.5"
-    ):
-        prune_magnitude(once.model, {"layers.10": 0.25})
+def test_zeros_that_are_there_count_and_a_kernel_with_more_leaves_fewer_to_the_others(model):
+    up = "layers.10.mlp.up_proj"
+    once = prune_magnitude(model, {up: 0.5})
+    again = prune_magnitude(once.model, {"layers.10": 0.25})
+    assert again.achieved.zeros.tolist() == [120]  # a quarter of 480, of which up_proj has 48 already
+    assert again.plan.already[f"{up}.kernel"] == again.plan.counts[f"{up}.kernel"] == 48
+    assert jnp.array_equal(again.masks[f"{up}.kernel"], once.masks[f"{up}.kernel"])
+    assert again.plan.excess == {}
+
+
+def test_a_unit_with_more_zeros_than_its_share_keeps_them_and_says_so(model):
+    once = prune_magnitude(model, {"layers.1": 0.25, "layers.10.mlp.up_proj": 0.5})
+    again = prune_magnitude(once.model, {"layers.1": 0.5, "layers.10": 0.0, "layers.11": 0.0})
+    assert again.achieved.zeros.tolist() == [240, 48, 0]
+    assert again.plan.excess == {"layers.10": 48}
+    assert sum(again.plan.already.values()) == 120 + 48

@@ -152,8 +152,20 @@ def test_patterns_that_do_not_fit_are_refused(model):
         patterns_near({"layers.1": 1.5}, 4)
 
 
-def test_runs_with_more_zeros_than_asked_for_are_refused(model):
-    values, path = parameters(model), "layers.1.mlp.up_proj.kernel"
-    crowded = with_parameters(model, values | {path: values[path].at[:2, 0].set(0)})
-    with pytest.raises(ValueError, match=rf"{path} has 2 zeros among 4 inputs already, more than 1:4 asks for"):
-        prune_magnitude(crowded, {"layers.1": Pattern(1, 4)})
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_a_run_with_more_zeros_than_asked_for_keeps_them(model, batch, method):
+    prune = {
+        "magnitude": prune_magnitude,
+        "wanda": lambda model, amounts: prune_wanda(model, batch, amounts, rows_at_once=5),
+        "sparsegpt": lambda model, amounts: prune_sparsegpt(model, batch, amounts, rows_at_once=5),
+    }[method]
+    path = "layers.10.mlp.up_proj.kernel"
+    kernel = parameters(model)[path].at[:3, 0].set(0.0).at[0, 1].set(0.0)  # of 8 inputs: runs of 3, 1 and no zeros
+    holed = with_parameters(model, parameters(model) | {path: kernel})
+    found = prune(holed, {"layers.10.mlp.up_proj": Pattern(1, 4)})
+    gone = removed(found.masks[path], 4)
+    assert gone[0, 0] == 3
+    assert gone.sum() == gone.size + 2
+    assert found.plan.counts == {path: gone.size + 2}
+    assert found.plan.excess == {"layers.10.mlp.up_proj": 2}
+    assert not jnp.any(found.masks[path] & (kernel == 0))

@@ -1,13 +1,16 @@
 import math
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curvjax.models import parameters, with_parameters
 from curvjax.surgery import apportioned, measured_sparsity, sparsity_plan
-from curvjax.surgery.sparsity import require_counts
+from curvjax.surgery.masks import pruned
+from curvjax.surgery.sparsity import apportioned_above, require_counts
 
 SIZE = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12  # one layer of the tiny decoder
 
@@ -30,6 +33,21 @@ def test_apportioned_counts_follow_their_shares(shares):
 
 def test_equal_remainders_go_to_the_first():
     assert apportioned([0.5, 0.5, 0.5, 0.5], 2) == [1, 1, 0, 0]
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 500), st.floats(0, 1)), min_size=1, max_size=12), st.floats(0, 1))
+def test_no_count_is_below_its_least_and_the_total_holds_where_it_can(kernels, share):
+    sizes, least = [size for size, _ in kernels], [int(size * zeros) for size, zeros in kernels]
+    shares = [share * size for size in sizes]
+    total = round(math.fsum(shares))
+    counts = apportioned_above(shares, total, least)
+    assert sum(counts) == max(total, sum(least))
+    assert all(low <= count <= size for low, count, size in zip(least, counts, sizes, strict=True))
+    if all(low <= math.floor(part) for low, part in zip(least, shares, strict=True)):
+        assert counts == apportioned(shares, total)
+    raised = [p for p, count in enumerate(counts) if count > math.ceil(shares[p])]
+    assert all(counts[p] == least[p] for p in raised)  # only zeros that were there go beyond a share
 
 
 @pytest.mark.parametrize("total", [0, 4])
@@ -108,3 +126,21 @@ def test_a_model_that_misses_its_plan_is_refused(model):
     with pytest.raises(ValueError, match=r"3 kernels do not have the planned .* layers\.10\.mlp\.\w+\.kernel: 0 of 24"):
         require_counts(model, plan)
     require_counts(model, plan._replace(counts=dict.fromkeys(plan.counts, 0)))
+
+
+def test_masks_that_miss_their_plan_are_refused(model):
+    plan = sparsity_plan(model, {"layers.10.mlp": 0.25})
+    full = {path: jnp.ones(parameters(model)[path].shape, bool) for path in plan.counts}
+    with pytest.raises(
+        ValueError, match=r"3 masks do not take the planned number of weights, e\.g\. .*layers\.10\.mlp"
+    ):
+        pruned(model, full, plan)
+
+
+def test_a_weight_that_an_update_ends_at_zero_is_counted_and_not_refused(model):
+    path = "layers.10.mlp.up_proj.kernel"
+    plan = sparsity_plan(model, {"layers.10.mlp.up_proj": 0.25})
+    values = parameters(model)
+    mask = jnp.arange(96).reshape(8, 12) >= 24
+    moved = with_parameters(model, values | {path: values[path].at[7, 11].set(0.0)})
+    assert pruned(moved, {path: mask}, plan).achieved.zeros.tolist() == [25]

@@ -2,7 +2,7 @@
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Num
+from jaxtyping import Int, Num
 
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.rounding import repaired, whole_budget

@@ -1,0 +1,142 @@
+"""Adapters as surgeries: LoRA of each unit's rank, and mixtures of its number of LoRA experts.
+
+They are born with equal logits; `curvjax.training.fit` trains them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+
+from curvjax.data import Batch
+from curvjax.layers import module_path
+from curvjax.models import Decoder
+from curvjax.records import Rebuilt
+from curvjax.surgery.costs import adapter_costs, adapter_size
+from curvjax.surgery.dora import add_magnitudes
+from curvjax.surgery.experts import add_experts, lora_experts
+from curvjax.surgery.lora import (
+    add_lora,
+    classic_scale,
+    constant_scale,
+    lora_ranks,
+    rank_stabilised_scale,
+    uniform_start,
+)
+from curvjax.surgery.method import Counts, Progress, account, surgery
+from curvjax.surgery.pissa import principal_start
+from curvjax.surgery.projections import by_projection, kernel_units, projections
+
+SCALES = {"constant": constant_scale, "classic": classic_scale, "rank-stabilised": rank_stabilised_scale}
+STARTS = {"uniform": uniform_start, "principal": principal_start}
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """An adapter of its unit's rank on each projection; see `add_lora`. Units count adapter parameters.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.LoRA(alpha=16.0, scaling="classic").start
+      'uniform'
+    """
+
+    name: ClassVar[str] = "lora"
+    targets: ClassVar[tuple[str, ...]] = ("rank",)
+    reads_text: ClassVar[bool] = False
+
+    alpha: float = 2.0
+    """LoRA's alpha."""
+    scaling: Literal["constant", "classic", "rank-stabilised"] = "constant"
+    """The factor on B A: alpha at every rank, alpha / r, or alpha / sqrt(r)."""
+    start: Literal["uniform", "principal"] = "uniform"
+    """Adapters begin at random, or as the weights' largest singular vectors (PiSSA)."""
+    magnitudes: bool = False
+    """Learn the size of each output apart from its direction (DoRA)."""
+    seed: int = 1
+    """Of the start."""
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are ranks."""
+        del batch, progress
+        ranks = by_projection(model, amounts)
+        scaling, start = SCALES[self.scaling], STARTS[self.start]
+        born = add_lora(model, ranks, key=jax.random.key(self.seed), alpha=self.alpha, scaling=scaling, start=start)
+        born = add_magnitudes(born) if self.magnitudes else born
+        sizes = {
+            path: adapter_size(linear.kernel.shape, rank=ranks[path], magnitudes=self.magnitudes)
+            for path, linear in projections(model).items()
+            if ranks.get(path)
+        }
+        return _adapted(self, model, born, amounts, sizes, lora_ranks(born))
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class LoRAExperts:
+    """Mixtures of their unit's number of LoRA experts on each projection; see `add_experts`."""
+
+    name: ClassVar[str] = "lora-experts"
+    targets: ClassVar[tuple[str, ...]] = ("experts",)
+    reads_text: ClassVar[bool] = False
+
+    rank: int = 8
+    """Rank of each expert."""
+    top_k: int = 2
+    """Experts a token goes to; all of them where there are fewer."""
+    alpha: float = 2.0
+    """LoRA's alpha."""
+    scaling: Literal["constant", "classic", "rank-stabilised"] = "constant"
+    """The factor on the sum: alpha at every rank, alpha / r, or alpha / sqrt(r)."""
+    seed: int = 1
+    """Of the start."""
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are numbers of experts."""
+        del batch, progress
+        experts, scale = by_projection(model, amounts), SCALES[self.scaling](self.alpha, self.rank)
+        key = jax.random.key(self.seed)
+        born = add_experts(model, amounts, rank=self.rank, key=key, scale=scale, top_k=self.top_k)
+        sizes = {
+            path: adapter_size(linear.kernel.shape, rank=self.rank, experts=experts[path])
+            for path, linear in projections(model).items()
+            if experts.get(path)
+        }
+        return _adapted(self, model, born, amounts, sizes, lora_experts(born))
+
+
+def _adapted(
+    method: LoRA | LoRAExperts,
+    model: Decoder,
+    born: Decoder,
+    amounts: Mapping[str, int],
+    planned: Mapping[str, int],
+    found: Mapping[str, int],
+) -> Rebuilt:
+    """The value, once each projection has the amount of its unit and as many parameters as that means."""
+    counted = {path: cost.parameters for path, cost in adapter_costs(born).items()}
+    if counted != dict(planned):
+        wrong = [path for path in planned if counted.get(path) != planned[path]]
+        msg = f"{len(wrong)} adapters have other numbers of parameters than planned, e.g. {wrong[:3]}."
+        raise ValueError(msg)
+    units = {unit.name: [module_path(path) for path in unit.paths] for unit in kernel_units(model, amounts)}
+    realised = {name: min(found.get(path, 0) for path in paths) for name, paths in units.items()}
+    counts = Counts({name: int(amounts[name]) for name in units}, realised, float(sum(counted.values())))
+    target = method.targets[0]
+    return account(method, target, (model, born), counts, evidence={"adapter_parameters": sum(counted.values())})
