@@ -1,55 +1,44 @@
-"""The `curvjax` command: one subcommand for each step, and `run` for all of them."""
+"""The `curvjax` command: one subcommand for each step, and `run` for all of them.
+
+A subcommand is imported when it is named, so that asking for help waits for nothing.
+"""
 
 import sys
-import warnings
-from typing import Annotated
+from collections.abc import Sequence
+from importlib import import_module
 
-import tyro
-
-from curvjax.commands.budgets import Allocate, Compare
-from curvjax.commands.gains import Refine, Score, Transfer
-from curvjax.commands.outcomes import Evaluate, Export, Report, Run
-from curvjax.commands.rebuild import Adapt, Factorize, Prune, Quantize, Upcycle
-
-Command = (
-    Annotated[Run, tyro.conf.subcommand("run")]
-    | Annotated[Score, tyro.conf.subcommand("score")]
-    | Annotated[Allocate, tyro.conf.subcommand("allocate")]
-    | Annotated[Refine, tyro.conf.subcommand("refine")]
-    | Annotated[Transfer, tyro.conf.subcommand("transfer")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Adapt, tyro.conf.subcommand("adapt")]
-    | Annotated[Prune, tyro.conf.subcommand("prune")]
-    | Annotated[Quantize, tyro.conf.subcommand("quantize")]
-    | Annotated[Factorize, tyro.conf.subcommand("factorize")]
-    | Annotated[Upcycle, tyro.conf.subcommand("upcycle")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
+COMMANDS = {
+    "run": ("outcomes.Run", "gains, budgets, fine-tunes and pruning against controls, and the report"),
+    "score": ("scoring.Score", "a score of every layer, by default the certified gain -> gains.json"),
+    "allocate": ("budgets.Allocate", "scores to ranks, experts, sparsities or bits -> allocation.json"),
+    "refine": ("scoring.Refine", "measure on only where whole ranks or experts are still open"),
+    "transfer": ("scoring.Transfer", "what allocating by one text costs on another"),
+    "compare": ("budgets.Compare", "published scores and rules at one budget"),
+    "adapt": ("rebuilding.Adapt", "fine-tune LoRA adapters of the allocated ranks or experts"),
+    "prune": ("rebuilding.Prune", "remove the allocated weights, channels or heads"),
+    "quantize": ("rebuilding.Quantize", "round to the allocated bit widths"),
+    "factorize": ("rebuilding.Factorize", "cut projections to the allocated ranks"),
+    "upcycle": ("rebuilding.Upcycle", "grow MLPs into mixtures of the allocated numbers of experts"),
+    "rebuild": ("rebuilding.Rebuild", "any of these, and methods of your own, by name"),
+    "evaluate": ("outcomes.Evaluate", "perplexity on texts, accuracy on tasks"),
+    "export": ("outcomes.Export", "files that PEFT, llm-compressor and transformers load"),
+    "report": ("outcomes.Report", "a run directory as one page, figures and a summary"),
+    "methods": ("budgets.Methods", "all scores, rules, programs and methods, with their sources"),
+}
+DESCRIPTION = (
+    "Which layers of a language model deserve capacity, how much, and can you prove it? Certified curvature-adjusted "
+    "gains, convex budgets, model surgery."
 )
 
 
-def _one_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    return f"curvjax: {message}\n"
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run one command, and turn refusals into one line and exit status 1."""
-    description = (
-        "Which layers of a language model deserve capacity, how much, and can you prove it? Certified "
-        "curvature-adjusted gains, convex budgets, model surgery."
-    )
-    warnings.formatwarning = _one_line  # ty: ignore[invalid-assignment] the same signature
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        raise SystemExit(0 if given else 2)
     try:
-        command = tyro.cli(  # inside: settings out of range are refused as they are made
-            Command,
-            prog="curvjax",
-            description=description,
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
-        command()
+        _run(given[0], given[1:])
     except (ValueError, KeyError, OSError, ImportError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"curvjax: {text}", file=sys.stderr)
@@ -57,3 +46,24 @@ def main() -> None:
     except KeyboardInterrupt:
         print("curvjax: stopped; the same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    if name not in COMMANDS:
+        msg = f"there is no command {name!r}; there are {', '.join(COMMANDS)}."
+        raise ValueError(msg)
+    import tyro
+
+    from curvjax.commands.choice import with_choices
+
+    module, _, kind = COMMANDS[name][0].partition(".")
+    command = with_choices(getattr(import_module(f"curvjax.commands.{module}"), kind), arguments)
+    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    tyro.cli(command, prog=f"curvjax {name}", args=arguments, config=config)()
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    usage = ["usage: curvjax COMMAND ...", "", DESCRIPTION, "", "commands:", *lines]
+    return "\n".join([*usage, "", "`curvjax COMMAND --help` lists every setting with its default."])

@@ -1,1 +1,1 @@
-"""The subcommands of `curvjax`, by what they are about. Each is its arguments, and a call that runs one step."""
+"""The subcommands of `curvjax`. Each is its arguments, derived from the values' own fields, and a call."""

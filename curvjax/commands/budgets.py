@@ -1,38 +1,58 @@
-"""Commands that share out a budget."""
+"""Commands that share out a budget, and the one that lists all methods."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-import tyro
 from rich.console import Console
+from rich.table import Table
 
-from curvjax.artefacts import GAINS_SCHEMA, read_record
+from curvjax.allocation import CONTROLS, PROGRAMS
+from curvjax.allocation.rules import RULES
 from curvjax.commands.printed import allocation_lines, allocation_table, tell
-from curvjax.runs.compare import CompareSettings
-from curvjax.runs.evidence import EvidenceSettings
-from curvjax.runs.open import TextSettings
-from curvjax.runs.program import AllocateSettings
-
-Argument = tyro.conf.Positional
+from curvjax.commands.scoring import TARGET, Argument, Flat
+from curvjax.records import Scores, read_json
+from curvjax.report import comparison_figure, comparison_table, save_figure
+from curvjax.runs.allocate import PROGRAM, allocate
+from curvjax.runs.compare import CompareSettings, compare
+from curvjax.runs.measure import ScoreSettings
+from curvjax.runs.open import ModelSettings, open_parameters
+from curvjax.runs.progress import bars
+from curvjax.runs.text import TextSettings, read, with_validation
+from curvjax.scores import PLANS, SCORES
+from curvjax.surgery import SURGERIES
 
 
 @dataclass(frozen=True)
 class Allocate:
-    """Turn gains into budgets: LoRA ranks, experts, sparsities or bits -> allocation.json."""
+    """Turn scores into budgets: LoRA ranks, experts, sparsities or bits -> allocation.json."""
 
-    gains: Argument[Path]
-    """gains.json of `curvjax score`."""
+    choices: ClassVar = (TARGET,)
+
+    scores: Argument[Path]
+    """gains.json, or another file, of `curvjax score`."""
     out: Path = Path("allocation.json")
     """Where the allocation goes."""
-    settings: Annotated[AllocateSettings, tyro.conf.arg(name="")] = field(default_factory=AllocateSettings)
+    target: str = "rank"
+    """What units receive: rank, experts, sparsity, bits; its settings are flags too (`--target sparsity --help`)."""
+    score: str = ""
+    """A column measured beside the gain: gradient-norm, trace. Empty: the scores themselves."""
+    rule: str = PROGRAM
+    """How scores become amounts: program (the package's), uniform, or a published rule; `curvjax methods`."""
+    control: str = "none"
+    """What is done to the scores before: permuted, reversed, random; what a score must beat."""
+    seed: int = 0
+    """Of the controls."""
 
     def __call__(self) -> None:
-        from curvjax.runs.allocate import allocate
-
-        record = allocate(read_record(self.gains, schema=GAINS_SCHEMA), self.settings, self.out)
-        Console().print(allocation_table(record))
-        for line in allocation_lines(record):
+        """Run the command."""
+        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        scores = Scores.load(self.scores)
+        scores = scores.column(self.score) if self.score else scores
+        found = allocate(scores, with_costs(program), rule=self.rule, control=self.control, seed=self.seed)
+        found.save(self.out)
+        Console().print(allocation_table(found))
+        for line in allocation_lines(found):
             print(line)
         tell(self.out)
 
@@ -40,6 +60,8 @@ class Allocate:
 @dataclass(frozen=True)
 class Compare:
     """Share out one budget by any published scores and rules -> compare.json, and a heat map."""
+
+    choices: ClassVar = (TARGET._replace(default="sparsity"),)
 
     model: Argument[str]
     """As for `curvjax score`."""
@@ -49,24 +71,71 @@ class Compare:
     """gains.json of `curvjax score`, in place of measuring gains and traces again."""
     out: Path = Path("runs/compare")
     """Directory for compare.json, compare.svg and compare.png."""
-    texts: Annotated[TextSettings, tyro.conf.arg(name="")] = field(default_factory=TextSettings)
-    settings: Annotated[CompareSettings, tyro.conf.arg(name="")] = field(default_factory=CompareSettings)
-    evidence: Annotated[EvidenceSettings, tyro.conf.arg(name="")] = field(default_factory=EvidenceSettings)
+    target: str = "sparsity"
+    """What units receive; its settings are flags too."""
+    reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
+    text: Annotated[TextSettings, Flat] = field(default_factory=TextSettings)
+    settings: Annotated[CompareSettings, Flat] = field(default_factory=CompareSettings)
+    measured: Annotated[ScoreSettings, Flat] = field(default_factory=ScoreSettings)
 
     def __call__(self) -> None:
-        from curvjax.data import read_documents, sample
-        from curvjax.report import compare_table, plot_compare, save_figure
-        from curvjax.runs.compare import compare
-        from curvjax.runs.open import open_parameters
-        from curvjax.runs.progress import bars
-
-        gains = None if self.gains is None else read_record(self.gains, schema=GAINS_SCHEMA)
-        documents = read_documents(self.data)
-        documents = sample(documents, len(documents), seed=self.evidence.seed)
+        """Run the command."""
+        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        SCORES.require(self.settings.scores)
+        PLANS.require(self.settings.plans)
+        gains = None if self.gains is None else Scores.load(self.gains)
         path = self.out / "compare.json"
         with bars() as progress:
-            chosen = self.settings, self.evidence, path
-            loaded = open_parameters(self.model, begin_of_text=self.texts.begin_of_text)
-            record = compare(loaded, documents, *chosen, source=self.data, gains=gains, progress=progress)
-        Console().print(compare_table(record))
-        tell(path, *save_figure(plot_compare(record), self.out, "compare"))
+            loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
+            text = read(self.data, loaded, self.text)
+            text, validation = with_validation(text, loaded, self.text)
+            given = {"validation": validation, "gains": gains, "path": path, "progress": progress}
+            record = compare(loaded, text, with_costs(program), self.settings, self.measured, **given)
+        Console().print(comparison_table(record))
+        tell(path, *save_figure(comparison_figure(record), self.out, "compare"))
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List what can be named: scores, plans, programs, rules, controls and surgeries, with their sources."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        table = Table("kind", "name", "of", "source, or what it does")
+        for name, score in SCORES.items():
+            table.add_row("score", name, ", ".join(score.needs), score.source)
+        for name, plan in PLANS.items():
+            table.add_row("plan", name, plan.target, plan.source)
+        for name, rule in RULES.items():
+            table.add_row("rule", name, ", ".join(rule.targets), _first_line(rule.of))
+        for name, control in CONTROLS.items():
+            table.add_row("control", name, "", _first_line(control))
+        for name, program in PROGRAMS.items():
+            table.add_row("program", name, "", _first_line(program))
+        for name, surgery in SURGERIES.items():
+            table.add_row("method", name, ", ".join(surgery.targets), _first_line(surgery))
+        Console().print(table)
+
+
+def with_costs(program: Any) -> Any:
+    """The program, with the costs of a JSON file {unit: cost} where `cost` is the path of one.
+
+    Raises:
+      ValueError: if there is no such file, or it holds something else.
+    """
+    if "costs" not in {each.name for each in fields(program)} or program.cost in ("parameters", "flops", "units"):
+        return program
+    path = Path(program.cost)
+    if not path.is_file():
+        msg = f"no table of costs at {path}; cost is 'parameters', 'flops', 'units', or a JSON file of {{unit: cost}}."
+        raise ValueError(msg)
+    table = read_json(path)
+    numbers = isinstance(table, dict) and all(type(cost) in (int, float) for cost in table.values())
+    if not numbers:
+        msg = f"{path} must be a JSON object {{unit: cost}} with a number for each unit."
+        raise ValueError(msg)
+    return replace(program, cost=path.stem, costs=table)
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().partition("\n")[0]

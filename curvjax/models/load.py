@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from curvjax.layers import layer_index, module_path, within_layer
 from curvjax.models.checkpoint import Restored, is_checkpoint, load_checkpoint
 from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder
@@ -47,12 +48,15 @@ class Loaded(_Loaded):
     @cached_property
     def origin(self) -> ModelOrigin:
         """By which records name the model; hashed once."""
+        values = parameters(self.model)
+        kernels = [module_path(path) for path in values if layer_index(path) >= 0 and path.endswith(".kernel")]
         return ModelOrigin(
             name=self.name,
             sha256=model_hash(self.model),
-            parameters=sum(value.size for value in parameters(self.model).values()),
+            parameters=sum(value.size for value in values.values()),
             layers=len(self.model.layers),
             family=self.config.architecture,
+            projections=tuple(dict.fromkeys(map(within_layer, kernels))),
         )
 
     @property

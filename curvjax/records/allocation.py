@@ -87,7 +87,7 @@ class Allocation(Value):
     target: what they receive, the name of a program. program: its settings. rule: how scores became amounts: "program",
     or a published rule. control: what was done to the scores before. score: their name; scores_sha256: their record.
     dual: the price, its meaning in dual_meaning. objective, gap, residual, status: of the continuous program.
-    dropped: layers left out altogether.
+    dropped: layers that `without_layers` left out, and their weights.
     """
 
     schema: ClassVar[str] = "curvjax.allocation/2"
@@ -111,6 +111,8 @@ class Allocation(Value):
     whole: WholeEvidence | None = None
     certificate: Ranges | None = None
     sweep: tuple[SweepPoint, ...] = ()
+    dropped: tuple[int, ...] = ()
+    dropped_weights: int = 0
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order."""

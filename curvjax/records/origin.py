@@ -9,13 +9,17 @@ from curvjax.records.value import machine, peak_memory_bytes, versions
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOrigin:
-    """A model. sha256: of all that it computes with. family: as config.json calls it; tensor names follow from it."""
+    """A model. sha256: of all that it computes with. family: as config.json calls it, from which tensor names follow.
+
+    projections: paths of matrices within its layers.
+    """
 
     name: str
     sha256: str
     parameters: int = 0
     layers: int = 0
     family: str = ""
+    projections: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

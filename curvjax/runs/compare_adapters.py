@@ -1,27 +1,35 @@
 """Fine-tuning outcomes of a run: ranks from gains against uniform and permuted ones, at equal parameters."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from curvjax.artefacts import Record, digest, write_record
+from curvjax.allocation import Ranks
 from curvjax.data import Question, Splits, documents_hash, question_document, read_task, split_documents
 from curvjax.evaluation.perplexity import clustered_mean
-from curvjax.models import Loaded
+from curvjax.models import Decoder, Loaded
+from curvjax.records import Adaptation, AdaptedArm, Pair, Scores, TaskOutcome, digest
 from curvjax.runs.adapt import adapt
-from curvjax.runs.allocate import allocate
-from curvjax.runs.evaluate import choice_record, shown, task_accuracy
-from curvjax.runs.program import AllocateSettings
+from curvjax.runs.allocate import PROGRAM, allocate
+from curvjax.runs.evaluate import known, task_accuracy, task_outcome
 from curvjax.runs.progress import Progress
-from curvjax.runs.settings import BASELINES, Arm, RunSettings
+from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
+from curvjax.surgery import LoRA
+
+ARMS = {"curvature": (PROGRAM, "none"), "uniform": ("uniform", "none"), "permuted": (PROGRAM, "permuted")}
+"""Rule and control of each arm."""
+_COLUMNS = {
+    "gold_nll": "question_gold_nll",
+    "accuracy": "correct",
+    "accuracy_per_character": "correct_per_character",
+}
 
 
 def compare_adapters(
-    loaded: Loaded, gains: Record, settings: RunSettings, directory: Path, stages: Stages, progress: Progress
-) -> Record:
+    loaded: Loaded, gains: Scores, settings: RunSettings, directory: Path, stages: Stages, progress: Progress
+) -> Adaptation:
     """Fine-tune at equal parameters with curvature-weighted, uniform and permuted ranks, and test on other questions.
 
     Raises:
@@ -35,93 +43,84 @@ def compare_adapters(
             f"{settings.test_questions} for testing are too many."
         )
         raise ValueError(msg)
-    parts = split_documents(
-        questions, seed=settings.seed, counts=(settings.train_questions, 0, settings.test_questions)
+    counts = (settings.train_questions, 0, settings.test_questions)
+    parts = split_documents(questions, seed=settings.seed, counts=counts)
+    asked = [question.id for question in parts.test]
+    inputs = {"model": gains.origin.model, "task": settings.task, "test": asked, "evaluate": settings.evaluate}
+    base = stages(
+        "base-task", TaskOutcome, inputs, lambda: _tested(loaded, loaded.model, parts.test, settings, progress, "base")
     )
-    inputs = {
-        "model": gains["model"] | loaded.tokenizer.around,
-        "task": settings.task,
-        "test": [question.id for question in parts.test],
-        "evaluate": asdict(settings.evaluate),
-    }
-    base = stages("base-task", inputs, lambda: _tested(loaded, loaded.model, parts.test, settings, progress, "base"))
     arms = [
         _adapted(loaded, gains, parts, settings, directory, stages, progress, inputs, arm=arm, seed=seed)
         for seed in settings.seeds
-        for arm in BASELINES
+        for arm in ARMS
     ]
-    return {
-        "task": settings.task,
-        "metric": "gold_nll",
-        "train_documents": len(parts.calibration),
-        "test_questions": len(parts.test),
-        "steps": settings.adapt.steps,
-        "tokens_per_step": settings.adapt.rows * settings.adapt.length,
-        "base": {"arm": "base"} | shown(base),
-        "arms": [shown(arm) for arm in arms],
-        "paired": _paired_arms(arms),
-    }
+    return Adaptation(
+        task=settings.task,
+        metric="gold_nll",
+        train_documents=len(parts.calibration),
+        test_questions=len(parts.test),
+        steps=settings.adapt.steps,
+        tokens_per_step=settings.adapt.rows * settings.adapt.length,
+        base=base,
+        arms=tuple(arms),
+        paired=tuple(_paired(arms)),
+    )
 
 
 def _adapted(
     loaded: Loaded,
-    gains: Record,
+    gains: Scores,
     parts: Splits,
     settings: RunSettings,
     directory: Path,
     stages: Stages,
     progress: Progress,
-    inputs: Record,
+    inputs: dict,
     *,
-    arm: Arm,
+    arm: str,
     seed: int,
-) -> Record:
-    name = f"adapt-{arm}-seed{seed}"
+) -> AdaptedArm:
+    name, (rule, control) = f"adapt-{arm}-seed{seed}", ARMS[arm]
     target = directory / ("allocation-rank.json" if arm == "curvature" else f"stages/{name}-allocation.json")
-    plan = AllocateSettings(
-        target="rank", budget=settings.rank, baseline=BASELINES[arm], seed=seed if arm == "permuted" else 0
-    )
-    allocation = allocate(gains, plan)
-    how = replace(settings.adapt, seed=seed)
+    plan = allocate(gains, Ranks(settings.rank), rule=rule, control=control, seed=seed if arm == "permuted" else 0)
+    method, how = LoRA(seed=seed), replace(settings.adapt, order_seed=seed)
     train = [question_document(question) for question in parts.calibration]
-    key = inputs | {"allocation": allocation, "adapt": asdict(how), "train": documents_hash(train)}
+    key = inputs | {"amounts": plan.amounts, "method": method, "adapt": how, "train": documents_hash(train)}
     folder = directory / "adapters" / f"{name}-{digest(key)[:12]}"
 
-    def compute() -> Record:
-        model = adapt(loaded, allocation, train, how, folder, progress=progress, label=f"fine-tune {arm} {seed}")
-        return _tested(loaded, model, parts.test, settings, progress, f"test {arm} {seed}")
+    def compute() -> TaskOutcome:
+        found = adapt(loaded, plan, method, train, how, folder, progress=progress, label=f"fine-tune {arm} {seed}")
+        return _tested(loaded, found.model, parts.test, settings, progress, f"test {arm} {seed}")
 
-    found = stages(name, key, compute)
-    realised = sum(unit["cost"] * unit["amount"] for unit in allocation["units"])
-    ranks = [unit["amount"] for unit in allocation["units"]]
-    write_record(target, allocation | {"budget": allocation["budget"] | {"realised": realised}})
-    seconds = stages.seconds[name]
-    return {"arm": arm, "seed": seed, "parameters": realised, "max_rank": max(ranks), "ranks": ranks} | (
-        found | {"seconds": seconds}
+    outcome = stages(name, TaskOutcome, key, compute)
+    plan.realised(plan.spent).save(target)
+    return AdaptedArm(
+        arm=arm,
+        seed=seed,
+        parameters=int(plan.spent),
+        ranks=tuple(plan.amounts.values()),
+        outcome=outcome,
+        seconds=stages.seconds[name],
     )
 
 
 def _tested(
-    loaded: Loaded, model: Any, questions: list[Question], settings: RunSettings, progress: Progress, label: str
-) -> Record:
-    return choice_record(task_accuracy(model, loaded, questions, settings.evaluate, progress=progress, label=label))
+    loaded: Loaded, model: Decoder, questions: list[Question], settings: RunSettings, progress: Progress, label: str
+) -> TaskOutcome:
+    return task_outcome(task_accuracy(model, loaded, questions, settings.evaluate, progress=progress, label=label))
 
 
-def _paired_arms(arms: list[Record]) -> list[Record]:
+def _paired(arms: list[AdaptedArm]) -> list[Pair]:
     """Each seed's curvature-weighted arm against its controls, question by question."""
-    columns = {
-        "gold_nll": "question_gold_nll",
-        "accuracy": "correct",
-        "accuracy_per_character": "correct_per_character",
-    }
-    by_name = {(arm["arm"], arm["seed"]): arm for arm in arms}
+    by_name = {(arm.arm, arm.seed): arm.outcome for arm in arms}
     pairs = []
-    for (arm, seed), record in by_name.items():
+    for (arm, seed), theirs in by_name.items():
         if arm == "curvature":
             continue
-        for metric, column in columns.items():
-            ours, theirs = (np.asarray(x[column], float) for x in (by_name["curvature", seed], record))
-            difference, error = clustered_mean(ours - theirs, np.ones(ours.size))
+        for metric, column in _COLUMNS.items():
+            each = [np.asarray(getattr(x, column), float) for x in (by_name["curvature", seed], theirs)]
+            difference, error = clustered_mean(each[0] - each[1], np.ones(each[0].size))
             names = {"arm": "curvature", "against": arm, "seed": seed, "metric": metric}
-            pairs.append(names | {"difference": difference, "standard_error": error})
+            pairs.append(Pair(**names, difference=float(difference), standard_error=known(error)))
     return pairs

@@ -1,116 +1,117 @@
 """Pruning outcomes of a run: sparsities from gains against uniform and permuted ones, at equal weights removed."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from curvjax.artefacts import Record, write_record
+from curvjax.allocation import Sparsity
 from curvjax.data import Splits, documents_hash
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Loaded
-from curvjax.runs.allocate import allocate
-from curvjax.runs.evaluate import perplexity_record, shown, text_perplexity
-from curvjax.runs.program import AllocateSettings
+from curvjax.records import Allocation, Pair, PrunedArm, Pruning, Scores, TextOutcome
+from curvjax.runs.allocate import PROGRAM, allocate
+from curvjax.runs.evaluate import known, text_outcome, text_perplexity
 from curvjax.runs.progress import Progress
-from curvjax.runs.prune import prune
+from curvjax.runs.rebuild import rebuild
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
+from curvjax.runs.text import packed
+from curvjax.surgery import Wanda
+
+CURVATURE = "curvature"
 
 
 def compare_pruning(
     loaded: Loaded,
-    gains: Record,
+    gains: Scores,
     texts: Splits,
     settings: RunSettings,
     directory: Path,
     stages: Stages,
     progress: Progress,
-) -> Record:
+) -> Pruning:
     """Prune to equal sparsity by curvature-weighted, uniform and permuted layers, and compare test perplexities.
 
     The exponent kappa of the program is chosen on the selection texts; calibration and test texts share none of them.
     """
-    inputs = {
-        "model": gains["model"] | loaded.tokenizer.around,
-        "evaluate": asdict(settings.evaluate),
-        "prune": asdict(settings.prune),
-        "texts": {name: documents_hash(part) for name, part in texts._asdict().items()},
-    }
+    hashes = {name: documents_hash(part) for name, part in texts._asdict().items()}
+    inputs = {"model": gains.origin.model, "evaluate": settings.evaluate, "prune": settings.prune, "texts": hashes}
+    method = Wanda(rows=settings.rows)
+    text = packed(texts.calibration, loaded, settings.prune, source=settings.data)
 
-    def measured(name: str, allocation: Record | None, part: str) -> Record:
-        key = inputs | {"allocation": allocation, "part": part}
-
-        def compute() -> Record:
-            model, removed = loaded.model, 0.0
+    def measured(name: str, allocation: Allocation | None, part: str) -> TextOutcome:
+        def compute() -> TextOutcome:
+            model = loaded.model
             if allocation is not None:
-                pruned = prune(loaded, allocation, texts.calibration, settings.prune, progress=progress, label=name)
-                model, removed = pruned.model, pruned.achieved.total
-            documents = getattr(texts, part)
+                model = rebuild(loaded, allocation, method, text, progress=progress, label=name).model
+            label = f"{part} perplexity, {name}"
             found = text_perplexity(
-                model, loaded, documents, settings.evaluate, progress=progress, label=f"{part} perplexity, {name}"
+                model, loaded, getattr(texts, part), settings.evaluate, progress=progress, label=label
             )
-            return perplexity_record(found) | {"realised": removed}
+            return text_outcome(found)
 
-        return stages(f"{name}-{part}", key, compute)
+        key = inputs | {"amounts": None if allocation is None else allocation.amounts, "part": part}
+        return stages(f"{name}-{part}", TextOutcome, key, compute)
 
-    dense = measured("dense", None, "test")
-    arms = []
+    dense, arms = measured("dense", None, "test"), []
     for sparsity in settings.sparsities:
         percent = f"{100 * sparsity:g}"
-        plans = {kappa: _sparsity_plan(gains, sparsity, kappa=kappa) for kappa in settings.kappas}
+        plans = {kappa: allocate(gains, Sparsity(sparsity, kappa=kappa)) for kappa in settings.kappas}
         selection = {
-            kappa: measured(f"prune-{percent}-kappa{kappa:g}", plan, "selection")["nll"]
+            kappa: measured(f"prune-{percent}-kappa{kappa:g}", plan, "selection").nll
             for kappa, plan in (plans.items() if len(plans) > 1 else ())
         }
         best = min(selection, key=selection.__getitem__) if selection else settings.kappas[0]
-        for arm, baseline, seed in (
-            ("curvature", "none", settings.seeds[0]),
-            ("uniform", "uniform", settings.seeds[0]),
-            *(("permuted", "permuted", seed) for seed in settings.seeds),
+        for arm, rule, control, seed in (
+            (CURVATURE, PROGRAM, "none", settings.seeds[0]),
+            ("uniform", "uniform", "none", settings.seeds[0]),
+            *(("permuted", PROGRAM, "permuted", seed) for seed in settings.seeds),
         ):
-            allocation = _sparsity_plan(gains, sparsity, kappa=best, baseline=baseline, seed=seed)
+            plan = allocate(gains, Sparsity(sparsity, kappa=best), rule=rule, control=control, seed=seed)
             name = f"prune-{percent}-{arm}" + (f"-seed{seed}" if arm == "permuted" else "")
-            found = measured(name, allocation, "test")
-            if arm == "curvature":
-                budget = allocation["budget"] | {"realised": found["realised"] * _weights(allocation)}
-                write_record(directory / f"allocation-sparsity-{percent}.json", allocation | {"budget": budget})
+            found = measured(name, plan, "test")
+            if arm == CURVATURE:
+                plan.realised(sum(plan.amounts.values())).save(directory / f"allocation-sparsity-{percent}.json")
             arms.append(
-                {"arm": arm, "seed": seed, "sparsity": sparsity, "kappa": best, "selection_nll": selection}
-                | {"sparsities": [unit["amount"] for unit in allocation["units"]]}
-                | found
+                PrunedArm(
+                    arm=arm,
+                    seed=seed,
+                    sparsity=sparsity,
+                    kappa=best,
+                    sparsities=tuple(plan.shares.tolist()),
+                    realised=sum(plan.amounts.values()) / sum(unit.size for unit in plan.units),
+                    outcome=found,
+                    selection_nll={f"{kappa:g}": nll for kappa, nll in selection.items()},
+                )
             )
-    return {
-        "method": settings.prune.method,
-        "calibration": f"{settings.data}, {settings.prune.tokens} tokens of the calibration documents",
-        "test": f"{settings.data}, test documents",
-        "test_tokens": dense["tokens"],
-        "dense": shown(dense),
-        "arms": [shown(arm) for arm in arms],
-        "paired": _paired_perplexities(arms),
-    }
+    return Pruning(
+        method=method.name,
+        calibration=f"{settings.data}, {settings.prune.tokens} tokens of the calibration documents",
+        test=f"{settings.data}, test documents",
+        dense=dense,
+        arms=tuple(arms),
+        paired=tuple(_paired(arms)),
+    )
 
 
-def _sparsity_plan(gains: Record, sparsity: float, *, kappa: float, baseline: Any = "none", seed: int = 0) -> Record:
-    settings = AllocateSettings(target="sparsity", budget=sparsity, kappa=kappa, baseline=baseline, seed=seed)
-    return allocate(gains, settings)
-
-
-def _weights(allocation: Record) -> float:
-    return sum(unit["cost"] for unit in allocation["units"])
-
-
-def _paired_perplexities(arms: list[Record]) -> list[Record]:
+def _paired(arms: list[PrunedArm]) -> list[Pair]:
     """The curvature-weighted arm against each control on the same rows: difference in mean nats, clustered by row."""
     pairs = []
     for control in arms:
-        if control["arm"] == "curvature":
+        if control.arm == CURVATURE:
             continue
-        ours = next(arm for arm in arms if arm["arm"] == "curvature" and arm["sparsity"] == control["sparsity"])
-        apart = np.asarray(ours["row_nll"], float) - np.asarray(control["row_nll"], float)
-        difference, error = clustered_mean(apart, np.asarray(ours["row_tokens"], float))
-        names = {"arm": "curvature", "against": control["arm"], "seed": control["seed"]}
-        names |= {"sparsity": control["sparsity"], "metric": "nll"}
-        pairs.append(names | {"difference": difference, "standard_error": error})
+        ours = next(arm for arm in arms if arm.arm == CURVATURE and arm.sparsity == control.sparsity)
+        apart = np.asarray(ours.outcome.row_nll) - np.asarray(control.outcome.row_nll)
+        difference, error = clustered_mean(apart, np.asarray(ours.outcome.row_tokens))
+        pairs.append(
+            Pair(
+                arm=CURVATURE,
+                against=control.arm,
+                seed=control.seed,
+                metric="nll",
+                difference=float(difference),
+                standard_error=known(error),
+                sparsity=control.sparsity,
+            )
+        )
     return pairs

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from curvjax.artefacts import EVALUATION_SCHEMA, Record, machine, versions
+import numpy as np
+
 from curvjax.data import Document, FewShot, Packed, Question, few_shot, packed, read_documents, read_task, sample
 from curvjax.evaluation import Choice, Perplexity, encode_choices, perplexity, ranked_choice
-from curvjax.models import BeginOfText, Decoder, Loaded, model_hash
-from curvjax.runs.adapt import load_adapter
-from curvjax.runs.open import open_model
-from curvjax.runs.progress import Progress, labelled
+from curvjax.models import Decoder, Loaded
+from curvjax.records import Origin, Outcome, Speed, TaskOutcome, TextOutcome
+from curvjax.runs.adapt import adapted_model
+from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.stopwatch import timed
 
 Found = TypeVar("Found", Perplexity, Choice)
@@ -42,7 +43,7 @@ def text_perplexity(
     documents: list[Document],
     settings: EvaluateSettings,
     *,
-    progress: Progress,
+    progress: Progress = silent,
     label: str = "perplexity",
 ) -> Perplexity:
     """Perplexity of `model` on `documents`, whole documents packed into rows.
@@ -71,7 +72,7 @@ def task_accuracy(
     questions: list[Question],
     settings: EvaluateSettings,
     *,
-    progress: Progress,
+    progress: Progress = silent,
     label: str = "ranked choice",
 ) -> Choice:
     """Ranked-choice accuracy of `model` on `questions`."""
@@ -85,98 +86,118 @@ def task_accuracy(
     )
 
 
-def perplexity_record(found: Perplexity) -> Record:
-    """The fields of a `Perplexity` that a record keeps; rows are kept for paired comparisons."""
-    return {
-        "perplexity": found.perplexity,
-        "nll": found.nll,
-        "standard_error": found.standard_error,
-        "interval": found.interval._asdict() | {"distribution": "Student's t, rows as clusters"},
-        "tokens": found.tokens,
-        "row_nll": found.row_nll,
-        "row_tokens": found.row_tokens,
-    }
+def text_outcome(found: Perplexity, *, cut: tuple[int, ...] = (0, 0, 0), speed: Speed | None = None) -> TextOutcome:
+    """A `Perplexity` for records."""
+    low, high, _, degrees = found.interval
+    return TextOutcome(
+        tokens=found.tokens,
+        nll=found.nll,
+        standard_error=known(found.standard_error),
+        perplexity=found.perplexity,
+        interval=(known(low), known(high)),
+        degrees=degrees,
+        cut=tuple(cut),
+        row_nll=tuple(found.row_nll.tolist()),
+        row_tokens=tuple(found.row_tokens.tolist()),
+        speed=speed,
+    )
 
 
-def choice_record(found: Choice) -> Record:
-    """The fields of a `Choice` that a record keeps; per-question results are kept for paired comparisons."""
-    return {
-        "accuracy": found.accuracy,
-        "accuracy_standard_error": found.accuracy_standard_error,
-        "accuracy_per_character": found.accuracy_per_character,
-        "accuracy_per_character_standard_error": found.accuracy_per_character_standard_error,
-        "gold_nll": found.gold_nll,
-        "gold_nll_standard_error": found.gold_nll_standard_error,
-        "correct": found.correct,
-        "correct_per_character": found.correct_per_character,
-        "question_gold_nll": found.question_gold_nll,
-    }
+def task_outcome(
+    found: Choice, *, shots: int = 0, examples: tuple[str, ...] = (), speed: Speed | None = None
+) -> TaskOutcome:
+    """A `Choice` for records."""
+    return TaskOutcome(
+        questions=found.correct.size,
+        accuracy=found.accuracy,
+        accuracy_standard_error=known(found.accuracy_standard_error),
+        accuracy_per_character=found.accuracy_per_character,
+        accuracy_per_character_standard_error=known(found.accuracy_per_character_standard_error),
+        gold_nll=found.gold_nll,
+        gold_nll_standard_error=known(found.gold_nll_standard_error),
+        shots=shots,
+        examples=examples,
+        correct=tuple(found.correct.tolist()),
+        correct_per_character=tuple(found.correct_per_character.tolist()),
+        question_gold_nll=tuple(found.question_gold_nll.tolist()),
+        speed=speed,
+    )
+
+
+def known(value: float) -> float | None:
+    """None for a number that is not finite."""
+    return float(value) if np.isfinite(value) else None
 
 
 def evaluate(
-    model: str,
-    texts: Sequence[str],
-    tasks: Sequence[str],
-    adapter: Path | None,
-    settings: EvaluateSettings,
+    loaded: Loaded,
+    texts: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    settings: EvaluateSettings | None = None,
     *,
+    adapter: str | Path | None = None,
     shots: int = 0,
-    begin_of_text: BeginOfText = "tokenizer",
-    progress: Progress,
-) -> Record:
-    """The record of evaluation.json: every text and task on one model, with an adapter if given.
+    progress: Progress = silent,
+) -> Outcome:
+    """What a model does on texts and tasks.
 
     Args:
-      model: for `open_model`.
+      loaded: the model and its tokenizer.
       texts: sources for perplexity.
       tasks: names for ranked choice.
-      adapter: directory of an adapter to put on the model.
       settings: on how much.
+      adapter: directory of an adapter to put on the model.
       shots: solved examples before each question, none of them asked; see `few_shot`.
-      begin_of_text: for `open_model`.
       progress: told of microbatches.
+
+    Returns:
+      Perplexities and accuracies by name.
 
     Raises:
       ValueError: if there is nothing to evaluate on; if a source is unknown or too small; if a question with its
         examples is longer than the model was made for. Tasks are refused before anything is computed.
     """
-    if not texts and not tasks:
-        msg = "nothing to evaluate on: name at least one text or task."
-        raise ValueError(msg)
-    documents = {source: read_documents(source) for source in texts}
-    asked = {name: _asked(read_task(name), settings, shots) for name in tasks}
-    loaded = open_model(model, begin_of_text=begin_of_text)
-    subject = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
+    settings = settings or EvaluateSettings()
+    documents, asked = read_all(texts, tasks, settings, shots)
+    subject = adapted_model(loaded, adapter)
     for one in asked.values():
         encode_choices(subject, loaded.tokenizer, one.questions)
 
-    def text_record(source: str) -> Record:
+    def on_text(source: str) -> TextOutcome:
         chosen, label = sample(documents[source], len(documents[source]), seed=settings.seed), f"perplexity, {source}"
         rows, told = text_rows(chosen, loaded, settings), labelled(progress, label)
         found, speed = _measured(lambda: perplexity(subject, rows.batch, rows_at_once=settings.rows, progress=told))
-        return perplexity_record(found) | {"cut": rows.cut._asdict()} | speed
+        return text_outcome(found, cut=tuple(rows.cut), speed=speed)
 
-    def task_record(name: str) -> Record:
+    def on_task(name: str) -> TaskOutcome:
         questions, examples = asked[name]
         found, speed = _measured(
             lambda: task_accuracy(subject, loaded, questions, settings, progress=progress, label=name)
         )
-        return choice_record(found) | {"shots": shots, "examples": [one.id for one in examples]} | speed
+        return task_outcome(found, shots=shots, examples=tuple(one.id for one in examples), speed=speed)
 
-    return {
-        "schema": EVALUATION_SCHEMA,
-        "model": {
-            "name": loaded.name,
-            "weights_sha256": model_hash(loaded.model),
-            "adapter": None if adapter is None else str(adapter),
-        }
-        | loaded.tokenizer.around,
-        "texts": {source: text_record(source) for source in documents},
-        "tasks": {name: task_record(name) for name in asked},
-        "settings": asdict(settings),
-        "versions": versions(),
-        "machine": machine(),
-    }
+    return Outcome(
+        origin=Origin(model=loaded.origin, settings=asdict(settings)),
+        adapter=None if adapter is None else str(adapter),
+        begin_of_text=tuple(loaded.tokenizer.around["begin_of_text"]),
+        texts={source: on_text(source) for source in documents},
+        tasks={name: on_task(name) for name in asked},
+    )
+
+
+def read_all(
+    texts: Sequence[str], tasks: Sequence[str], settings: EvaluateSettings, shots: int = 0
+) -> tuple[dict[str, list[Document]], dict[str, FewShot]]:
+    """Documents and questions by name; to be asked before a model is read.
+
+    Raises:
+      ValueError: if there is nothing to evaluate on, or a source is unknown or too small.
+    """
+    if not texts and not tasks:
+        msg = "nothing to evaluate on: name at least one text or task."
+        raise ValueError(msg)
+    documents = {source: read_documents(source) for source in texts}
+    return documents, {name: _asked(read_task(name), settings, shots) for name in tasks}
 
 
 def _asked(questions: list[Question], settings: EvaluateSettings, shots: int) -> FewShot:
@@ -184,20 +205,14 @@ def _asked(questions: list[Question], settings: EvaluateSettings, shots: int) ->
     return few_shot(questions, count=count, shots=shots, seed=settings.seed)
 
 
-def _measured(work: Callable[[], Found]) -> tuple[Found, Record]:
+def _measured(work: Callable[[], Found]) -> tuple[Found, Speed]:
     """What `work` finds, and how fast it read: tokens without padding, on the clock and less compilation."""
     began = time.monotonic()
     found, running = timed(work)
     seconds = time.monotonic() - began
-    return found, {
-        "tokens_read": found.tokens_read,
-        "seconds": seconds,
-        "tokens_per_second": found.tokens_read / seconds,
-        "tokens_per_second_without_compilation": found.tokens_read / running if running else None,
-    }
-
-
-def shown(record: Record) -> Record:
-    """Without the per-row and per-question columns."""
-    hidden = {"row_nll", "row_tokens", "correct", "correct_per_character", "question_gold_nll"}
-    return {name: value for name, value in record.items() if name not in hidden}
+    return found, Speed(
+        tokens_read=found.tokens_read,
+        seconds=seconds,
+        tokens_per_second=found.tokens_read / seconds,
+        without_compilation=found.tokens_read / running if running else None,
+    )

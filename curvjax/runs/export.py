@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from curvjax.artefacts import ALLOCATION_SCHEMA, Record, read_record, require_model, require_target
 from curvjax.interop import (
     PeftAdapter,
     new_folder,
@@ -19,9 +18,10 @@ from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import Loaded, load_arrays, save_hf, weights_hash
 from curvjax.models.hf_names import module_order, stored_layer, stored_module
 from curvjax.models.hf_save import require_replaceable
-from curvjax.steps.adapt import ADAPTER_SCHEMA, SCALES, load_adapter
-from curvjax.steps.open import open_model
-from curvjax.surgery import by_projection, dense_equivalent, layer_projections, model_hash, projections
+from curvjax.records import Allocation, UnitAmount
+from curvjax.runs.adapt import ADAPTER_SCHEMA, adapted_model, load_adapter
+from curvjax.runs.open import open_model
+from curvjax.surgery import SCALES, by_projection, dense_equivalent, projections
 
 RECIPE_FILE = "recipe.yaml"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -90,7 +90,7 @@ def export(
     if adapter is not None:
         load_arrays(adapter, schema=ADAPTER_SCHEMA)  # what is no adapter is refused before a model is read
     if not of_model:
-        allocation = read_record(source, schema=ALLOCATION_SCHEMA)
+        allocation = Allocation.load(source)
         loaded = open_model(model) if model else None
         if to == "peft-config":
             return export_peft_config(allocation, settings, directory, loaded=loaded)
@@ -103,7 +103,7 @@ def export(
 
 
 def export_peft_config(
-    allocation: Record, settings: ExportSettings, directory: str | Path, *, loaded: Loaded | None = None
+    allocation: Allocation, settings: ExportSettings, directory: str | Path, *, loaded: Loaded | None = None
 ) -> PeftAdapter:
     """Write adapter_config.json with an allocation's ranks, for training in PyTorch.
 
@@ -125,27 +125,27 @@ def export_peft_config(
         twice, gives a rank above a smaller side or not whole, or gives none at all; if it does not say its model's
         architecture and there is no `loaded`; or if the family fuses projections (GPT-2).
     """
-    require_target(allocation, "rank", need="a peft-config needs")
+    allocation.require_target(("rank",), need="a peft-config needs")
     family = _family(allocation, loaded)
     if loaded is None:
         ranks = _planned_ranks(allocation, family, settings)
         parameters = _planned_parameters(allocation, family, settings)
     else:
-        chosen = by_projection(loaded.model, {unit["name"]: unit["amount"] for unit in allocation["units"]})
+        chosen = by_projection(loaded.model, allocation.amounts)
         ranks = {path: rank for path, rank in chosen.items() if path.rpartition(".")[2] in settings.projections}
         shapes = {path: linear.kernel.shape for path, linear in projections(loaded.model).items()}
         _require_sides(ranks, {path: min(shapes[path]) for path in ranks})
         parameters = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
     ranks = {stored_module(family, path): rank for path, rank in ranks.items()}
     scales = {name: SCALES[settings.scaling](settings.alpha, rank) for name, rank in ranks.items() if rank}
-    base = settings.base or allocation["model"]["name"]
+    base = settings.base or allocation.origin.model.name
     config = peft_config(ranks, scales, base=base, rank_stabilised=settings.scaling == "rank-stabilised")
     save_peft_config(config, directory)
     return PeftAdapter(len(scales), max(ranks.values()), parameters)
 
 
 def export_recipe(
-    allocation: Record, settings: ExportSettings, directory: str | Path, *, loaded: Loaded | None = None
+    allocation: Allocation, settings: ExportSettings, directory: str | Path, *, loaded: Loaded | None = None
 ) -> Path:
     """Write recipe.yaml, with which llm-compressor prunes every unit to the allocation's sparsity.
 
@@ -165,9 +165,10 @@ def export_recipe(
         a sparsity is not in [0, 1); if it does not say its model's architecture and there is no `loaded`; or if the
         family fuses projections (GPT-2).
     """
-    require_target(allocation, "sparsity", need="a recipe needs")
+    allocation.require_target(("sparsity",), need="a recipe needs")
     family = _family(allocation, loaded)
-    units = {_stored_unit(family, unit["name"]): unit["amount"] for unit in _ordered(allocation, family)}
+    shares = dict(zip(allocation.amounts, allocation.shares.tolist(), strict=True))
+    units = {_stored_unit(family, unit.name): shares[unit.name] for unit in _ordered(allocation, family)}
     text = pruning_recipe(units, method=settings.method)
     with new_folder(directory) as new:
         (new / RECIPE_FILE).write_text(text, encoding="utf-8")
@@ -182,12 +183,12 @@ def export_peft(loaded: Loaded, adapter: str | Path, settings: ExportSettings, d
       ValueError: if the adapter belongs to other weights or changes them (PiSSA), is more than B A, or the model's
         family fuses projections (GPT-2).
     """
-    model = load_adapter(loaded.model, adapter)
+    adapted = load_adapter(loaded, adapter)
+    model = adapted.model
     if weights_hash(model) != weights_hash(loaded.model):
         msg = f"{adapter} began as a part of the weights; PEFT would add it to all of them: export it as safetensors."
         raise ValueError(msg)
-    trained: Mapping[str, Any] = load_arrays(adapter, schema=ADAPTER_SCHEMA).description["settings"]
-    stabilised = trained["scaling"] == "rank-stabilised"
+    stabilised = adapted.settings.get("scaling") == "rank-stabilised"
     return save_peft(model, directory, base=settings.base or loaded.name, rank_stabilised=stabilised)
 
 
@@ -201,22 +202,22 @@ def export_safetensors(loaded: Loaded, adapter: str | Path | None, directory: st
       ValueError: if the adapter belongs to other weights, there are mixtures of experts, or config.json cannot say what
         the model is, such as layers of different widths.
     """
-    model = loaded.model if adapter is None else load_adapter(loaded.model, adapter)
-    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer, origin=loaded.origin)
+    model = adapted_model(loaded, adapter)
+    save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer, beside=loaded.beside)
 
 
-def _family(allocation: Record, loaded: Loaded | None) -> Family:
+def _family(allocation: Allocation, loaded: Loaded | None) -> Family:
     if loaded is not None:
-        require_model(allocation, model_hash(loaded.model), source="the allocation")
-        return Family(loaded.config.architecture, tuple(layer_projections(loaded.model)))
-    model = allocation["model"]
-    if not model.get("architecture") or not model.get("projections"):
+        allocation.origin.require_model(loaded.sha256, source="the allocation")
+        return Family(loaded.origin.family, loaded.origin.projections)
+    model = allocation.origin.model
+    if not model.family or not model.projections:
         msg = (
             "the allocation does not say which architecture its model has, and families name their modules "
             "differently: give the model too (--model), or score and allocate again."
         )
         raise ValueError(msg)
-    return Family(model["architecture"], tuple(model["projections"]))
+    return Family(model.family, model.projections)
 
 
 def _stored_unit(family: Family, name: str) -> str:
@@ -229,44 +230,44 @@ def _stored_unit(family: Family, name: str) -> str:
     return stored_layer(family, index)
 
 
-def _ordered(allocation: Record, family: Family) -> list[Record]:
+def _ordered(allocation: Allocation, family: Family) -> list[UnitAmount]:
     """Units in the order of the model's modules, each a layer or a projection of one that is no unit itself."""
-    layers, names = allocation["model"]["layers"], [unit["name"] for unit in allocation["units"]]
+    layers, names = allocation.origin.model.layers, [unit.name for unit in allocation.units]
 
-    def place(unit: Record) -> tuple[int, int]:
-        index = layer_index(unit["name"])
-        within = unit["name"].removeprefix(layer_prefix(index)).removeprefix(".")
+    def place(unit: UnitAmount) -> tuple[int, int]:
+        index = layer_index(unit.name)
+        within = unit.name.removeprefix(layer_prefix(index)).removeprefix(".")
         if not 0 <= index < layers or (within and within not in family.projections):
             msg = f"unit {unit['name']!r} is neither one of the model's {layers} layers nor a projection in one."
             raise ValueError(msg)
-        if names.count(unit["name"]) > 1 or (within and layer_prefix(index) in names):
+        if names.count(unit.name) > 1 or (within and layer_prefix(index) in names):
             msg = (
                 f"unit {unit['name']!r} comes twice, or its layer is a unit too; one amount is needed, allocate again."
             )
             raise ValueError(msg)
         return index, module_order(family, within) if within else -1
 
-    return sorted(allocation["units"], key=place)
+    return sorted(allocation.units, key=place)
 
 
-def _planned_ranks(allocation: Record, family: Family, settings: ExportSettings) -> dict[str, int]:
+def _planned_ranks(allocation: Allocation, family: Family, settings: ExportSettings) -> dict[str, int]:
     """Rank of every projection chosen, its own or that of its layer, checked against what the units can take."""
     units = _ordered(allocation, family)
-    _require_sides({u["name"]: u["amount"] for u in units}, {u["name"]: u["maximum"] for u in units})
+    _require_sides({unit.name: unit.amount for unit in units}, {unit.name: unit.maximum for unit in units})
     paths = {}
     for unit in units:
-        layer = layer_prefix(layer_index(unit["name"]))
-        within = family.projections if unit["name"] == layer else [unit["name"].removeprefix(f"{layer}.")]
+        layer = layer_prefix(layer_index(unit.name))
+        within = family.projections if unit.name == layer else [unit.name.removeprefix(f"{layer}.")]
         chosen = [place for place in within if place.rpartition(".")[2] in settings.projections]
-        paths |= {f"{layer}.{place}": unit["amount"] for place in chosen}
+        paths |= {f"{layer}.{place}": unit.amount for place in chosen}
     return paths
 
 
-def _planned_parameters(allocation: Record, family: Family, settings: ExportSettings) -> int | None:
+def _planned_parameters(allocation: Allocation, family: Family, settings: ExportSettings) -> int | None:
     """Ranks times what one costs, if costs are parameters and the units that are adapted are adapted whole."""
     adapted = {path.rpartition(".")[2] for path in family.projections} <= set(settings.projections)
-    if adapted and allocation["budget"]["unit"] == "adapter parameters":
-        return round(sum(unit["amount"] * unit["cost"] for unit in allocation["units"]))
+    if adapted and allocation.budget.unit == "adapter parameters":
+        return round(sum(unit.amount * unit.cost for unit in allocation.units))
     return None
 
 

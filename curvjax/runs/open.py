@@ -8,8 +8,8 @@ from curvjax.surgery import QuantizedLinear, is_rebuilt, load_rebuilt
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSettings:
-    """How a model's texts are read."""
+class ModelSettings:
+    """How a model reads texts."""
 
     begin_of_text: BeginOfText = "tokenizer"
     """Whether each text begins with the tokenizer's first token (bos): as its files ask for, always, or never."""

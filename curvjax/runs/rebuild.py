@@ -1,17 +1,16 @@
-"""A model rebuilt to an allocation by a surgery: checked before, counted after, and saved in the forms that can hold it."""
+"""A model rebuilt to an allocation by a surgery: checked, counted, and saved in the forms that can hold it."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from curvjax.interop import new_folder
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, config_to_hf, rounded, save_hf
 from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.text import Text
 from curvjax.surgery import Surgery, dense_equivalent, drop_layers, renumbered, save_masks, save_rebuilt
-
-NEEDS = "{} needs"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def rebuild(
       >>> sum(unit.realised for unit in pruned.units) == pruned.total
       True
     """
-    allocation.require_target(method.targets, need=NEEDS.format(method.name))
+    allocation.require_target(method.targets, need=f"{method.name} needs")
     allocation.origin.require_model(loaded.sha256, source="the allocation")
     if method.reads_text and text is None:
         msg = f"{method.name} looks at what the model does to a text: give one (--data)."
@@ -101,8 +100,14 @@ def without_layers(loaded: Loaded, allocation: Allocation, dropped: Collection[i
         for unit in allocation.units
         if layer_index(unit.name) not in dropped
     ]
-    origin = replace(allocation.origin, model=smaller.origin)
-    return smaller, replace(allocation, units=tuple(units), origin=origin)
+    gone = sum(unit.size for unit in allocation.units if layer_index(unit.name) in dropped)
+    return smaller, replace(
+        allocation,
+        units=tuple(units),
+        origin=replace(allocation.origin, model=smaller.origin),
+        dropped=tuple(sorted(set(dropped))),
+        dropped_weights=gone,
+    )
 
 
 def save(
@@ -131,15 +136,17 @@ def save(
     Raises:
       FileExistsError: if `directory` holds something.
     """
+    with new_folder(directory) as new:
+        saved = save_forms(found.model, loaded, new, checkpoint=checkpoint)
+        if found.arrays:
+            save_masks(found.arrays, new / "masks.safetensors")
+        about = {"only_checkpoint": saved.only_here or None}
+        replace(found, evidence=found.evidence | about).save(new / "rebuilt.json")
+        if allocation is not None:
+            allocation.realised(found.total + allocation.dropped_weights).save(new / "allocation.json")
     directory = Path(directory)
-    saved = save_forms(found.model, loaded, directory, checkpoint=checkpoint)
-    if found.arrays:
-        save_masks(found.arrays, directory / "masks.safetensors")
-    about = {"only_checkpoint": saved.only_here or None}
-    replace(found, evidence=found.evidence | about).save(directory / "rebuilt.json")
-    if allocation is not None:
-        allocation.realised(found.total).save(directory / "allocation.json")
-    return saved
+    at = None if saved.checkpoint is None else directory / saved.checkpoint.name
+    return replace(saved, directory=directory, checkpoint=at)
 
 
 def save_forms(model: Decoder, loaded: Loaded, directory: str | Path, *, checkpoint: bool = True) -> Saved:

@@ -1,22 +1,23 @@
 """`run`: score, allocate, rebuild, evaluate and report, each compared with its controls, resumably."""
 
 import datetime
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from curvjax.artefacts import RUN_SCHEMA, Record, machine, peak_memory_bytes, versions, write_record
-from curvjax.data import documents_hash, read_documents, split_documents
+from curvjax.data import read_documents, split_documents
 from curvjax.models import Loaded
+from curvjax.records import Run, Stage, peak_memory_bytes
 from curvjax.report import write_report
 from curvjax.runs.compare_adapters import compare_adapters
 from curvjax.runs.compare_pruning import compare_pruning
-from curvjax.runs.progress import Progress, labelled
+from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.score import score
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
+from curvjax.runs.text import packed
 
 
-def run(loaded: Loaded, settings: RunSettings, directory: str | Path, *, progress: Progress) -> Path:
+def run(loaded: Loaded, settings: RunSettings, directory: str | Path, *, progress: Progress = silent) -> Path:
     """All steps on one model; whatever `directory` already holds for the same inputs is reused.
 
     Args:
@@ -35,27 +36,23 @@ def run(loaded: Loaded, settings: RunSettings, directory: str | Path, *, progres
     stages = Stages(directory / "stages")
     documents = read_documents(settings.data)
     texts = split_documents(documents, seed=settings.seed, shares=(0.4, 0.2, 0.4))
-    gains = score(loaded, texts.calibration, settings.score, directory, source=settings.data, progress=progress)
-    stages.seconds["gains"] = gains["totals"]["wall_seconds"]
-    outcomes: Record = {}
+    text = packed(texts.calibration, loaded, settings.calibration, source=settings.data)
+    gains = score(loaded, text, settings=settings.score, directory=directory, progress=progress)
+    stages.seconds["gains"] = gains.origin.cost.wall_seconds or 0.0
+    adaptation = None
     if settings.task:
-        outcomes["adaptation"] = compare_adapters(loaded, gains, settings, directory, stages, progress)
-    outcomes["pruning"] = compare_pruning(loaded, gains, texts, settings, directory, stages, progress)
-    record = {
-        "schema": RUN_SCHEMA,
-        "settings": asdict(settings),
-        "model": gains["model"],
-        "data": {"source": settings.data, "sha256": documents_hash(documents), "documents": len(documents)}
-        | loaded.tokenizer.around,
-        "outcomes": outcomes,
-        "cost": {
-            "gradient_seconds": gains["totals"]["gradient_seconds"],
-            "stages": [{"stage": name, "seconds": seconds} for name, seconds in stages.seconds.items()],
-            "peak_memory_bytes": max(peak_memory_bytes(), gains["totals"]["peak_memory_bytes"]),
-        },
-        "versions": versions(),
-        "machine": machine(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    write_record(directory / "run.json", record)
+        adaptation = compare_adapters(loaded, gains, settings, directory, stages, progress)
+    pruning = compare_pruning(loaded, gains, texts, settings, directory, stages, progress)
+    cost = gains.origin.cost
+    memory = max(peak_memory_bytes(), cost.peak_memory_bytes)
+    record = Run(
+        origin=replace(gains.origin, cost=replace(cost, peak_memory_bytes=memory)),
+        documents=len(documents),
+        settings=asdict(settings),
+        stages=tuple(Stage(stage=name, seconds=seconds) for name, seconds in stages.seconds.items()),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        adaptation=adaptation,
+        pruning=pruning,
+    )
+    record.save(directory / "run.json")
     return write_report(directory, progress=labelled(progress, "report"))

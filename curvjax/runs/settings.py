@@ -1,19 +1,11 @@
 """What a run compares, and on how much."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from curvjax.runs.adapt import AdaptSettings
+from curvjax.runs.adapt import TrainSettings
 from curvjax.runs.evaluate import EvaluateSettings
-from curvjax.runs.prune import PruneSettings
-from curvjax.runs.score import ScoreSettings
-
-Arm = Literal["curvature", "uniform", "permuted"]
-BASELINES: dict[Arm, Literal["none", "uniform", "permuted"]] = {
-    "curvature": "none",
-    "uniform": "uniform",
-    "permuted": "permuted",
-}
+from curvjax.runs.measure import ScoreSettings
+from curvjax.runs.text import TextSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +28,14 @@ class RunSettings:
     """Shares of the projections' weights to remove."""
     kappas: tuple[float, ...] = (0.25, 0.5)
     """Exponents of the sparsity program to choose from, on the selection texts."""
-    score: ScoreSettings = field(default_factory=lambda: ScoreSettings(rtol=0.1, tokens=256))
-    adapt: AdaptSettings = field(default_factory=lambda: AdaptSettings(steps=16, checkpoint_every=8))
-    prune: PruneSettings = field(default_factory=PruneSettings)
+    rows: int = 4
+    """Rows in memory at a time while pruning."""
+    calibration: TextSettings = field(default_factory=lambda: TextSettings(tokens=256))
+    """What gains are measured on."""
+    prune: TextSettings = field(default_factory=lambda: TextSettings(tokens=2048))
+    """What pruning looks at."""
+    score: ScoreSettings = field(default_factory=lambda: ScoreSettings(rtol=0.1))
+    adapt: TrainSettings = field(default_factory=lambda: TrainSettings(steps=16, checkpoint_every=8))
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     seed: int = 0
     """Of the splits."""
@@ -52,8 +49,10 @@ def quick(settings: RunSettings) -> RunSettings:
         sparsities=settings.sparsities[:1],
         kappas=settings.kappas[:1],
         seeds=settings.seeds[:1],
-        score=ScoreSettings(tokens=32, length=32, rtol=0.5, grid=settings.score.grid, probes=2),
-        prune=PruneSettings(tokens=64, length=32, rows=2),
+        rows=2,
+        calibration=TextSettings(tokens=32, length=32),
+        prune=TextSettings(tokens=64, length=32),
+        score=ScoreSettings(rtol=0.5, grid=settings.score.grid, probes=2),
         evaluate=EvaluateSettings(tokens=128, length=32),
         seed=settings.seed,
     )

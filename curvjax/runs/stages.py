@@ -3,10 +3,15 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
-from curvjax.artefacts import Record, digest, read_record, write_record
+import msgspec
 
-STAGE_SCHEMA = "curvjax.stage/1"
+from curvjax.records import digest, plain, read_json, write_json
+
+STAGE_SCHEMA = "curvjax.stage/2"
+
+Result = TypeVar("Result")
 
 
 class Stages:
@@ -16,17 +21,16 @@ class Stages:
         self.directory = directory
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, inputs: Record, compute: Callable[[], Record]) -> Record:
-        """The stored result of stage `name` for these inputs, or that of `compute()`, stored."""
-        path = self.directory / f"{name}.json"
-        key = digest(inputs)
-        stored = read_record(path, schema=STAGE_SCHEMA) if path.is_file() else None
-        if stored is None or stored["inputs_sha256"] != key:
+    def __call__(self, name: str, kind: type[Result], inputs: Any, compute: Callable[[], Result]) -> Result:
+        """The stored result of stage `name`, a `kind`, for these inputs; or that of `compute()`, stored."""
+        path, key = self.directory / f"{name}.json", digest(inputs)
+        stored = read_json(path) if path.is_file() else {}
+        if stored.get("schema") != STAGE_SCHEMA or stored.get("inputs_sha256") != key:
             started = time.perf_counter()
-            result = compute()
+            result = plain(compute())
             seconds = time.perf_counter() - started
             stored = {"schema": STAGE_SCHEMA, "inputs_sha256": key, "seconds": seconds, "result": result}
-            write_record(path, stored)
-            stored = read_record(path, schema=STAGE_SCHEMA)
+            write_json(path, stored)
+            stored = read_json(path)
         self.seconds[name] = stored["seconds"]
-        return stored["result"]
+        return msgspec.convert(stored["result"], kind)

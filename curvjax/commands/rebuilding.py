@@ -1,0 +1,177 @@
+"""Commands that rebuild a model to an allocation."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from typing import Annotated, Any, ClassVar
+
+from curvjax.commands.choice import Choice
+from curvjax.commands.printed import rebuilt_lines, tell
+from curvjax.commands.scoring import Argument, Flat
+from curvjax.data import read_documents
+from curvjax.interop import require_new
+from curvjax.models import is_checkpoint, save_hf
+from curvjax.records import Allocation
+from curvjax.runs.adapt import TrainSettings, adapt
+from curvjax.runs.open import ModelSettings, open_model
+from curvjax.runs.progress import bars
+from curvjax.runs.rebuild import Saved, rebuild, save, without_layers
+from curvjax.runs.text import TextSettings, read
+from curvjax.surgery import SURGERIES, dense_equivalent, save_rebuilt
+
+METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """Rebuild a model to an allocation by any method -> a checkpoint, and a Hugging Face directory where one can hold it.
+
+    out/checkpoint is the model as it is, and what the commands take; out itself its dense form for other programs;
+    rebuilt.json has what was planned and what the arrays have, unit by unit.
+    """
+
+    choices: ClassVar = (METHOD,)
+    always_checkpoint: ClassVar[bool] = True
+
+    model: Argument[str]
+    """As for `curvjax score`."""
+    allocation: Argument[Path]
+    """allocation.json of `curvjax allocate`, of a target that the method takes."""
+    data: str = "demo:squad"
+    """Calibration text, for methods that look at one."""
+    method: str = "wanda"
+    """How; `curvjax methods` lists them. Its settings are flags too (`--method gptq --help`)."""
+    drop: tuple[int, ...] = ()
+    """Layers to leave out altogether, by index, where weights are pruned; the others lose what the allocation says."""
+    out: Path = Path("runs/rebuilt")
+    """New directory."""
+    checkpoint: bool = False
+    """Also save out/checkpoint where a dense directory holds all there is."""
+    reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
+    text: Annotated[TextSettings, Flat] = field(default_factory=lambda: TextSettings(tokens=2048))
+
+    def __call__(self) -> None:
+        """Run the command."""
+        method: Any = self.surgery  # ty: ignore[unresolved-attribute] added by `with_choices`
+        require_new(self.out)
+        allocation = Allocation.load(self.allocation)
+        allocation.require_target(method.targets, need=f"{method.name} needs")
+        if method.reads_text:
+            read_documents(self.data)  # refuses what is not there before the model is read
+        with bars() as progress:
+            loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
+            if self.drop:
+                loaded, allocation = without_layers(loaded, allocation, self.drop)
+            text = read(self.data, loaded, self.text) if method.reads_text else None
+            found = rebuild(loaded, allocation, method, text, progress=progress)
+        for line in rebuilt_lines(found):
+            print(line)
+        single_weights = found.arrays is not None
+        saved = save(found, loaded, self.out, allocation=allocation, checkpoint=self.checkpoint or not single_weights)
+        _tell_saved(saved)
+
+
+@dataclass(frozen=True)
+class Prune(Rebuild):
+    """Prune a model to an allocation's sparsities -> a Hugging Face directory, or a smaller model as a checkpoint.
+
+    Single weights become zeros, in a directory as large as before. Channels and heads (--method) really go; layers then
+    differ, and out/checkpoint holds them. A Hugging Face directory is written too where all layers end up alike.
+    """
+
+    choices: ClassVar = (METHOD,)
+
+    out: Path = Path("runs/pruned")
+    """New directory for the pruned model, its masks and the allocation realised."""
+    method: str = "wanda"
+    """wanda, magnitude, sparsegpt: single weights; channels, heads, structured: whole pieces. Its settings are flags."""
+
+
+@dataclass(frozen=True)
+class Quantize(Rebuild):
+    """Round a model's projections to an allocation's bit widths -> packed codes, and a Hugging Face directory."""
+
+    choices: ClassVar = (METHOD._replace(default="gptq"),)
+
+    out: Path = Path("runs/quantized")
+    """New directory: out/checkpoint has the codes, packed; out itself the weights on their grids in a dense form."""
+    method: str = "gptq"
+    """gptq, nearest. Its settings are flags."""
+
+
+@dataclass(frozen=True)
+class Factorize(Rebuild):
+    """Cut projections to an allocation's ranks, as products of two thin matrices -> a checkpoint and a dense form."""
+
+    choices: ClassVar = (METHOD._replace(default="factorize"),)
+
+    out: Path = Path("runs/factorized")
+    """New directory: out/checkpoint has the factors; out itself their products."""
+    method: str = "factorize"
+    """How; its settings are flags, of which --metric is svd, aware or asvd."""
+
+
+@dataclass(frozen=True)
+class Upcycle(Rebuild):
+    """Grow MLPs into mixtures of an allocation's numbers of experts, with equal logits -> a checkpoint to train."""
+
+    choices: ClassVar = (METHOD._replace(default="upcycle"),)
+
+    out: Path = Path("runs/upcycled")
+    """New directory for checkpoint/ and the allocation realised."""
+    method: str = "upcycle"
+    """How; its settings are flags."""
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Fine-tune LoRA adapters of an allocation's ranks or experts -> an adapter. Resumes where it was killed."""
+
+    choices: ClassVar = (METHOD._replace(default="lora"),)
+
+    model: Argument[str]
+    """As for `curvjax score`."""
+    allocation: Argument[Path]
+    """allocation.json with target rank or experts."""
+    data: str = "task:sciq"
+    """Training text, or prompts and completions; as for `curvjax score`."""
+    method: str = "lora"
+    """lora (ranks), lora-experts (experts). Its settings are flags."""
+    out: Path = Path("runs/adapted")
+    """Directory for adapter/, checkpoints and metrics.jsonl."""
+    merge: bool = False
+    """Also fold the adapters into the weights and save out/merged as a Hugging Face directory."""
+    checkpoint: bool = False
+    """Also save model and adapters together, unmerged, as out/checkpoint: as large as the model, and needs no other."""
+    reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
+    settings: Annotated[TrainSettings, Flat] = field(default_factory=TrainSettings)
+
+    def __call__(self) -> None:
+        """Run the command."""
+        method: Any = self.surgery  # ty: ignore[unresolved-attribute] added by `with_choices`
+        allocation = Allocation.load(self.allocation)
+        allocation.require_target(method.targets, need=f"{method.name} needs")
+        if self.merge and "experts" in method.targets:  # said before training, not after
+            msg = "experts depend on their input and cannot be folded into the weights; leave out --merge."
+            raise ValueError(msg)
+        documents = read_documents(self.data)
+        with bars() as progress:
+            loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
+            found = adapt(loaded, allocation, method, documents, self.settings, self.out, progress=progress)
+        print(f"{found.evidence['adapter_parameters']:,} adapter parameters, as planned")
+        tell(self.out / "adapter")
+        forms = {"tokenizer": loaded.tokenizer, "beside": loaded.beside}
+        if self.checkpoint:
+            if not is_checkpoint(self.out / "checkpoint"):  # one that is there is of this run, as the adapter is
+                save_rebuilt(found.model, self.out / "checkpoint", **forms)
+            tell(self.out / "checkpoint")
+        if self.merge:
+            save_hf(dense_equivalent(found.model), self.out / "merged", **forms)
+            tell(self.out / "merged")
+
+
+def _tell_saved(saved: Saved) -> None:
+    """Where the checkpoint lies, and the Hugging Face directory, or why there is none."""
+    if saved.only_here:
+        print(f"only the checkpoint can hold it: {shorten(saved.only_here, 160)}")  # sizes of all layers are long
+    tell(*([saved.checkpoint] if saved.checkpoint else []), *([] if saved.only_here else [saved.directory]))

@@ -1,0 +1,129 @@
+"""Commands that measure scores, tighten them, and judge one text's by another's."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tyro
+from rich.console import Console
+
+from curvjax.allocation import PROGRAMS
+from curvjax.commands.choice import Choice
+from curvjax.commands.printed import allocation_table, tell
+from curvjax.data import read_documents
+from curvjax.records import Scores
+from curvjax.report import gains_table
+from curvjax.runs.allocate import allocate
+from curvjax.runs.measure import ScoreSettings
+from curvjax.runs.open import ModelSettings, open_parameters
+from curvjax.runs.processes import ProcessSettings, join
+from curvjax.runs.progress import bars
+from curvjax.runs.refine import RefineSettings, refine
+from curvjax.runs.score import score
+from curvjax.runs.text import TextSettings, read, with_validation
+from curvjax.runs.transfer import transfer
+from curvjax.scores import SCORES
+
+Argument = tyro.conf.Positional
+Flat = tyro.conf.arg(name="")
+TARGET = Choice("--target", PROGRAMS, "rank", "program")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Measure a score of every layer, by default the certified gain -> gains.json. Resumes where it was killed.
+
+    Layers are dealt out to all devices of the process, and to several processes where --processes says so.
+    """
+
+    model: Argument[str]
+    """Hugging Face directory, GGUF file, curvjax checkpoint, or an installed model: smollm2-135m, glassllm."""
+    data: str = "demo:squad"
+    """Text file, .jsonl (text, or prompt and completion), directory, demo:NAME or task:NAME."""
+    score: str = "gain"
+    """Which score; `curvjax methods` lists them."""
+    out: Path = Path("runs/score")
+    """Directory for gains.json, or NAME.json of another score."""
+    reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
+    text: Annotated[TextSettings, Flat] = field(default_factory=TextSettings)
+    settings: Annotated[ScoreSettings, Flat] = field(default_factory=ScoreSettings)
+    team: Annotated[ProcessSettings, Flat] = field(default_factory=ProcessSettings)
+
+    def __call__(self) -> None:
+        """Run the command."""
+        SCORES.require([self.score])
+        team = join(self.team)  # before JAX starts
+        read_documents(self.data)  # refuses what is not there before the model is read
+        with bars() as progress:
+            loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
+            text, validation = read(self.data, loaded, self.text), None
+            if "grams" in SCORES[self.score].needs:
+                text, validation = with_validation(text, loaded, self.text)
+            chosen = {"validation": validation, "directory": self.out, "progress": progress, "team": team}
+            scores = score(loaded, text, self.score, self.settings, **chosen)
+        Console().print(gains_table(scores))
+        tell(self.out / ("gains.json" if self.score == "gain" else f"{self.score}.json"))
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Measure on only where whole ranks or experts are still open, until they are proved -> tighter gains.json."""
+
+    choices: ClassVar = (TARGET,)
+
+    model: Argument[str]
+    """As for `curvjax score`."""
+    gains: Argument[Path]
+    """gains.json of `curvjax score`, best with a large --rtol."""
+    data: str = "demo:squad"
+    """The text that gains.json is of."""
+    out: Path = Path("runs/refined")
+    """Directory for gains.json and allocation.json."""
+    target: str = "rank"
+    """What is to be proved: rank or experts; its settings are flags too."""
+    reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
+    text: Annotated[TextSettings, Flat] = field(default_factory=TextSettings)
+    effort: Annotated[RefineSettings, Flat] = field(default_factory=RefineSettings)
+
+    def __call__(self) -> None:
+        """Run the command."""
+        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        gains = Scores.load(self.gains)
+        with bars() as progress:
+            loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
+            text = read(self.data, loaded, self.text)
+            tighter = refine(loaded, text, gains, program, self.effort, progress=progress)
+        allocation = allocate(tighter, program)
+        paths = tighter.save(self.out / "gains.json"), allocation.save(self.out / "allocation.json")
+        Console().print(allocation_table(allocation))
+        made = tighter.refined
+        assert made is not None
+        proved = "all are proved" if made.proved else f"{made.open} of {len(tighter.units)} are still open"
+        print(f"{made.products} further products; {proved}")
+        tell(*paths)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What allocating by one text's scores costs when judged by another's, and what bounds it -> transfer.json."""
+
+    choices: ClassVar = (TARGET,)
+
+    source: Argument[Path]
+    """Scores that the allocation is made with."""
+    against: Argument[Path]
+    """Scores of the same model on the text that judges."""
+    out: Path = Path("transfer.json")
+    """Where the record goes."""
+    target: str = "rank"
+    """What units receive: rank, experts or sparsity; its settings are flags too, of which --floor keeps scores above
+    0, as the bounds need."""
+
+    def __call__(self) -> None:
+        """Run the command."""
+        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        record = transfer(Scores.load(self.source), Scores.load(self.against), program)
+        for name in ("regret", "a_posteriori", "bound", "conditioned", "drift", "condition_number"):
+            print(f"{name.replace('_', ' '):18s} {getattr(record, name):.4g}")
+        print(record.meaning)
+        tell(record.save(self.out))
