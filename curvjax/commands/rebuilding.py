@@ -24,7 +24,7 @@ METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
 
 @dataclass(frozen=True)
 class Rebuild:
-    """Rebuild a model to an allocation by any method -> a checkpoint, and a Hugging Face directory where one can hold it.
+    """Rebuild a model to an allocation by any method -> a checkpoint, and a dense Hugging Face directory where possible.
 
     out/checkpoint is the model as it is, and what the commands take; out itself its dense form for other programs;
     rebuilt.json has what was planned and what the arrays have, unit by unit.
@@ -84,7 +84,7 @@ class Prune(Rebuild):
     out: Path = Path("runs/pruned")
     """New directory for the pruned model, its masks and the allocation realised."""
     method: str = "wanda"
-    """wanda, magnitude, sparsegpt: single weights; channels, heads, structured: whole pieces. Its settings are flags."""
+    """wanda, magnitude, sparsegpt: single weights; channels, heads, structured: whole pieces; with their flags."""
 
 
 @dataclass(frozen=True)
