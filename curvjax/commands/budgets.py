@@ -53,7 +53,7 @@ class Compare:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
-        from curvjax.report import compare_table, plot_compare, save_figure
+        from curvjax.report import comparison_figure, comparison_table, save_figure
         from curvjax.runs.compare import compare
         from curvjax.runs.open import open_parameters
         from curvjax.runs.progress import bars
@@ -66,5 +66,5 @@ class Compare:
             chosen = self.settings, self.evidence, path
             loaded = open_parameters(self.model)
             record = compare(loaded, documents, *chosen, source=self.data, gains=gains, progress=progress)
-        Console().print(compare_table(record))
-        tell(path, *save_figure(plot_compare(record), self.out, "compare"))
+        Console().print(comparison_table(record))
+        tell(path, *save_figure(comparison_figure(record), self.out, "compare"))

@@ -36,7 +36,7 @@ class Score:
 
     def __call__(self) -> None:
         from curvjax.data import read_documents, sample
-        from curvjax.report import summary_table
+        from curvjax.report import gains_table
         from curvjax.runs.open import open_parameters
         from curvjax.runs.processes import join
         from curvjax.runs.progress import bars
@@ -48,7 +48,7 @@ class Score:
         with bars() as progress:
             loaded = open_parameters(self.model)
             gains = score(loaded, documents, self.settings, self.out, source=self.data, progress=progress, team=team)
-        Console().print(summary_table(gains))
+        Console().print(gains_table(gains))
         tell(self.out / "gains.json")
 
 
