@@ -68,6 +68,7 @@ def program_table(allocations: Sequence[Allocation]) -> Table:
     """Settings, certificate and residual of every allocation side by side."""
     columns = [dict(flattened(_evidence(allocation))) for allocation in allocations]
     settings = list(dict.fromkeys(key for column in columns for key in column))
+    settings.sort(key=lambda setting: not setting.startswith("program."))
     rows = [(key, *(column.get(key, UNKNOWN) for column in columns)) for key in settings]
     names = [allocation_name(allocation) for allocation in allocations]
     long = len(rows) > 20
@@ -114,7 +115,7 @@ def _evidence(allocation: Allocation) -> dict[str, object]:
 def _plain(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: UNKNOWN, True: "yes", False: "no"}[value]
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or UNKNOWN
 
 
 def _measured(outcome: TaskOutcome) -> list[str]:
