@@ -37,15 +37,16 @@ from curvjax.layers import layer_units
 from curvjax.models import parameters
 from curvjax.models.layered import layered_model
 from curvjax.report import (
-    plot_bootstrap,
-    plot_convergence,
-    plot_damping,
-    plot_density,
-    plot_gains,
-    plot_trust_radius,
+    bootstrap_figure,
+    convergence_figure,
+    damping_figure,
+    density_figure,
+    gains_figure,
+    order_figure,
     save_figure,
+    step_figure,
 )
-from curvjax.report.profile import proved_ranks, rank_correlation, results_profile
+from curvjax.report.profile import gain_profile, proved_ranks, rank_correlation
 
 FOLDER = Path(os.environ.get("FIGURES", "runs/notebooks/01_gains"))
 
@@ -89,7 +90,7 @@ for unit, low, high, products in zip(
     units, gains.gain.lower[:, 0], gains.gain.upper[:, 0], gains.gain.iterations, strict=True
 ):
     print(f"{unit.name}: {low:.4f} to {high:.4f} nats, {products} products")
-show(plot_gains(gains, rtol=RTOL), "gains")
+show(gains_figure(gains, asked=RTOL), "gains")
 
 # %% [markdown]
 # ## How the bounds close in
@@ -106,7 +107,7 @@ prefixes = [
     gain_of(run._replace(matrix=run.matrix._replace(count=jnp.asarray(j, jnp.int32))), policy, rtol=1e-3)
     for j in range(1, int(run.matrix.count) + 1)
 ]
-show(plot_convergence(prefixes), "convergence")
+show(convergence_figure(prefixes), "convergence")
 
 # %% [markdown]
 # ## The damping decides
@@ -117,14 +118,15 @@ show(plot_convergence(prefixes), "convergence")
 # there the rank is not proved.
 
 # %%
-show(plot_damping(gains), "damping")
+show(damping_figure(gains), "damping")
+show(order_figure(gains), "order")
 
 # %% [markdown]
 # A fixed tau lets layers move by very different shares of their norm. The trust radius chooses tau_k so that all layers
 # move equally far.
 
 # %%
-show(plot_trust_radius(gains, radius=RADIUS), "trust_radius")
+show(step_figure(gains, radius=RADIUS), "trust_radius")
 
 # %% [markdown]
 # ## The spectrum behind it
@@ -136,7 +138,7 @@ show(plot_trust_radius(gains, radius=RADIUS), "trust_radius")
 spectrum = spectral_density(product, gradient, key=jax.random.key(0), probes=2, steps=16, while_loop=host_loop)
 tau = float(gains.gain.damping[0, 0])
 above = float(1 - spectrum.share_below(jnp.array([tau]))[0])
-show(plot_density(spectrum, damping=tau), "density")
+show(density_figure(spectrum, damping=tau), "density")
 
 # %% [markdown]
 # ## What a certificate does not cover
@@ -149,7 +151,7 @@ show(plot_density(spectrum, damping=tau), "density")
 # %%
 fisher = list(CURVATURES["empirical-fisher"](layered, passes, units, rtol=RTOL))
 bootstrap = bootstrap_gains(each_gram(layered, passes, units, kind=empirical_fisher()), top=1, replicates=100)
-show(plot_bootstrap(bootstrap, fisher), "bootstrap")
+show(bootstrap_figure(bootstrap, fisher), "bootstrap")
 
 # %% [markdown]
 # ## Other curvatures
@@ -162,7 +164,7 @@ show(plot_bootstrap(bootstrap, fisher), "bootstrap")
 found = {"ggn": gains, "empirical-fisher": fisher}
 for name in ("hessian", "fisher-mc", "kfac", "ekfac", "diagonal"):
     found[name] = list(CURVATURES[name](layered, passes, units, rtol=RTOL, max_iterations=6, probes=2))
-profiles = {name: results_profile(of_kind) for name, of_kind in found.items()}
+profiles = {name: gain_profile(of_kind) for name, of_kind in found.items()}
 order = {name: rank_correlation(row.chosen.middle, profiles["ggn"].chosen.middle) for name, row in profiles.items()}
 
 print(f"{'zeta^2, nats':18}" + "".join(f"{unit.name:>10}" for unit in units) + "   Spearman to ggn")

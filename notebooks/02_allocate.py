@@ -33,7 +33,7 @@ from curvjax.data import pack, read_documents, take
 from curvjax.layers import module_units
 from curvjax.models import parameters
 from curvjax.models.layered import layered_model
-from curvjax.report import plot_budget_path, plot_ranges, save_figure
+from curvjax.report import path_figure, ranges_figure, save_figure
 
 FOLDER = Path(os.environ.get("FIGURES", "runs/notebooks/02_allocate"))
 
@@ -91,7 +91,7 @@ print(f"{int((found.held == -1).sum())} projections stay at rank 1, {int((found.
 # %%
 budgets = np.geomspace(0.25, 24, 120) * cost.sum()
 path = budget_path(lambda b: allocate_capacity(q, cost=cost, budget=b, alpha=0.0, maximum=maximum), budgets)
-show(plot_budget_path(path, unit="adapter parameters"), "path")
+show(path_figure(path, unit="adapter parameters"), "path")
 
 # %% [markdown]
 # ## Whole ranks, exactly
@@ -143,7 +143,7 @@ before = certify(experts, *wide)
 after = refined.certificate
 print(f"{before.unique.sum()} of {count} proved before, {after.unique.sum()} after {refined.probes.sum()} probes")
 print(f"{int((refined.probes == 0).sum())} units were left as they were; proved: {refined.proved}")
-show(plot_ranges({"few products": before, "refined": after}, index=index, unit="extra experts"), "ranges")
+show(ranges_figure({"few products": before, "refined": after}, index=index, unit="extra experts"), "ranges")
 
 # %% [markdown]
 # ## Rivals side by side

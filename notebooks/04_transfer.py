@@ -20,7 +20,7 @@ from curvjax.data import pack, read_documents, take
 from curvjax.layers import module_units
 from curvjax.models import parameters
 from curvjax.models.layered import layered_model
-from curvjax.report import plot_transfer, save_figure
+from curvjax.report import save_figure, transfer_figure
 
 FOLDER = Path(os.environ.get("FIGURES", "runs/notebooks/04_transfer"))
 
@@ -68,7 +68,7 @@ regrets = [
 ]
 for mean, found in zip(means, regrets, strict=True):
     print(f"mean rank {mean:2d}: regret {found.regret:.2e} <= {found.a_posteriori:.2e} <= {found.bound:.2e}")
-show(plot_transfer(regrets, budgets=means, index=index, unit="extra rank"), "ranks")
+show(transfer_figure(regrets, budgets=means, index=index, unit="extra rank"), "ranks")
 
 # %% [markdown]
 # ## Sparsities
@@ -82,7 +82,7 @@ regrets = [
 ]
 for share, found in zip(shares, regrets, strict=True):
     print(f"sparsity {share:.1f}: regret {found.regret:.2e} <= {found.a_posteriori:.2e} <= {found.bound:.2e}")
-show(plot_transfer(regrets, budgets=shares, index=index, unit="share removed"), "sparsities")
+show(transfer_figure(regrets, budgets=shares, index=index, unit="share removed"), "sparsities")
 
 # %% [markdown]
 # ## Against controls

@@ -18,7 +18,7 @@ ALLOWED = {
     "data": set(),
     "curvature": {"layers"},
     "scores": {"curvature", "layers"},
-    "report": {"artefacts", "layers"},
+    "report": {"allocation", "curvature", "records"},
     "models": {"curvature", "data", "layers"},
     "evaluation": {"data", "models"},
     "surgery": {"data", "layers", "models"},

@@ -1,10 +1,14 @@
-"""Figures of allocations in memory, as `curvjax.allocation` returns them: what budget buys, what is proved, regret."""
+"""Figures of allocations, of records or of results in memory: amounts, what budget buys, what is proved, regret."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import ArrayLike, Int, Num
 
+from curvjax.allocation import Allocation as Amounts
+from curvjax.allocation import Certificate, Regret
+from curvjax.records import Allocation, Ranges, UnitAmount
 from curvjax.report import style
 from curvjax.report.numbers import Real
 from curvjax.report.profile import positive
@@ -19,15 +23,62 @@ _BOUNDS = {
     "bound": ("bound", style.INK, "-.", "^"),
     "conditioned": ("with condition number", style.MUTED, ":", "v"),
 }
+_AMOUNTS = {"rank": "rank", "experts": "extra experts", "sparsity": "sparsity (% of weights removed)", "bits": "bits"}
 
 
 @style.styled
-def plot_budget_path(path: Any, *, unit: str = "budget", width: Real = style.WIDE) -> "Figure":
+def amounts_figure(
+    allocations: Sequence[Allocation],
+    *,
+    controls: Sequence[Mapping[str, Num[ArrayLike, " K"]]] = (),
+    width: Real = style.WIDE,
+) -> "Figure":
+    """What every layer receives, one panel for each allocation, with what control arms had in its place.
+
+    Args:
+      allocations: of one target.
+      controls: for each allocation, `arm -> [K]` amounts; of sparsity the shares of each layer's weights.
+      width: inches; narrower than 5.5 stacks the panels.
+
+    Returns:
+      A Figure: bars of whole amounts, of sparsity in percent; ticks of the continuous optimum where it differs.
+
+    Raises:
+      ValueError: if there is no allocation, or targets differ.
+    """
+    targets = {allocation.target for allocation in allocations}
+    if len(targets) != 1:
+        msg = f"need allocations of one target to draw side by side, got {sorted(targets)}."
+        raise ValueError(msg)
+    target = targets.pop()
+    figure, panels = style.panels(width, 2.9, ratios=(1,) * len(allocations), share_y=True)
+    for axes, allocation, arms in zip(panels, allocations, controls or [{}] * len(allocations), strict=True):
+        if target == "sparsity":
+            _bars(axes, allocation, 100 * allocation.shares)
+            total = sum(unit.amount for unit in allocation.units) / sum(unit.size for unit in allocation.units)
+            axes.set_title(f"{100 * total:.0f}% of the weights removed")
+            axes.set_ylim(0, 100)
+        else:
+            _bars(axes, allocation, np.array(list(allocation.amounts.values())))
+            continuous = np.asarray([unit.continuous for unit in allocation.units], np.float64)
+            place, label = np.arange(continuous.size), "its continuous optimum"
+            axes.plot(place, continuous, "_", color=style.BLUE, markersize=6, label=label)
+            axes.locator_params(axis="y", integer=True)
+        for arm, values in arms.items():
+            _control(axes, arm, np.asarray(values) * (100 if target == "sparsity" else 1))
+        style.layer_axis(axes, _index(allocation.units))
+        style.legend_below(axes)
+    panels[0].set_ylabel(_AMOUNTS.get(target, target))
+    return figure
+
+
+@style.styled
+def path_figure(path: Allocation | Amounts, *, unit: str | None = None, width: Real = style.WIDE) -> "Figure":
     """What more budget buys: the objective against what is spent, and its slope, the dual price [M12].
 
     Args:
-      path: an `Allocation` with a leading axis, of `budget_path`.
-      unit: what is spent, for the axes.
+      path: a record with a sweep, or amounts with a leading axis, of `budget_path`.
+      unit: what is spent, for the axes; a record knows it.
       width: inches; narrower than 5.5 stacks the panels.
 
     Returns:
@@ -36,9 +87,14 @@ def plot_budget_path(path: Any, *, unit: str = "budget", width: Real = style.WID
     Raises:
       ValueError: if `path` is one allocation and no path.
     """
-    spent, objective, dual = (np.asarray(x, np.float64) for x in (path.spent, path.objective, path.dual))
+    if isinstance(path, Allocation):
+        unit = unit or path.budget.unit
+        table = np.array([(point.spent, point.objective, point.dual) for point in path.sweep]).reshape(-1, 3).T
+    else:
+        table = np.asarray((path.spent, path.objective, path.dual), np.float64)
+    spent, objective, dual = table
     if spent.ndim != 1 or spent.size < 2:
-        msg = f"need a path of two or more budgets, as `budget_path` returns it; got shape {spent.shape}."
+        msg = f"need a path of two or more budgets, of `budget_path` or in a sweep; got shape {table.shape[1:]}."
         raise ValueError(msg)
     order = np.argsort(spent)
     figure, (curve, price) = style.panels(width, 3.0, ratios=(1, 1))
@@ -51,18 +107,22 @@ def plot_budget_path(path: Any, *, unit: str = "budget", width: Real = style.WID
     price.set_ylabel("dual price (objective per unit spent)")
     price.set_title("Its slope: the dual price")
     for axes in (curve, price):
-        axes.set_xlabel(unit)
+        axes.set_xlabel(unit or "budget")
     return figure
 
 
 @style.styled
-def plot_ranges(
-    certificates: Mapping[str, Any], *, index: Sequence[int], unit: str = "extra units", width: Real = style.WIDE
+def ranges_figure(
+    certificates: Mapping[str, Certificate | Ranges],
+    *,
+    index: Sequence[int],
+    unit: str = "extra units",
+    width: Real = style.WIDE,
 ) -> "Figure":
     """Range of every unit's amount over all scores within their bounds [M19], one panel for each certificate.
 
     Args:
-      certificates: `title -> Certificate`, say before and after refining.
+      certificates: `title -> ranges`, say before and after refining.
       index: `[K]` layer of each unit.
       unit: what is allocated, for the axis.
       width: inches; narrower than 5.5 stacks the panels.
@@ -78,23 +138,24 @@ def plot_ranges(
         raise ValueError(msg)
     figure, panels = style.panels(width, 3.0, ratios=(1,) * len(certificates), share_y=True)
     for axes, (title, found) in zip(panels, certificates.items(), strict=True):
-        place, proved = np.arange(len(found.least)), np.asarray(found.unique)
-        axes.vlines(place[~proved], found.least[~proved], found.most[~proved], color=style.ORANGE, linewidth=3)
-        axes.plot(place[proved], found.least[proved], "o", color=style.BLUE, markersize=4)
-        style.unit_axis(axes, np.asarray(index))
+        least, most = np.asarray(found.least), np.asarray(found.most)
+        place, proved = np.arange(len(least)), least == most
+        axes.vlines(place[~proved], least[~proved], most[~proved], color=style.ORANGE, linewidth=3)
+        axes.plot(place[proved], least[proved], "o", color=style.BLUE, markersize=4)
+        style.layer_axis(axes, np.asarray(index))
         axes.set_title(f"{title}: {int(proved.sum())} of {proved.size} proved")
     panels[0].set_ylabel(unit)
     return figure
 
 
 @style.styled
-def plot_transfer(
-    regrets: Sequence[Any], *, budgets: Sequence[Real], index: Sequence[int], unit: str, width: Real = style.WIDE
+def transfer_figure(
+    regrets: Sequence[Regret], *, budgets: Sequence[Real], index: Sequence[int], unit: str, width: Real = style.WIDE
 ) -> "Figure":
     """Regret of allocating by another text's scores, and its bounds [M18]; the two optima at the last budget.
 
     Args:
-      regrets: a `Regret` for each budget.
+      regrets: one for each budget.
       budgets: as many, rising.
       index: `[K]` layer of each unit.
       unit: what is allocated, for the axes.
@@ -118,16 +179,30 @@ def plot_transfer(
     cost.set_ylabel("surrogate cost")
     cost.set_title("Regret and its bounds")
     style.legend_below(cost)
-    _optima(amount, regrets[-1], np.asarray(index), unit)
+    source, target, place = regrets[-1].source, regrets[-1].target, np.arange(len(regrets[-1].source))
+    amount.vlines(place, source, target, color=style.MUTED, linewidth=1)
+    amount.plot(place, source, "o", color=style.ORANGE, markersize=4, label="by the source text")
+    amount.plot(place, target, "o", color=style.BLUE, markersize=4, label="by the target text")
+    style.layer_axis(amount, np.asarray(index))
+    amount.set_ylabel(unit)
+    amount.set_title("The two optima at the largest budget")
+    style.legend_below(amount)
     return figure
 
 
-def _optima(axes: "Axes", found: Any, index: np.ndarray, unit: str) -> None:
-    place = np.arange(len(found.source))
-    axes.vlines(place, found.source, found.target, color=style.MUTED, linewidth=1)
-    axes.plot(place, found.source, "o", color=style.ORANGE, markersize=4, label="by the source text")
-    axes.plot(place, found.target, "o", color=style.BLUE, markersize=4, label="by the target text")
-    style.unit_axis(axes, index)
-    axes.set_ylabel(unit)
-    axes.set_title("The two optima at the largest budget")
-    style.legend_below(axes)
+def _index(units: Sequence[UnitAmount]) -> Int[np.ndarray, " K"]:
+    return np.array([unit.index for unit in units])
+
+
+def _bars(axes: "Axes", allocation: Allocation, heights: Num[np.ndarray, " K"]) -> None:
+    own = "curvature" if allocation.control == "none" else allocation.control
+    axes.bar(np.arange(len(heights)), heights, width=0.72, color="#8DBBDB", label=f"{own} (allocated)")
+
+
+def _control(axes: "Axes", arm: str, values: Num[np.ndarray, " K"]) -> None:
+    colour, marker = style.arm_style(arm)
+    place = np.arange(len(values))
+    if np.ptp(values) <= 1e-3 * np.max(values):  # equal shares differ by one weight when counted
+        axes.plot(place, values, "-", color=colour, linewidth=1.3, label=arm)
+    else:
+        axes.plot(place, values, marker, color=colour, markersize=3.4, markerfacecolor="white", label=arm)

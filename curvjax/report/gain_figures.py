@@ -1,14 +1,27 @@
-"""Figures of the gains themselves. Each takes a gains record and returns a matplotlib Figure."""
+"""Figures of gains, of a record or of results in memory. Each is `figure(gains, width)`."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import rankdata
 
+from curvjax.records import Scores
 from curvjax.report import style
 from curvjax.report.numbers import TIMES, Real, setting
-from curvjax.report.profile import Profile, extent, gain_profile, leading, positive, rank_correlation, shares, telling
-from curvjax.report.records import Record
+from curvjax.report.profile import (
+    Gains,
+    Profile,
+    extent,
+    gain_profile,
+    leading,
+    positive,
+    proved_ranks,
+    rank_correlation,
+    shares,
+    telling,
+)
+from curvjax.report.settings import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,37 +29,58 @@ if TYPE_CHECKING:
 
 
 @style.styled
-def gains_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
-    """The certified interval of zeta^2 of every layer, and how wide each is.
+def gains_figure(gains: Gains, *, asked: Real | None = None, width: Real = style.WIDE) -> "Figure":
+    """The certified bracket of zeta^2 of every layer (nats), and its relative width (%) [M5].
 
     Args:
-      gains: a gains record.
-      width: inches; narrower than 5.5 stacks the panels.
+      gains: a record of gains, or results in memory.
+      asked: the relative width that was asked for, drawn as a line; a record knows it.
+      width: inches.
 
     Returns:
-      A Figure of two panels with one layer axis.
+      A Figure of two panels with one layer axis; brackets that miss the width asked for have another colour.
     """
-    return draw_gains(gain_profile(gains), asked=gains["rtol"], width=width)
+    profile = gain_profile(gains)
+    if asked is None and isinstance(gains, Scores):
+        asked = Measurement.of(gains.origin.settings).rtol
+    figure, (values, gaps) = style.rows(width, (2.9, 1.5))
+    _brackets(values, profile)
+    chosen, line = profile.chosen, 100 * (asked or 0)
+    colours = np.where(chosen.converged, style.SKY, style.ORANGE)
+    gaps.bar(np.arange(len(profile.names)), 100 * chosen.gap, color=colours, width=0.6)
+    if asked is not None:
+        style.named_level(gaps, line, f"asked: {setting(asked)}")
+    gaps.set_ylim(0, 1.25 * max(line, 100 * extent(chosen.gap)[1]) or 1)
+    gaps.set_ylabel("width (%)")
+    gaps.set_title("Width of the interval, relative to its upper end")
+    for axes in (values, gaps):
+        style.layer_axis(axes, profile.index)
+    values.set_xlabel("")
+    return figure
 
 
 @style.styled
-def damping_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
-    """Gain of every layer against damping, and how far the order of layers agrees with that of the policy.
+def damping_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
+    """Gain of every layer against damping [M3] [M6], and how far the order agrees with that of the policy.
 
     Args:
-      gains: a gains record with an absolute grid.
+      gains: a record of gains, or results in memory, with a grid of at least two dampings.
       width: inches; narrower than 5.5 stacks the panels.
 
     Returns:
-      A Figure of two panels.
+      A Figure: zeta^2 (nats) with shaded brackets and a dot at the policy's damping; rank correlations, hollow where
+      some bracket is wider than asked for.
+
+    Raises:
+      ValueError: if the grid has fewer than two dampings.
     """
-    profile = gain_profile(gains)
+    profile = _with_grid(gains)
     figure, (curves, order) = style.panels(width, 3.5, ratios=(1.25, 1))
-    highlighted_lines(curves, profile, profile.grid.middle, band=True)
+    _telling_lines(curves, profile, profile.grid.middle, band=True)
     curves.plot(profile.chosen.damping, profile.chosen.middle, "o", color=style.INK, markersize=2.6, zorder=4)
     curves.set_ylabel("gain ζ² (nats)")
     curves.set_title("Gain against damping")
-    closed = profile.grid.gap.max(axis=0) <= gains["rtol"]
+    closed = profile.grid.converged.all(axis=0)
     against = {
         "the chosen policy": (profile.chosen.middle, style.BLUE, "o"),
         "|g|²": (profile.gradient_norm2, style.GREEN, "^"),
@@ -58,23 +92,58 @@ def damping_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
             order.plot(
                 profile.dampings[part], agreement[part], marker, color=colour, markerfacecolor=face, markersize=5
             )
-    order.set_xscale("log")
     order.set_ylim(min(0.0, order.get_ylim()[0]), 1.05)
     style.legend_below(order, columns=1)
     order.set_ylabel("Spearman's rank correlation")
     order.set_title("Agreement of the order of layers")
     for axes in (curves, order):
-        axes.set_xlabel("damping τ (units of the curvature)")
-        style.few_ticks(axes.xaxis)
+        style.damping_axis(axes)
     return figure
 
 
 @style.styled
-def share_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
+def order_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
+    """The rank of each layer at each damping [M6], 1 the largest middle of a bracket.
+
+    Args:
+      gains: a record of gains, or results in memory, with a grid of at least two dampings.
+      width: inches.
+
+    Returns:
+      A Figure of one panel; hollow where a bracket meets another one, so that the rank is not proved.
+
+    Raises:
+      ValueError: if the grid has fewer than two dampings.
+    """
+    profile = _with_grid(gains)
+    figure, (order,) = style.panels(width, 3.4)
+    ranks = rankdata(-np.nan_to_num(profile.grid.middle), axis=0)
+    proved = proved_ranks(profile.grid.lower, profile.grid.upper)
+    colours = dict(zip(telling(profile), style.HIGHLIGHTS, strict=False))
+    for k, row in enumerate(ranks):
+        colour, line, layer, size = (colours[k], 1.6, 3, 5) if k in colours else (style.PALE, 0.8, 2, 3)
+        order.plot(profile.dampings, row, color=colour, linewidth=line, zorder=layer)
+        for part, face in ((proved[k], colour), (~proved[k], "white")):
+            x, y = profile.dampings[part], row[part]
+            order.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=size, zorder=layer)
+        if k in colours or len(ranks) <= 12:
+            order.annotate(
+                profile.labels[k], (profile.dampings[-1], row[-1]), (7, 0), textcoords="offset points", va="center",
+                color=colours.get(k, style.MUTED), fontsize=8.5,
+            )  # fmt: skip
+    order.set_ylabel("rank of the layer (1: largest)")
+    order.set_title("Order of the layers; hollow: not proved")
+    style.rank_axis(order, len(ranks))
+    style.damping_axis(order)
+    return figure
+
+
+@style.styled
+def share_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     """Heat map of every layer's share of the total gain, one row per damping, as a multiple of an equal share.
 
     Args:
-      gains: a gains record with an absolute grid.
+      gains: a record of gains, or results in memory.
       width: inches.
 
     Returns:
@@ -92,29 +161,18 @@ def share_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
     relative = np.stack([shares(column) * len(profile.names) for column in columns.values()])
     reach = min(8.0, extent(np.abs(np.log2(positive(relative))))[1])
     figure, (axes,) = style.panels(width, 0.9 + 0.27 * len(columns))
-    mesh = axes.pcolormesh(
-        relative, cmap="PuOr_r", norm=LogNorm(2**-reach, 2**reach), edgecolors="white", linewidth=0.4
-    )
-    style.layer_axis(axes, profile)
-    axes.set_xticks(axes.get_xticks() + 0.5, [text.get_text() for text in axes.get_xticklabels()])
-    axes.set_xlim(0, len(profile.names))
-    axes.set_yticks(np.arange(len(columns)) + 0.5, list(columns))
-    axes.invert_yaxis()
-    axes.grid(visible=False)
+    mesh = style.heat_map(axes, relative, LogNorm(2**-reach, 2**reach), rows=list(columns), index=profile.index)
     axes.axhline(len(columns) - 1, color="white", linewidth=4)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    axes.tick_params(length=0)
     _times_bar(figure, axes, mesh, reach)
     return figure
 
 
 @style.styled
-def gradient_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
-    """Gain beside |g|^2, and the limit tau zeta^2 -> |g|^2 for large damping.
+def gradient_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
+    """Gain beside |g|^2, and the limit tau zeta^2 -> |g|^2 for large damping [M4].
 
     Args:
-      gains: a gains record with an absolute grid.
+      gains: a record of gains, or results in memory.
       width: inches; narrower than 5.5 stacks the panels.
 
     Returns:
@@ -128,41 +186,71 @@ def gradient_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
     scatter.set(
         xscale="log", yscale="log", xlabel="squared gradient norm |g|²", ylabel="gain ζ² at the chosen damping (nats)"
     )
-    scatter.set_title(f"Spearman {rank_correlation(chosen.middle, norm2):.2f}")
-    ratio = profile.grid.middle * profile.grid.damping / norm2[:, None]
-    highlighted_lines(limit, profile, ratio, band=False)
-    limit.axhline(1, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    scatter.set_title(f"Spearman {profile.correlation:.2f}")
+    _telling_lines(limit, profile, profile.grid.middle * profile.grid.damping / norm2[:, None], band=False)
+    limit.axhline(1, color=style.INK, linewidth=0.8, linestyle=style.DASHES)
     limit.set_ylabel("τζ² / |g|²")
-    limit.set_xlabel("damping τ (units of the curvature)")
     limit.set_title("Heavy damping leaves only the gradient")
-    for axis in (scatter.xaxis, scatter.yaxis, limit.xaxis):
+    style.damping_axis(limit)
+    for axis in (scatter.xaxis, scatter.yaxis):
         style.few_ticks(axis)
     _name_extremes(scatter, profile)
     return figure
 
 
 @style.styled
-def step_figure(gains: Record, *, width: Real = style.WIDE) -> "Figure":
-    """Length of the step against damping, and the damping that the policy chose for each layer.
+def step_figure(gains: Gains, *, radius: Real | None = None, width: Real = style.WIDE) -> "Figure":
+    """Length of the step |d(tau)| / |theta| (%) against tau, and the tau that the policy chose for each layer [M3].
 
     Args:
-      gains: a gains record with an absolute grid.
+      gains: a record of gains, or results in memory, with a grid of at least two dampings.
+      radius: a trust radius, a share of |theta|, drawn as a line.
       width: inches; narrower than 5.5 stacks the panels.
 
     Returns:
-      A Figure of two panels.
+      A Figure: curves with a dot where the policy stopped; that damping for every layer.
+
+    Raises:
+      ValueError: if the radius is not positive or the grid has fewer than two dampings.
     """
-    return draw_steps(gain_profile(gains), width=width)
+    if radius is not None and not radius > 0:
+        msg = f"the trust radius, a share of |theta|, must be positive, got {radius!r}."
+        raise ValueError(msg)
+    profile = _with_grid(gains)
+    figure, (curves, chosen) = style.panels(width, 3.2, ratios=(1.15, 1))
+    _telling_lines(curves, profile, 100 * profile.grid.step, band=False)
+    curves.plot(profile.chosen.damping, 100 * profile.chosen.step, "o", color=style.INK, markersize=2.6, zorder=4)
+    if radius is not None:
+        style.named_level(curves, 100 * radius, f"radius: {setting(radius)}")
+    curves.set_ylabel("step |d| / |θ| (%)")
+    curves.set_title("Length of the step")
+    style.damping_axis(curves)
+    chosen.plot(np.arange(len(profile.names)), profile.chosen.damping, "o", color=style.INK, markersize=4)
+    chosen.set_yscale("log")
+    low, high = extent(profile.chosen.damping)
+    chosen.set_ylim(low / 2, high * 2)
+    style.few_ticks(chosen.yaxis)
+    chosen.set_ylabel("damping τ")
+    chosen.set_title("Damping that the policy chose")
+    style.layer_axis(chosen, profile.index)
+    return figure
 
 
-def draw_gains(profile: Profile, *, asked: Real, width: Real) -> "Figure":
-    """Panels of `gains_figure`; asked: the relative width that was."""
-    figure, (values, gaps) = style.rows(width, (2.9, 1.5))
+def _with_grid(gains: Gains) -> Profile:
+    profile = gain_profile(gains)
+    if profile.dampings.size < 2:
+        msg = f"need a grid of at least two dampings, got {profile.dampings.tolist()}: score again with `grid`."
+        raise ValueError(msg)
+    return profile
+
+
+def _brackets(values: "Axes", profile: Profile) -> None:
     place, chosen = np.arange(len(profile.names)), profile.chosen
-    values.vlines(place, 0, chosen.lower, color="#D9E6F0", linewidth=_stem(profile), zorder=1)
+    stem = float(np.clip(180 / len(place), 0.8, 6.0))  # points: leaves air between layers
+    values.vlines(place, 0, chosen.lower, color="#D9E6F0", linewidth=stem, zorder=1)
     values.vlines(place, chosen.lower, chosen.upper, color=style.BLUE, linewidth=1.6, zorder=3)
     for bound in (chosen.lower, chosen.upper):
-        values.plot(place, bound, "_", color=style.BLUE, markersize=max(2.0, _stem(profile)), zorder=3)
+        values.plot(place, bound, "_", color=style.BLUE, markersize=max(2.0, stem), zorder=3)
     for k in leading(chosen.middle, 3):
         side = "left" if k < 0.05 * len(place) else "right" if k > 0.93 * len(place) else "center"
         values.annotate(
@@ -171,49 +259,9 @@ def draw_gains(profile: Profile, *, asked: Real, width: Real) -> "Figure":
     values.set_ylim(0, 1.12 * extent(chosen.upper)[1])
     values.set_ylabel("gain ζ² (nats)")
     values.set_title("Gain: lower and upper bound")
-    gaps.bar(place, 100 * chosen.gap, color=np.where(chosen.converged, style.SKY, style.ORANGE), width=0.6)
-    gaps.axhline(100 * asked, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    gaps.set_ylim(0, 1.25 * max(100 * asked, 100 * extent(chosen.gap)[1]))
-    gaps.annotate(
-        f"asked: {setting(asked)}", (1, 100 * asked), (0, 2), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", va="bottom", fontsize=8,
-    )  # fmt: skip
-    gaps.set_ylabel("width (%)")
-    gaps.set_title("Width of the interval, relative to its upper end")
-    for axes in (values, gaps):
-        style.layer_axis(axes, profile)
-    values.set_xlabel("")
-    return figure
 
 
-def draw_steps(profile: Profile, *, radius: Real | None = None, width: Real) -> "Figure":
-    """Panels of `step_figure`, with a line at a trust radius, a share of |theta|."""
-    figure, (curves, chosen) = style.panels(width, 3.2, ratios=(1.15, 1))
-    highlighted_lines(curves, profile, 100 * profile.grid.step, band=False)
-    curves.plot(profile.chosen.damping, 100 * profile.chosen.step, "o", color=style.INK, markersize=2.6, zorder=4)
-    if radius is not None:
-        curves.axhline(100 * radius, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        curves.annotate(
-            f"radius: {setting(radius)}", (1, 100 * radius), (0, 2), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", va="bottom", fontsize=8,
-        )  # fmt: skip
-    curves.set_ylabel("step |d| / |θ| (%)")
-    curves.set_xlabel("damping τ (units of the curvature)")
-    curves.set_title("Length of the step")
-    place = np.arange(len(profile.names))
-    chosen.plot(place, profile.chosen.damping, "o", color=style.INK, markersize=4)
-    chosen.set_yscale("log")
-    low, high = extent(profile.chosen.damping)
-    chosen.set_ylim(low / 2, high * 2)
-    for axis in (curves.xaxis, chosen.yaxis):
-        style.few_ticks(axis)
-    chosen.set_ylabel("damping τ")
-    chosen.set_title("Damping that the policy chose")
-    style.layer_axis(chosen, profile)
-    return figure
-
-
-def highlighted_lines(axes: "Axes", profile: Profile, values: Float[np.ndarray, "K G"], *, band: bool) -> None:
+def _telling_lines(axes: "Axes", profile: Profile, values: Float[np.ndarray, "K G"], *, band: bool) -> None:
     """One line a layer: all in grey, the telling ones coloured and named; `band` shades their brackets."""
     x = profile.dampings
     axes.set(xscale="log", yscale="log")
@@ -249,11 +297,6 @@ def _name_extremes(axes: "Axes", profile: Profile) -> None:
                 )
                 taken.append(spot)
                 break
-
-
-def _stem(profile: Profile) -> float:
-    """Line width (points) of a stem that leaves air between layers."""
-    return float(np.clip(180 / len(profile.names), 0.8, 6.0))
 
 
 def _times_bar(figure: "Figure", axes: "Axes", mesh, reach: Real) -> None:

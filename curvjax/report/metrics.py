@@ -1,11 +1,11 @@
 """What each metric is called, its unit and its good direction; and when a difference may be called one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
-from curvjax.report.numbers import Real
-from curvjax.report.records import Record
+from curvjax.records import Pair, TaskOutcome
 
 
 class Metric(NamedTuple):
@@ -18,31 +18,37 @@ class Metric(NamedTuple):
     lower_is_better: bool
 
 
-METRICS = {
+METRICS: Mapping[str, Metric] = MappingProxyType({
     "gold_nll": Metric("Loss of the right answer", "loss of the right answer", "nats per question", 1.0, True),
     "accuracy": Metric("Accuracy", "accuracy", "percentage points", 100.0, False),
     "accuracy_per_character": Metric(
         "Accuracy, per character", "accuracy by log-probability per character", "percentage points", 100.0, False
     ),
-    "test_loss": Metric("Test loss", "test loss", "nats per token", 1.0, True),
     "nll": Metric("Test loss", "test loss", "nats per token", 1.0, True),
-}
+})
+
+OF_TASKS: Mapping[str, Callable[[TaskOutcome], tuple[float, float]]] = MappingProxyType({
+    "gold_nll": lambda task: (task.gold_nll, task.gold_nll_standard_error),
+    "accuracy": lambda task: (task.accuracy, task.accuracy_standard_error),
+    "accuracy_per_character": lambda task: (task.accuracy_per_character, task.accuracy_per_character_standard_error),
+})
+"""`metric -> (value, standard error)` of a task."""
 
 
-class Comparison(NamedTuple):
+class PairedDifference(NamedTuple):
     """Paired differences of two arms over seeds.
 
-    pairs: the records. difference: their mean. standard_error: the mean of theirs, which bounds the standard error
-    of the mean however the seeds are correlated (they share the test questions); None where one is unknown.
+    pairs: one a seed. difference: their mean. standard_error: the mean of theirs, which bounds the standard error of
+    the mean however the seeds are correlated (they share the test questions); None where one is unknown.
     """
 
     arm: str
     against: str
     metric: str
-    sparsity: Real | None
-    pairs: tuple[Record, ...]
+    sparsity: float | None
+    pairs: tuple[Pair, ...]
     difference: float
-    standard_error: Real | None
+    standard_error: float | None
 
     @property
     def verdict(self) -> str:
@@ -52,32 +58,36 @@ class Comparison(NamedTuple):
         """
         if self.standard_error is None:
             return "no standard error"
-        signs = {math.copysign(1, pair["difference"]) for pair in self.pairs}
-        pooled = {"difference": self.difference, "standard_error": self.standard_error}
-        if not is_significant(pooled) or len(signs) > 1:
+        signs = {math.copysign(1, pair.difference) for pair in self.pairs}
+        if not is_significant(self) or len(signs) > 1:
             return "no significant difference"
         return "better" if (self.difference < 0) == METRICS[self.metric].lower_is_better else "worse"
 
 
-def is_significant(pair: Record) -> bool:
+def is_significant(pair: Pair | PairedDifference) -> bool:
     """Whether |difference| is at least two standard errors, and a standard error is known."""
-    error = known_error(pair)
-    return error is not None and abs(pair["difference"]) >= 2 * error
+    error = known_error(pair.standard_error)
+    return error is not None and abs(pair.difference) >= 2 * error
 
 
-def known_error(record: Record, field: str = "standard_error") -> Real | None:
-    """A record's standard error; None where it is missing, not finite (a single item) or zero."""
-    error = record.get(field)
+def known_error(error: float | None) -> float | None:
+    """A standard error; None where it is missing, not finite (a single item) or zero."""
     return error if error is not None and 0 < error < math.inf else None
 
 
-def comparisons(paired: Sequence[Record]) -> list[Comparison]:
-    """Paired records gathered over seeds: one `Comparison` per pair of arms, metric and sparsity, in record order."""
-    groups: dict[tuple, list[Record]] = {}
-    for pair in paired:
-        key = (pair["arm"], pair["against"], pair.get("metric", "nll"), pair.get("sparsity"))
-        groups.setdefault(key, []).append(pair)
-    return [_comparison(*key, tuple(pairs)) for key, pairs in groups.items()]
+def paired_differences(pairs: Iterable[Pair]) -> list[PairedDifference]:
+    """Pairs gathered over seeds: one `PairedDifference` per two arms, metric and sparsity, in order of appearance.
+
+    Raises:
+      ValueError: if a metric is unknown.
+    """
+    groups: dict[tuple[str, str, str, float | None], list[Pair]] = {}
+    for pair in pairs:
+        if pair.metric not in METRICS:
+            msg = f"no metric {pair.metric!r}; a report knows {sorted(METRICS)}."
+            raise ValueError(msg)
+        groups.setdefault((pair.arm, pair.against, pair.metric, pair.sparsity), []).append(pair)
+    return [_over_seeds(*key, tuple(group)) for key, group in groups.items()]
 
 
 def metric_axis(metric: str) -> str:
@@ -86,12 +96,10 @@ def metric_axis(metric: str) -> str:
     return f"{unit} ({'lower' if METRICS[metric].lower_is_better else 'higher'} is better)"
 
 
-def _comparison(arm: str, against: str, metric: str, sparsity: Real | None, pairs: tuple[Record, ...]) -> Comparison:
-    if metric not in METRICS:
-        msg = f"no metric {metric!r}; a report knows {sorted(METRICS)}."
-        raise ValueError(msg)
-    errors = [known_error(pair) for pair in pairs]
-    known = [error for error in errors if error is not None]
-    error = math.fsum(known) / len(known) if len(known) == len(errors) else None
-    difference = math.fsum(pair["difference"] for pair in pairs) / len(pairs)
-    return Comparison(arm, against, metric, sparsity, pairs, difference, error)
+def _over_seeds(
+    arm: str, against: str, metric: str, sparsity: float | None, pairs: tuple[Pair, ...]
+) -> PairedDifference:
+    known = [error for pair in pairs if (error := known_error(pair.standard_error)) is not None]
+    error = math.fsum(known) / len(known) if len(known) == len(pairs) else None
+    difference = math.fsum(pair.difference for pair in pairs) / len(pairs)
+    return PairedDifference(arm, against, metric, sparsity, pairs, difference, error)

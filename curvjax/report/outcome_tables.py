@@ -1,66 +1,50 @@
 """Tables of outcomes, and of settings, data and versions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from curvjax.report.metrics import METRICS, Comparison, comparisons, known_error
+from curvjax.records import Adaptation, Allocation, Pair, Pruning, TaskOutcome, TextOutcome
+from curvjax.report.gain_tables import allocation_name
+from curvjax.report.metrics import METRICS, OF_TASKS, PairedDifference, known_error, paired_differences
 from curvjax.report.numbers import MINUS, UNKNOWN, count, fixed, plus_minus, setting, signed
-from curvjax.report.records import Record
 from curvjax.report.tables import Table, table
 
 
-def adaptation_table(adaptation: Record) -> Table:
+def adaptation_table(adaptation: Adaptation) -> Table:
     """Every arm and seed of the fine-tuning, and the model before it."""
-    base: Record = {**(adaptation.get("base") or {}), "arm": "before training"}
-    rows = [
-        (
-            arm["arm"],
-            count(arm.get("seed")),
-            count(arm.get("parameters")),
-            count(arm.get("max_rank")),
-            _metric(arm, "gold_nll", 3),
-            _metric(arm, "accuracy", 1),
-            _metric(arm, "accuracy_per_character", 1),
-            fixed(arm.get("test_loss"), 3),
-        )
-        for arm in (base, *adaptation["arms"])
+    rows = [("before training", UNKNOWN, UNKNOWN, UNKNOWN, *_measured(adaptation.base))]
+    rows += [
+        (arm.arm, count(arm.seed), count(arm.parameters), count(arm.max_rank), *_measured(arm.outcome))
+        for arm in adaptation.arms
     ]
     caption = (
-        f"Fine-tuning on {adaptation.get('task')}: {count(adaptation.get('train_documents'))} training "
-        f"documents, {count(adaptation.get('steps'))} steps, {count(adaptation.get('test_questions'))} "
-        f"test questions. Loss of the right answer in {METRICS['gold_nll'].unit}, test loss in "
-        f"{METRICS['test_loss'].unit}; accuracy by the answer's summed log-probability, and by that per "
-        "character. ± one standard error over the test questions."
+        f"Fine-tuning on {adaptation.task}: {count(adaptation.train_documents)} training documents, "
+        f"{count(adaptation.steps)} steps of {count(adaptation.tokens_per_step)} tokens, "
+        f"{count(adaptation.test_questions)} test questions. Loss of the right answer in {METRICS['gold_nll'].unit}; "
+        "accuracy by the answer's summed log-probability, and by that per character. ± one standard error over the "
+        "test questions."
     )
     columns = (
         "arm", "seed", "trained parameters", "largest rank", "loss of right answer", "accuracy (%)", "per char. (%)",
-        "test loss",
     )  # fmt: skip
-    return table(caption, columns, "lrrrrrrr", rows)
+    return table(caption, columns, "lrrrrrr", rows)
 
 
-def pruning_table(pruning: Record) -> Table:
+def pruning_table(pruning: Pruning) -> Table:
     """Perplexity of every pruned arm, and of the dense model."""
-    rows = [("dense", UNKNOWN, UNKNOWN, UNKNOWN, *_losses(pruning["dense"]))]
+    rows = [("dense", UNKNOWN, UNKNOWN, UNKNOWN, *_losses(pruning.dense))]
     rows += [
-        (
-            arm["arm"],
-            count(arm.get("seed")),
-            setting(arm["sparsity"]),
-            UNKNOWN if arm.get("realised") is None else f"{100 * arm['realised']:.3f}%",
-            *_losses(arm),
-        )
-        for arm in sorted(pruning["arms"], key=lambda arm: arm["sparsity"])
+        (arm.arm, count(arm.seed), setting(arm.sparsity), f"{100 * arm.realised:.3f}%", *_losses(arm.outcome))
+        for arm in sorted(pruning.arms, key=lambda arm: arm.sparsity)
     ]
     caption = (
-        f"Pruning by {str(pruning.get('method', '')).capitalize()}, calibrated on "
-        f"{pruning.get('calibration')}, tested on {pruning.get('test')} "
-        f"({count(pruning.get('test_tokens'))} tokens). ± one standard error over the test text."
+        f"Pruning by {pruning.method.capitalize()}, calibrated on {pruning.calibration}, tested on {pruning.test} "
+        f"({count(pruning.dense.tokens)} tokens). ± one standard error over the test text."
     )
     columns = ("arm", "seed", "asked", "removed", "test perplexity", "test loss (nats per token)")
     return table(caption, columns, "lrrrrr", rows)
 
 
-def paired_table(paired: list[Record], *, of: str) -> Table:
+def paired_table(paired: Sequence[Pair], *, of: str) -> Table:
     """Paired differences, the seeds of a comparison together, with what they allow to say."""
     rows = [
         (
@@ -69,7 +53,7 @@ def paired_table(paired: list[Record], *, of: str) -> Table:
             *_differences(entry),
             entry.verdict,
         )
-        for entry in comparisons(paired)
+        for entry in paired_differences(paired)
     ]
     caption = (
         f"Paired differences, first arm minus second on the {of}, ± one standard error. Over several "
@@ -80,36 +64,32 @@ def paired_table(paired: list[Record], *, of: str) -> Table:
     return table(caption, (f"first {MINUS} second", "metric", "difference", "seeds", "verdict"), "llrrl", rows)
 
 
-def program_table(allocations: dict[str, Record]) -> Table:
-    """Settings, certificate and residual of every allocation side by side, `name -> allocation`."""
-    kept = ("program", "score", "certificate", "residual")
-    columns = {
-        name: dict(flattened({key: record[key] for key in kept if key in record}))
-        for name, record in allocations.items()
-    }
-    settings = list(dict.fromkeys(key for column in columns.values() for key in column))
-    settings.sort(key=lambda setting: kept.index(setting.split(".")[0]))
-    rows = [(key, *(column.get(key, UNKNOWN) for column in columns.values())) for key in settings]
-    return table(
-        "Programs and their certificates.", ("setting", *columns), "l" * (len(columns) + 1), rows, long=len(rows) > 20
-    )
+def program_table(allocations: Sequence[Allocation]) -> Table:
+    """Settings, certificate and residual of every allocation side by side."""
+    columns = [dict(flattened(_evidence(allocation))) for allocation in allocations]
+    settings = list(dict.fromkeys(key for column in columns for key in column))
+    settings.sort(key=lambda setting: not setting.startswith("program."))
+    rows = [(key, *(column.get(key, UNKNOWN) for column in columns)) for key in settings]
+    names = [allocation_name(allocation) for allocation in allocations]
+    long = len(rows) > 20
+    return table("Programs and their certificates.", ("setting", *names), "l" * (len(names) + 1), rows, long=long)
 
 
-def settings_table(caption: str, settings: Record) -> Table:
-    """A nested record as rows `outer.inner`, value."""
+def settings_table(caption: str, settings: Mapping[str, object]) -> Table:
+    """Nested settings as rows `outer.inner`, value."""
     rows = list(flattened(settings))
     return table(caption, ("setting", "value"), "ll", rows, long=len(rows) > 30)
 
 
-def flattened(settings: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every leaf of a nested record.
+def flattened(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every leaf of nested settings.
 
     Yields:
       Its dotted name and its text.
     """
     for key, value in settings.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             yield from flattened(value, f"{name}.")
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(str, value)) or UNKNOWN
@@ -117,33 +97,50 @@ def flattened(settings: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield name, _plain(value)
 
 
+def _evidence(allocation: Allocation) -> dict[str, object]:
+    """What the program was, in the order in which it is shown, and what is proved of its result."""
+    found: dict[str, object] = {"program": allocation.program, "rule": allocation.rule}
+    found |= {"control": allocation.control, "score": allocation.score}
+    if allocation.certificate:
+        ranges = allocation.certificate
+        proved = f"{ranges.certified} of {len(ranges.least)} units"
+        found |= {"certificate": {"certified": proved, "widest range": ranges.widest}}
+    if allocation.whole:
+        whole = allocation.whole
+        evidence = {"unspent": whole.unspent, "gap": whole.gap, "optimal": whole.exact, "status": whole.status}
+        found |= {"whole amounts": evidence}
+    return found | {"gap": allocation.gap, "residual": allocation.residual}
+
+
 def _plain(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: UNKNOWN, True: "yes", False: "no"}[value]
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or UNKNOWN
 
 
-def _metric(arm: Record, metric: str, places: int) -> str:
-    scale, value, error = METRICS[metric].scale, arm.get(metric), known_error(arm, f"{metric}_standard_error")
-    if value is None:
-        return UNKNOWN
-    return plus_minus(scale * value, None if error is None else scale * error, places)
+def _measured(outcome: TaskOutcome) -> list[str]:
+    shown = []
+    for metric, measured in OF_TASKS.items():
+        scale, (value, error) = METRICS[metric].scale, measured(outcome)
+        error = known_error(error)
+        shown.append(plus_minus(scale * value, None if error is None else scale * error, 1 if scale > 1 else 3))
+    return shown
 
 
-def _losses(arm: Record) -> tuple[str, str]:
+def _losses(outcome: TextOutcome) -> tuple[str, str]:
     """Perplexity and nats; the perplexity's error is that of the nats, carried over to first order."""
-    error = known_error(arm)
-    perplexity = plus_minus(arm["perplexity"], None if error is None else error * arm["perplexity"], 1)
-    return perplexity, plus_minus(arm.get("nll"), error, 3)
+    error = known_error(outcome.standard_error)
+    carried = None if error is None else error * outcome.perplexity
+    return plus_minus(outcome.perplexity, carried, 1), plus_minus(outcome.nll, error, 3)
 
 
-def _differences(entry: Comparison) -> tuple[str, str]:
+def _differences(entry: PairedDifference) -> tuple[str, str]:
     scale = METRICS[entry.metric].scale
     places = 1 if scale > 1 else 4
     shown = signed(scale * entry.difference, places)
     if entry.standard_error is not None:
         shown += f" ± {fixed(scale * entry.standard_error, places)}"
-    each = sorted(pair["difference"] for pair in entry.pairs)
+    each = sorted(pair.difference for pair in entry.pairs)
     ends = (
         "1"
         if len(each) == 1

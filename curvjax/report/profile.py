@@ -1,12 +1,17 @@
-"""The gains record as arrays in layer order, and the few statistics that the report draws from them."""
+"""Gains as arrays in layer order, and the few statistics that the report draws from them."""
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Int
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
-from curvjax.report.records import Record
+from curvjax.curvature import LayerGains, Status, UnitGain
+from curvjax.records import Bracket, GainEvidence, Scores, UnitScore
+
+Gains: TypeAlias = Scores | LayerGains | Iterable[UnitGain]
+"""What has gains: a record, or what `curvjax.curvature` returns, of any curvature, `UnitGain`s in any order."""
 
 
 class Brackets(NamedTuple):
@@ -33,9 +38,13 @@ class Brackets(NamedTuple):
         width = self.upper - self.lower
         return np.divide(width, self.upper, out=np.where(width == 0, 0.0, np.nan), where=self.upper > 0)
 
+    def column(self, places: int | Int[np.ndarray, " G"]) -> "Brackets":
+        """The brackets at one damping of the grid, or at several."""
+        return Brackets(*(field[:, places] for field in self))
+
 
 class Profile(NamedTuple):
-    """One run's gains in layer order, K units and G absolute dampings (rising).
+    """Gains in layer order, K units and G absolute dampings (rising).
 
     names, index: `[K]`. gradient_norm2: `[K]` |g|^2, nats^2 per squared parameter. chosen: `[K]` at the policy.
     grid: `[K, G]` at common dampings.
@@ -62,78 +71,45 @@ class Profile(NamedTuple):
         """The common dampings, rising."""
         return self.grid.damping[0]
 
-
-def gain_profile(gains: Record) -> Profile:
-    """The arrays of a gains record."""
-    units = gains["units"]
-    norm = _column(units, "parameter_norm")
-    rows = [[unit["gains"][0], *sorted(unit["gains"][1:], key=lambda gain: gain["damping"])] for unit in units]
-    every = Brackets(
-        damping=_table(rows, "damping"),
-        lower=_table(rows, "lower"),
-        upper=_table(rows, "upper"),
-        step=_table(rows, "step_norm") / norm[:, None],
-        converged=np.array([[gain.get("status") == "converged" for gain in row] for row in rows]),
-    )
-    return Profile(
-        names=tuple(unit["name"] for unit in units),
-        index=np.array([unit["index"] for unit in units]),
-        gradient_norm2=_column(units, "gradient_norm2"),
-        chosen=Brackets(*(field[:, 0] for field in every)),
-        grid=Brackets(*(field[:, 1:] for field in every)),
-    )
+    @property
+    def correlation(self) -> float:
+        """Spearman's, of the gains at the policy and the squared gradient norms."""
+        return rank_correlation(self.chosen.middle, self.gradient_norm2)
 
 
-def results_profile(gains: Any) -> Profile:
-    """The arrays of results in memory, at the policy's first damping.
+def gain_profile(gains: Gains) -> Profile:
+    """The arrays of gains; of results in memory, at the policy's first damping.
 
     Args:
-      gains: a `LayerGains`, or `UnitGain`s in any order, of `curvjax.curvature`.
+      gains: scores named `gain`, or results of `curvjax.curvature`.
 
     Raises:
-      ValueError: if there is no unit.
+      ValueError: if there is no unit or no bracket at the chosen damping, a unit was not measured, or dampings differ.
     """
-    rows = [gains] if hasattr(gains, "units") else sorted(gains, key=lambda row: row.unit.index)
-    units = gains.units if hasattr(gains, "units") else [row.unit for row in rows]
-    if not units:
-        msg = "there is no gain to draw: pass the result of layer_gains, or at least one UnitGain."
+    profile = _of_scores(gains) if isinstance(gains, Scores) else _of_results(gains)
+    order = np.argsort(profile.dampings)
+    return profile._replace(grid=profile.grid.column(order))
+
+
+def measured(scores: Scores) -> list[tuple[UnitScore, GainEvidence]]:
+    """The units, each with what was measured of its gain.
+
+    Raises:
+      ValueError: if there is nothing of some unit: these are other scores.
+    """
+    found = [(unit, unit.gain) for unit in scores.units if unit.gain is not None and unit.gain.brackets]
+    if len(found) < len(scores.units):
+        msg = f"scores {scores.score!r}: no gain was measured of {len(scores.units) - len(found)} units; use `gain`."
         raise ValueError(msg)
-
-    def stacked(name: str, field: str) -> Float[np.ndarray, "K n"]:
-        values = [np.atleast_2d(getattr(getattr(row, name), field)) for row in rows]
-        return np.concatenate(values).astype(np.float64)
-
-    def scalars(field: str) -> Float[np.ndarray, " K"]:
-        return np.concatenate([np.atleast_1d(getattr(row, field)) for row in rows]).astype(np.float64)
-
-    norm = scalars("parameter_norm")
-    chosen, grid = (
-        Brackets(
-            damping=stacked(name, "damping"),
-            lower=stacked(name, "lower"),
-            upper=stacked(name, "upper"),
-            step=stacked(name, "step_norm") / norm[:, None],
-            converged=stacked(name, "status") == 0,  # Status.CONVERGED
-        )
-        for name in ("gain", "grid")
-    )
-    order = np.argsort(grid.damping[0])
-    return Profile(
-        names=tuple(unit.name for unit in units),
-        index=np.array([unit.index for unit in units]),
-        gradient_norm2=scalars("gradient_norm2"),
-        chosen=Brackets(*(field[:, 0] for field in chosen)),
-        grid=Brackets(*(field[:, order] for field in grid)),
-    )
+    return found
 
 
 def rank_correlation(first: Float[np.ndarray, " K"], second: Float[np.ndarray, " K"]) -> float:
     """Spearman's correlation over the units known in both; nan if fewer than three are, or one side is constant."""
     known = np.isfinite(first) & np.isfinite(second)
-    ranks = [rankdata(values[known]) for values in (first, second)]
-    if known.sum() < 3 or any(np.ptp(rank) == 0 for rank in ranks):
+    if known.sum() < 3 or any(np.ptp(values[known]) == 0 for values in (first, second)):
         return float("nan")
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    return float(spearmanr(first[known], second[known]).statistic)
 
 
 def shares(values: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
@@ -180,9 +156,71 @@ def proved_ranks(lower: Float[np.ndarray, "K G"], upper: Float[np.ndarray, "K G"
     return np.all(apart | ~others, axis=1)
 
 
-def _column(units: list[Record], field: str) -> Float[np.ndarray, " K"]:
-    return np.array([np.nan if unit.get(field) is None else unit[field] for unit in units], dtype=np.float64)
+def _of_scores(scores: Scores) -> Profile:
+    evidence = [gain for _, gain in measured(scores)]
+    rows = [gain.brackets for gain in evidence]
+    grid = [bracket.damping for bracket in rows[0][1:]]
+    for unit, row in zip(scores.units, rows, strict=True):
+        found = [bracket.damping for bracket in row[1:]]
+        if found != grid:
+            msg = f"gains: {unit.name} has dampings {found}, {scores.units[0].name} has {grid}; score again."
+            raise ValueError(msg)
+    every = _brackets(rows, np.asarray([unit.parameter_norm for unit in scores.units], np.float64))
+    if not np.isfinite(every.middle[:, 0]).any():
+        states = sorted({row[0].status for row in rows})
+        msg = f"gains: no unit has a bracket at the chosen damping (status {states}); score again with more damping."
+        raise ValueError(msg)
+    return Profile(
+        names=tuple(unit.name for unit in scores.units),
+        index=np.array([unit.index for unit in scores.units]),
+        gradient_norm2=np.asarray([gain.gradient_norm2 for gain in evidence], np.float64),
+        chosen=every.column(0),
+        grid=every.column(np.arange(1, len(grid) + 1)),
+    )
 
 
-def _table(rows: list[list[Record]], field: str) -> Float[np.ndarray, "K G"]:
-    return np.stack([_column(row, field) for row in rows])
+def _brackets(rows: Sequence[tuple[Bracket, ...]], norm: Float[np.ndarray, " K"]) -> Brackets:
+    return Brackets(
+        damping=np.asarray([[bracket.damping for bracket in row] for row in rows], np.float64),
+        lower=np.asarray([[bracket.lower for bracket in row] for row in rows], np.float64),
+        upper=np.asarray([[bracket.upper for bracket in row] for row in rows], np.float64),
+        step=np.asarray([[bracket.step_norm for bracket in row] for row in rows], np.float64) / norm[:, None],
+        converged=np.array([[bracket.status == Status.CONVERGED.name.lower() for bracket in row] for row in rows]),
+    )
+
+
+def _of_results(gains: LayerGains | Iterable[UnitGain]) -> Profile:
+    if isinstance(gains, LayerGains):
+        rows, units = [gains], list(gains.units)
+    else:
+        rows = sorted(gains, key=lambda row: row.unit.index)
+        units = [row.unit for row in rows]
+    if not units:
+        msg = "there is no gain to draw: pass the result of layer_gains, or at least one UnitGain."
+        raise ValueError(msg)
+
+    def stacked(name: str, field: str) -> Float[np.ndarray, "K n"]:
+        values = [np.atleast_2d(getattr(getattr(row, name), field)) for row in rows]
+        return np.concatenate(values).astype(np.float64)
+
+    def scalars(field: str) -> Float[np.ndarray, " K"]:
+        return np.concatenate([np.atleast_1d(getattr(row, field)) for row in rows]).astype(np.float64)
+
+    norm = scalars("parameter_norm")[:, None]
+    chosen, grid = (
+        Brackets(
+            damping=stacked(name, "damping"),
+            lower=stacked(name, "lower"),
+            upper=stacked(name, "upper"),
+            step=stacked(name, "step_norm") / norm,
+            converged=stacked(name, "status") == Status.CONVERGED,
+        )
+        for name in ("gain", "grid")
+    )
+    return Profile(
+        names=tuple(unit.name for unit in units),
+        index=np.array([unit.index for unit in units]),
+        gradient_norm2=scalars("gradient_norm2"),
+        chosen=chosen.column(0),
+        grid=grid,
+    )

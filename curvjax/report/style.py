@@ -1,6 +1,5 @@
 """How figures look, and how they are saved. The only file that imports matplotlib."""
 
-import base64
 import functools
 import io
 from collections.abc import Callable, Sequence
@@ -8,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from curvjax.report.numbers import Real
-from curvjax.report.profile import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.collections import QuadMesh
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 Settings = ParamSpec("Settings")
@@ -24,6 +24,7 @@ WIDE, NARROW = 7.6, 4.2  # inches: a page's column, and a phone's
 
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = "#0072B2", "#D55E00", "#007A5A", "#A8528A", "#B07800", "#3A9BD0"
 INK, MUTED, PALE = "#222222", "#6B6B6B", "#C9C9C9"
+DASHES = (0, (4, 3))
 HIGHLIGHTS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)  # Okabe and Ito (2008), darkened where thin lines need it
 
 _ARMS = {"curvature": (BLUE, "o"), "uniform": (MUTED, "s"), "permuted": (ORANGE, "D"), "gradient": (GREEN, "^")}
@@ -102,13 +103,8 @@ def arm_style(arm: str) -> tuple[str, str]:
     return _ARMS.get(arm, _OTHER_ARM)
 
 
-def layer_axis(axes: "Axes", profile: Profile) -> None:
-    """A horizontal axis of layers: ticks at round layer numbers that exist, whatever the granularity."""
-    unit_axis(axes, profile.index)
-
-
-def unit_axis(axes: "Axes", index: Int[np.ndarray, " K"]) -> None:
-    """`layer_axis` of units that lie in the layers `index`."""
+def layer_axis(axes: "Axes", index: Int[np.ndarray, " K"]) -> None:
+    """A horizontal axis of units in the layers `index`: ticks at round layer numbers that exist, at any granularity."""
     numbers = np.unique(index)
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 10**6) if numbers.size / step <= 16)
     shown = [number for number in numbers if number % step == 0]
@@ -116,6 +112,51 @@ def unit_axis(axes: "Axes", index: Int[np.ndarray, " K"]) -> None:
     axes.set_xlim(-0.8, len(index) - 0.2)
     axes.set_xlabel("layer" if numbers.size == len(index) else "unit, numbered by layer")
     axes.grid(visible=False, axis="x")
+
+
+def rank_axis(axes: "Axes", count: int) -> None:
+    """A vertical axis of ranks, 1 at the top."""
+    axes.set_ylim(count + 0.5, 0.5)
+    axes.set_yticks(np.unique(np.linspace(1, count, min(count, 8)).round().astype(int)))
+
+
+def damping_axis(axes: "Axes") -> None:
+    """A logarithmic horizontal axis of dampings; call it when all is drawn."""
+    axes.set_xscale("log")
+    axes.set_xlabel("damping τ (units of the curvature)")
+    few_ticks(axes.xaxis)
+
+
+def heat_map(
+    axes: "Axes",
+    values: Float[np.ndarray, "M K"],
+    norm: "Normalize",
+    *,
+    rows: Sequence[str],
+    index: Int[np.ndarray, " K"],
+) -> "QuadMesh":
+    """Cells of `values`, the first of the named rows on top, over units in the layers `index`."""
+    seam = 0.4 if values.shape[1] <= 80 else 0.0
+    mesh = axes.pcolormesh(values, cmap="PuOr_r", norm=norm, edgecolors="white", linewidth=seam)
+    layer_axis(axes, index)
+    axes.set_xticks(axes.get_xticks() + 0.5, [text.get_text() for text in axes.get_xticklabels()])
+    axes.set_xlim(0, values.shape[1])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0)
+    return mesh
+
+
+def named_level(axes: "Axes", level: Real, text: str) -> None:
+    """A dashed horizontal line with its name at the right."""
+    axes.axhline(level, color=INK, linewidth=0.8, linestyle=DASHES)
+    axes.annotate(
+        text, (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+        va="bottom", fontsize=8,
+    )  # fmt: skip
 
 
 def few_ticks(axis: "Axis") -> None:
@@ -188,11 +229,6 @@ def svg_bytes(figure: "Figure") -> bytes:
     with _matplotlib().rc_context(_LOOK):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue().replace(b"'DejaVu Sans'", _SYSTEM_FONTS.encode())
-
-
-def svg_address(svg: bytes) -> str:
-    """An SVG as a `data:` address, for a page without outside files."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def save_figure(figure: "Figure", folder: str | Path, name: str) -> tuple[Path, Path]:

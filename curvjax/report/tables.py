@@ -1,4 +1,4 @@
-"""Tables as data, in Markdown and in the terminal; `markup.html_table` shows one on the page."""
+"""Tables as data, in Markdown and in the terminal; `page.html` shows them on the page."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +17,17 @@ class Table(NamedTuple):
     align: str
     rows: tuple[tuple[str, ...], ...]
     long: bool = False
+    kind = "table"
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """What each column holds, text at its left or numbers at its right."""
+        return tuple("number" if side == "r" else "text" for side in self.align)
+
+    @property
+    def size(self) -> str:
+        """How much room it takes: long, short or middle."""
+        return "long" if self.long else "short" if len(self.columns) <= 3 else "middle"
 
 
 def table(

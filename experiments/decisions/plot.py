@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from curvjax.report import plot_transfer, save_figure
+from curvjax.report import save_figure, transfer_figure
 
 FOLDER = Path(__file__).parent
 UNITS = {"rank": "extra rank", "sparsity": "share removed"}
@@ -25,7 +25,7 @@ def main() -> None:
             SimpleNamespace(**row | {end: np.asarray(row[f"at_{end}"]) for end in ("source", "target")}) for row in rows
         ]
         index = range(len(found[0].source))
-        figure = plot_transfer(found, budgets=[row["budget"] for row in rows], index=list(index), unit=unit)
+        figure = transfer_figure(found, budgets=[row["budget"] for row in rows], index=list(index), unit=unit)
         svg, png = save_figure(figure, FOLDER, f"transfer_{program}")
         png.unlink()
         print(svg)

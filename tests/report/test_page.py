@@ -1,10 +1,14 @@
 import re
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from curvjax.report import read_run, write_report
-from curvjax.report.pictures import pictures
+from curvjax.report import RunDirectory, write_report
+from curvjax.report.page import html_page, pictures_of
+from curvjax.report.sections import SECTIONS
+from tests.report.values import at_one_damping, gains_of, write
 
 VOID = {"meta", "img", "br", "hr", "link", "source", "input"}
 
@@ -42,9 +46,9 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, write_run):
+def written(tmp_path_factory, whole):
     """The page of one whole run of 12 layers, its reading, and the progress told; drawn once for this file."""
-    folder, told = write_run(tmp_path_factory.mktemp("whole"), 12), []
+    folder, told = write(tmp_path_factory.mktemp("whole"), whole), []
     page = write_report(folder, progress=lambda done, every: told.append((done, every)))
     return page, Reader(page.read_text(encoding="utf-8")), told
 
@@ -88,7 +92,7 @@ def test_numbers_hashes_versions_and_limits_are_on_the_page(written):
     _, reader, _ = written
     for expected in (
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "trust_radius",
+        "trust-radius",
         "97.6 ± 4.4",
         "sparsities",
         "0.10.2",
@@ -121,8 +125,8 @@ def test_tables_have_captions_and_row_headings(written):
     assert all(given["aria-label"] for given in tables)
 
 
-def test_each_picture_is_drawn_from_its_own_stage(run_dir, records):
-    drawn = {content.name: content for content in pictures(read_run(run_dir(records(3))))}
+def test_each_picture_is_drawn_from_its_own_stage(whole):
+    drawn = {content.name: content for content in pictures_of(section(whole) for section in SECTIONS)}
     for name, level in (("ranks", 8), ("sparsities", 50)):
         axes = drawn[name].draw(7.6).axes[0]
         uniform = next(line for line in axes.lines if line.get_label() == "uniform")
@@ -131,17 +135,8 @@ def test_each_picture_is_drawn_from_its_own_stage(run_dir, records):
     assert len(drawn["pruning"].draw(7.6).axes) == 2
 
 
-@pytest.fixture
-def one_damping(records):
-    """Gains at the policy's damping alone, of 3 layers."""
-    gains = records(3)["gains.json"]
-    for unit in gains["units"]:
-        del unit["gains"][1:]
-    return gains
-
-
-def test_a_run_of_gains_at_one_damping_shows_what_there_is_and_names_what_is_missing(run_dir, one_damping):
-    page = write_report(run_dir({"gains.json": one_damping}))
+def test_a_run_of_gains_at_one_damping_shows_what_there_is_and_names_what_is_missing(run_dir):
+    page = write_report(run_dir(RunDirectory(gains=at_one_damping(gains_of(3)))))
     reader = Reader(page.read_text(encoding="utf-8"))
     missing = "rank allocation, sparsity allocation, low-rank fine-tuning and pruning"
     assert f"Not part of this run: {missing}." in reader.text
@@ -152,9 +147,17 @@ def test_a_run_of_gains_at_one_damping_shows_what_there_is_and_names_what_is_mis
     assert "Not part of this run" in (page.parent / "summary.md").read_text(encoding="utf-8")
 
 
-def test_names_from_outside_are_escaped(run_dir, one_damping):
-    one_damping["model"]["name"] = "<script>alert('x')</script> & co"
-    text = write_report(run_dir({"gains.json": one_damping})).read_text(encoding="utf-8")
+def test_names_from_outside_are_escaped(run_dir):
+    gains = at_one_damping(gains_of(3))
+    name = "<script>alert('x')</script> & \"co\""
+    origin = replace(gains.origin, model=replace(gains.origin.model, name=name), settings={name: name})
+    text = write_report(run_dir(RunDirectory(gains=replace(gains, origin=origin)))).read_text(encoding="utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     Reader(text)
+
+
+def test_absent_jinja_names_the_extra(whole, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"pip install 'curvjax\[plot\]'"):
+        html_page(whole, [], {})

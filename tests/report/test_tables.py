@@ -3,10 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
-from curvjax.report import summary_table
-from curvjax.report.markup import html_table
+from curvjax.report import gains_table
 from curvjax.report.outcome_tables import flattened, paired_table
 from curvjax.report.tables import markdown_table, table
+from tests.report.values import gains_of, pair, with_bracket
 
 
 def shown(content):
@@ -15,17 +15,14 @@ def shown(content):
     return stream.getvalue()
 
 
-def test_the_terminal_summary_has_every_layer_in_order(records):
-    lines = [
-        line.split()[0] for line in shown(summary_table(records(12)["gains.json"])).splitlines() if "layers." in line
-    ]
+def test_the_terminal_summary_has_every_layer_in_order(whole):
+    lines = [line.split()[0] for line in shown(gains_table(whole.gains)).splitlines() if "layers." in line]
     assert lines == [f"layers.{k}" for k in range(12)]
 
 
-def test_the_terminal_summary_shows_a_layer_without_a_bracket(records):
-    gains = records(3)["gains.json"]
-    gains["units"][1]["gains"][0] |= {"lower": None, "upper": None, "status": "negative_curvature"}
-    (line,) = [line for line in shown(summary_table(gains)).splitlines() if "layers.1" in line]
+def test_the_terminal_summary_shows_a_layer_without_a_bracket():
+    gains = with_bracket(gains_of(3), 1, lower=None, upper=None, status="negative_curvature")
+    (line,) = [line for line in shown(gains_table(gains)).splitlines() if "layers.1" in line]
     assert "negative_curvature" in line
     assert "\u2013 to \u2013" in line
 
@@ -35,20 +32,21 @@ def test_a_table_with_ragged_rows_is_refused():
         table("Ragged.", ("a", "b"), "lr", [("1",)])
 
 
-def test_cells_are_escaped_in_each_rendering():
+def test_bars_are_escaped_in_markdown():
     content = table("A < B.", ("a|b",), "l", [("<b>x|y</b>",)])
-    assert "&lt;b&gt;" in html_table(content)
-    assert "A &lt; B." in html_table(content)
     assert r"| <b>x\|y</b> |" in markdown_table(content)
 
 
 def test_paired_rows_join_seeds_and_give_their_range():
-    pairs = [
-        {"arm": "a", "against": "b", "metric": "accuracy", "seed": seed, "difference": value, "standard_error": 0.01}
-        for seed, value in ((1, 0.05), (2, 0.03))
-    ]
+    pairs = [pair(value, 0.01, "accuracy", seed=seed) for seed, value in ((1, 0.05), (2, 0.03))]
     (row,) = paired_table(pairs, of="same test questions").rows
-    assert row == ("a \u2212 b", "accuracy (percentage points)", "+4.0 ± 1.0", "2: +3.0 to +5.0", "better")
+    assert row == (
+        "curvature \u2212 uniform",
+        "accuracy (percentage points)",
+        "+4.0 ± 1.0",
+        "2: +3.0 to +5.0",
+        "better",
+    )
 
 
 def test_nested_settings_become_dotted_rows():

@@ -1,19 +1,15 @@
-"""Figures of results in memory, as `curvjax.curvature` returns them, for notebooks; records have `gain_figures`.
-
-Results are taken by their fields. *Gains* are a `LayerGains`, or `UnitGain`s of any curvature in any order.
-"""
+"""Figures of runs behind the gains, in memory: how bounds close in, the spectrum, what other sequences would change."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
+from curvjax.curvature import Bootstrap, Gain, Spectrum
 from curvjax.report import style
-from curvjax.report.gain_figures import draw_gains, draw_steps, highlighted_lines
 from curvjax.report.numbers import Real, significant
-from curvjax.report.profile import Brackets, Profile, positive, proved_ranks, results_profile, telling
+from curvjax.report.profile import Brackets, Gains, gain_profile, positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,22 +17,7 @@ if TYPE_CHECKING:
 
 
 @style.styled
-def plot_gains(gains: Any, *, rtol: Real = 1e-2, width: Real = style.WIDE) -> "Figure":
-    """The certified bracket of zeta^2 of every layer (nats), and its relative width (%) [M5].
-
-    Args:
-      gains: a `LayerGains`, or `UnitGain`s.
-      rtol: the relative width that was asked; drawn as a line. Brackets that miss it have another colour.
-      width: inches.
-
-    Returns:
-      A Figure of two panels, one above the other.
-    """
-    return draw_gains(results_profile(gains), asked=rtol, width=width)
-
-
-@style.styled
-def plot_convergence(prefixes: Sequence[Any], *, width: Real = style.WIDE) -> "Figure":
+def convergence_figure(prefixes: Sequence[Gain], *, width: Real = style.WIDE) -> "Figure":
     """How the bounds of one layer close in with the number of curvature products [M5].
 
     Args:
@@ -85,81 +66,7 @@ def plot_convergence(prefixes: Sequence[Any], *, width: Real = style.WIDE) -> "F
 
 
 @style.styled
-def plot_damping(gains: Any, *, width: Real = style.WIDE) -> "Figure":
-    """Gain against damping with its bounds, and the rank of each layer at each damping [M3] [M6].
-
-    Args:
-      gains: a `LayerGains`, or `UnitGain`s, with a grid of at least two dampings.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure: zeta^2 (nats) with shaded brackets and a dot at the policy's damping; ranks, 1 the largest middle of a
-      bracket, hollow where the bracket meets another one.
-
-    Raises:
-      ValueError: if the grid has fewer than two dampings.
-    """
-    profile = _with_grid(gains)
-    figure, (curves, order) = style.panels(width, 3.4, ratios=(1.25, 1))
-    highlighted_lines(curves, profile, profile.grid.middle, band=True)
-    curves.plot(profile.chosen.damping, profile.chosen.middle, "o", color=style.INK, markersize=3, zorder=4)
-    curves.set_ylabel("gain ζ² (nats)")
-    curves.set_title("Gain; dots: at the chosen damping")
-    ranks = rankdata(-np.nan_to_num(profile.grid.middle), axis=0)
-    proved = proved_ranks(profile.grid.lower, profile.grid.upper)
-    colours = dict(zip(telling(profile), style.HIGHLIGHTS, strict=False))
-    for k, row in enumerate(ranks):
-        is_told, colour = k in colours, colours.get(k, style.PALE)
-        layer, size = 3 if is_told else 2, 5 if is_told else 3
-        order.plot(profile.dampings, row, color=colour, linewidth=1.6 if is_told else 0.8, zorder=layer)
-        for part, face in ((proved[k], colour), (~proved[k], "white")):
-            order.plot(
-                profile.dampings[part],
-                row[part],
-                "o",
-                color=colour,
-                markerfacecolor=face,
-                markersize=size,
-                zorder=layer,
-            )
-        if is_told or len(ranks) <= 12:
-            order.annotate(
-                profile.labels[k], (profile.dampings[-1], row[-1]), (7, 0), textcoords="offset points", va="center",
-                color=colours.get(k, style.MUTED), fontsize=8.5,
-            )  # fmt: skip
-    order.set_xscale("log")
-    order.set_ylabel("rank of the layer (1: largest)")
-    order.set_title("Order; hollow: not proved")
-    _rank_axis(order, len(ranks))
-    for axes in (curves, order):
-        axes.set_xlabel("damping τ (units of the curvature)")
-        style.few_ticks(axes.xaxis)
-    return figure
-
-
-@style.styled
-def plot_trust_radius(gains: Any, *, radius: Real, width: Real = style.WIDE) -> "Figure":
-    """Length of the step |d(tau)| / |theta| (%) against tau, and the tau at which it is the trust radius [M3].
-
-    Args:
-      gains: a `LayerGains`, or `UnitGain`s, with a grid of at least two dampings.
-      radius: share of |theta|; drawn as a line.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure: curves with a dot where the policy stopped; that damping for every layer.
-
-    Raises:
-      ValueError: if the radius is not positive or the grid has fewer than two dampings.
-    """
-    if not radius > 0:
-        msg = f"the trust radius, a share of |theta|, must be positive, got {radius!r}."
-        raise ValueError(msg)
-    return draw_steps(_with_grid(gains), radius=radius, width=width)
-
-
-@style.styled
-def plot_density(spectrum: Any, *, damping: Real | None = None, width: Real = style.WIDE) -> "Figure":
+def density_figure(spectrum: Spectrum, *, damping: Real | None = None, width: Real = style.WIDE) -> "Figure":
     """Density of a block's eigenvalues, and the share of them above each value.
 
     Args:
@@ -194,7 +101,7 @@ def plot_density(spectrum: Any, *, damping: Real | None = None, width: Real = st
     style.few_ticks(tail.xaxis)
     if damping is not None:
         for axes in (smooth, tail):
-            axes.axvline(damping, color=style.ORANGE, linewidth=1, linestyle=(0, (4, 3)))
+            axes.axvline(damping, color=style.ORANGE, linewidth=1, linestyle=style.DASHES)
         tail.annotate(
             f"τ = {significant(damping, 2)}", (damping, 0.97), (-3, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", ha="right", va="top", color=style.ORANGE, fontsize=8.5,
@@ -203,7 +110,7 @@ def plot_density(spectrum: Any, *, damping: Real | None = None, width: Real = st
 
 
 @style.styled
-def plot_bootstrap(bootstrap: Any, gains: Any, *, width: Real = style.WIDE) -> "Figure":
+def bootstrap_figure(bootstrap: Bootstrap, gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     """What the certificate covers beside what other calibration sequences would change, for every layer.
 
     Args:
@@ -217,7 +124,7 @@ def plot_bootstrap(bootstrap: Any, gains: Any, *, width: Real = style.WIDE) -> "
     Raises:
       ValueError: if the units are not the same.
     """
-    profile, place = results_profile(gains), {unit.name: i for i, unit in enumerate(bootstrap.units)}
+    profile, place = gain_profile(gains), {unit.name: i for i, unit in enumerate(bootstrap.units)}
     if len(place) != len(profile.names) or set(place) != set(profile.names):
         msg = f"need the same units on both sides, got {sorted(place)} and {sorted(profile.names)}."
         raise ValueError(msg)
@@ -237,23 +144,10 @@ def plot_bootstrap(bootstrap: Any, gains: Any, *, width: Real = style.WIDE) -> "
     ranks.plot(x, rank, "_", color=style.INK, markersize=11, markeredgewidth=1.8)
     ranks.set_ylabel("rank of the layer (1: largest)")
     ranks.set_title("Sampling interval of the rank")
-    _rank_axis(ranks, len(order))
+    style.rank_axis(ranks, len(order))
     for axes in (values, ranks):
-        style.layer_axis(axes, profile)
+        style.layer_axis(axes, profile.index)
     return figure
-
-
-def _with_grid(gains: Any) -> Profile:
-    profile = results_profile(gains)
-    if profile.dampings.size < 2:
-        msg = f"need a grid of at least two dampings, got {profile.dampings.tolist()}: pass `grid=` to layer_gains."
-        raise ValueError(msg)
-    return profile
-
-
-def _rank_axis(axes: "Axes", count: int) -> None:
-    axes.set_ylim(count + 0.5, 0.5)
-    axes.set_yticks(np.unique(np.linspace(1, count, min(count, 8)).round().astype(int)))
 
 
 def _shares_above(

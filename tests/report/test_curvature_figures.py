@@ -18,7 +18,7 @@ from curvjax.curvature import (
 from curvjax.curvature.damping import Absolute
 from curvjax.layers import Unit
 from curvjax.report import style
-from curvjax.report.profile import results_profile
+from curvjax.report.profile import gain_profile
 
 GRID = (1.0, 0.1, 0.01)  # falling, to be put in order
 EIGENVALUES = jnp.geomspace(1e-3, 5.0, 24)
@@ -96,7 +96,7 @@ def prefixes(*dampings):
 
 
 def test_unit_gains_in_any_order_and_layer_gains_are_the_same_profile(rows):
-    whole, apart = results_profile(stacked(rows)), results_profile(iter(rows[::-1]))
+    whole, apart = gain_profile(stacked(rows)), gain_profile(iter(rows[::-1]))
     assert whole.names == apart.names == tuple(f"layers.{k}" for k in range(12))
     for one, other in zip(jax.tree.leaves(whole[1:]), jax.tree.leaves(apart[1:]), strict=True):
         assert np.array_equal(one, other)
@@ -109,12 +109,13 @@ def test_unit_gains_in_any_order_and_layer_gains_are_the_same_profile(rows):
 @pytest.mark.parametrize("width", [style.WIDE, style.NARROW])
 def test_plots_are_figures_at_both_widths(rows, width):
     drawn = [
-        report.plot_gains(rows, width=width),
-        report.plot_convergence(prefixes(), width=width),
-        report.plot_damping(rows, width=width),
-        report.plot_trust_radius(rows, radius=0.02, width=width),
-        report.plot_density(density(), width=width),
-        report.plot_bootstrap(bootstrap_of(rows), rows, width=width),
+        report.gains_figure(rows, width=width),
+        report.convergence_figure(prefixes(), width=width),
+        report.damping_figure(rows, width=width),
+        report.order_figure(rows, width=width),
+        report.step_figure(rows, radius=0.02, width=width),
+        report.density_figure(density(), width=width),
+        report.bootstrap_figure(bootstrap_of(rows), rows, width=width),
     ]
     for figure in drawn:
         assert isinstance(figure, Figure)
@@ -123,7 +124,7 @@ def test_plots_are_figures_at_both_widths(rows, width):
 
 
 def test_brackets_and_the_width_that_was_asked_are_drawn(rows):
-    values, gaps = report.plot_gains(stacked(rows), rtol=1e-3).axes
+    values, gaps = report.gains_figure(stacked(rows), asked=1e-3).axes
     assert np.array_equal(values.lines[0].get_ydata(), [row.gain.lower[0] for row in rows])
     assert np.array_equal(values.lines[1].get_ydata(), [row.gain.upper[0] for row in rows])
     assert gaps.lines[0].get_ydata()[0] == pytest.approx(0.1)
@@ -131,7 +132,7 @@ def test_brackets_and_the_width_that_was_asked_are_drawn(rows):
 
 def test_bounds_are_drawn_against_products():
     gains = prefixes()
-    bounds, gaps = report.plot_convergence(gains).axes
+    bounds, gaps = report.convergence_figure(gains).axes
     lower, upper = (line.get_ydata() for line in bounds.lines[:2])
     assert np.array_equal(bounds.lines[0].get_xdata(), np.arange(1, 11))
     assert np.array_equal(lower, [gain.lower[0] for gain in gains])
@@ -141,12 +142,12 @@ def test_bounds_are_drawn_against_products():
 
 def test_one_damping_may_be_a_scalar():
     gains = [layer_gain(matvec, gradient(0), damping=0.5, rtol=1e-9, max_iterations=n) for n in (1, 2, 3)]
-    bounds, _ = report.plot_convergence(gains).axes
+    bounds, _ = report.convergence_figure(gains).axes
     assert np.array_equal(bounds.lines[0].get_ydata(), [gain.lower for gain in gains])
 
 
 def test_ranks_are_those_of_the_gains_at_every_damping(rows):
-    curves, order = report.plot_damping(rows).axes
+    curves, order = report.damping_figure(rows).axes[0], report.order_figure(rows).axes[0]
     for n, tau in enumerate(sorted(GRID)):
         middle = np.array([(row.grid.lower + row.grid.upper)[list(GRID).index(tau)] / 2 for row in rows])
         ranks = [line.get_ydata()[n] for line in order.lines[::3]]  # each with its filled and its hollow dots
@@ -158,14 +159,14 @@ def test_ranks_are_those_of_the_gains_at_every_damping(rows):
 
 
 def test_the_radius_and_the_damping_that_it_chose_are_marked(rows):
-    curves, chosen = report.plot_trust_radius(rows, radius=0.03).axes
+    curves, chosen = report.step_figure(rows, radius=0.03).axes
     assert any(np.allclose(line.get_ydata(), 3.0) for line in curves.lines)
     assert np.array_equal(chosen.lines[0].get_ydata(), [row.gain.damping[0] for row in rows])
 
 
 def test_the_tail_of_the_density_is_the_share_of_larger_ritz_values():
     spectrum = density()
-    smooth, tail = report.plot_density(spectrum, damping=0.1).axes
+    smooth, tail = report.density_figure(spectrum, damping=0.1).axes
     assert np.allclose(smooth.lines[0].get_ydata(), spectrum.density)
     values, share = tail.lines[0].get_data()
     assert np.allclose(share, 1 - spectrum.share_below(jnp.asarray(values)))
@@ -174,7 +175,7 @@ def test_the_tail_of_the_density_is_the_share_of_larger_ritz_values():
 
 
 def test_the_sampling_interval_stands_beside_the_certificate_in_layer_order(rows):
-    values, ranks = report.plot_bootstrap(bootstrap_of(rows[::-1]), rows).axes
+    values, ranks = report.bootstrap_figure(bootstrap_of(rows[::-1]), rows).axes
     gain = np.array([row.gain.lower[0] for row in rows])
     assert np.allclose(segments(values), [0.9 * gain, 1.2 * gain])
     assert np.array_equal(segments(values, 1), [gain, [row.gain.upper[0] for row in rows]])
@@ -185,46 +186,33 @@ def test_a_layer_without_a_bracket_is_left_out_quietly(rows):
     broken = rows[2].gain._replace(lower=np.array([np.nan]), upper=np.array([np.nan]), status=np.array([2]))
     rows = [*rows[:2], rows[2]._replace(gain=broken), *rows[3:]]
     for figure in (
-        report.plot_gains(rows),
-        report.plot_damping(rows),
-        report.plot_trust_radius(rows, radius=0.02),
-        report.plot_bootstrap(bootstrap_of(rows, lower=np.zeros(12), upper=np.ones(12)), rows),
+        report.gains_figure(rows),
+        report.damping_figure(rows),
+        report.order_figure(rows),
+        report.step_figure(rows, radius=0.02),
+        report.bootstrap_figure(bootstrap_of(rows, lower=np.zeros(12), upper=np.ones(12)), rows),
     ):
         style.svg_bytes(figure)
 
 
 def test_no_gain_is_refused():
     with pytest.raises(ValueError, match="no gain to draw"):
-        report.plot_gains([])
+        report.gains_figure([])
 
 
 def test_other_dampings_after_another_product_are_refused():
     gains = prefixes()
     with pytest.raises(ValueError, match="same dampings"):
-        report.plot_convergence([gains[0], gains[1]._replace(damping=gains[1].damping * 2)])
+        report.convergence_figure([gains[0], gains[1]._replace(damping=gains[1].damping * 2)])
     with pytest.raises(ValueError, match="same dampings"):
-        report.plot_convergence([])
+        report.convergence_figure([])
 
 
 def test_more_dampings_than_colours_are_refused():
     with pytest.raises(ValueError, match="7 dampings; 6 can"):
-        report.plot_convergence(prefixes(*np.geomspace(0.01, 1, 7))[:2])
-
-
-def test_a_grid_is_needed_to_draw_against_damping(rows):
-    short = [row._replace(grid=jax.tree.map(lambda x: x[:1] if x.ndim else x, row.grid)) for row in rows]
-    with pytest.raises(ValueError, match="at least two dampings"):
-        report.plot_damping(short)
-    with pytest.raises(ValueError, match="at least two dampings"):
-        report.plot_trust_radius(short, radius=0.02)
-
-
-@pytest.mark.parametrize("radius", [0, -1.0, float("nan")])
-def test_a_trust_radius_is_positive(rows, radius):
-    with pytest.raises(ValueError, match="must be positive"):
-        report.plot_trust_radius(rows, radius=radius)
+        report.convergence_figure(prefixes(*np.geomspace(0.01, 1, 7))[:2])
 
 
 def test_intervals_of_other_units_are_refused(rows):
     with pytest.raises(ValueError, match="same units"):
-        report.plot_bootstrap(bootstrap_of(rows[:11]), rows)
+        report.bootstrap_figure(bootstrap_of(rows[:11]), rows)
