@@ -274,8 +274,11 @@ def _content(token: Any) -> Any:
 def _added_token(token: str | Mapping[str, Any]) -> AddedToken:
     if isinstance(token, str):
         return AddedToken(token, special=True)
+    if not isinstance(token.get("content"), str):
+        msg = f"{token!r} has no content"
+        raise TypeError(msg)
     flags = {key: value for key, value in token.items() if key not in ("content", "__type", "id")}
-    return AddedToken(token.get("content"), **({"special": True} | flags))
+    return AddedToken(token["content"], **({"special": True} | flags))
 
 
 def _special_id(directory: Path, config: Mapping[str, Any], backend: tokenizers.Tokenizer, key: str) -> int | None:

@@ -16,6 +16,12 @@ def test_text_file_is_one_document(tmp_path):
     assert read_path(path) == [Document("a.txt", "Naïve.\r\n\r\nTwo.")]
 
 
+def test_marks_and_line_ends_of_other_systems_are_no_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\ufeff".encode() + b'{"text": "a"}\r\n\r\n{"text": "\\ud83d\\ude42 b\\u0000"}\r\n')
+    assert [document.text for document in read_path(path)] == ["a", "\N{SLIGHTLY SMILING FACE} b\0"]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_json_lines_keep_line_numbers_and_skip_blanks(tmp_path, suffix):
     content = lines({"text": "one", "extra": 1}, {"text": "  "}) + "\n\n" + lines({"text": "line\u2028two"}) + "\n"
@@ -54,6 +60,22 @@ def test_directory_is_read_below_in_sorted_order(tmp_path):
         ("a.jsonl", b'{"prompt": "a"}', r"found \['prompt'\]"),
         ("a.jsonl", b'{"text": "a", "prompt": "b", "completion": "c"}', r"need either"),
         ("a.jsonl", b'["text"]', r"found list"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "a", "prompt": "b"}', r"a\.jsonl:2: .* both; found \['prompt', 'text'\]"),
+        ("a.jsonl", b'{"text": "a", "completion": "b"}', r"a\.jsonl:1: .* Rename the one to predict to 'completion'"),
+        ("a.jsonl", b'{"text": null}', r"a\.jsonl:1: every value must be a string; found \{'text': 'NoneType'\}"),
+        ("a.jsonl", b'{"prompt": "a", "completion": ["b"]}', r"a\.jsonl:1: .* found \{'completion': 'list'\}"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "b \\ud83d c"}',
+            r"a\.jsonl:2: 'text': \\ud83d at character 2 is half of a",
+        ),
+        ("a.jsonl", b'{"prompt": "\\udc00", "completion": "c"}', r"a\.jsonl:1: 'prompt': \\udc00 at character 0 is"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", r"a\.jsonl:1: not JSON: Exceeds the limit"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, r"a\.jsonl:1: not JSON: "),
+        ("a.jsonl", b'{"text": "a"}\r{"text": "b"}', r"a\.jsonl:1: not JSON: Extra data"),
+        ("a.txt", "UTF-16, no mark".encode("utf-16-le"), r"a\.txt: byte 1 is NUL: UTF-16, or no text at all"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), r"a\.jsonl: byte 3 is NUL: UTF-16"),
+        ("a.txt", b"PK\x03\x04\x00", r"a\.txt: byte 4 is NUL"),
         ("a.jsonl", b'{"text": 3}', r"every value must be a string; found \{'text': 'int'\}"),
         ("a.jsonl", b'{"text": "a"}\n{"prompt": "a", "completion": "b"}', r"a\.jsonl:2: mixed kinds"),
     ],

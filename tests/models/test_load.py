@@ -1,14 +1,17 @@
 """`load_model`: every accepted form gives the same model, everything else is refused with what would do."""
 
+import json
 import re
 import subprocess
 import sys
 
 import jax.numpy as jnp
 import pytest
+import tokenizers
 
 import curvjax
-from curvjax.models import load_model, parameters, save_checkpoint, save_hf, save_tokenizer, weights_hash
+from curvjax.models import Tokenizer, load_model, parameters, save_checkpoint, save_hf, weights_hash
+from curvjax.models.tokenizer import with_ends
 from tests.models.families import golden, weights
 from tests.models.gguf_files import converted, metadata, write_gguf
 from tests.models.test_gguf import CONFIGS
@@ -79,14 +82,29 @@ def test_pickles_are_refused_with_the_reason(tmp_path, suffix):
         load_model(path)
 
 
-def test_a_tokenizer_of_another_model_is_refused(loaded, gguf, tmp_path):
+def test_a_tokenizer_of_another_model_is_refused(loaded, tmp_path):
     save_hf(loaded.model, tmp_path / "hf", tokenizer=loaded.tokenizer)
-    loaded.tokenizer.backend.add_tokens(["one too many"])
-    save_tokenizer(loaded.tokenizer, tmp_path / "hf")
+    saved = json.loads((tmp_path / "hf/tokenizer.json").read_text())
+    saved["model"]["vocab"]["one too many"] = 64
+    (tmp_path / "hf/tokenizer.json").write_text(json.dumps(saved))
     with pytest.raises(
         ValueError, match=r"hf: the tokenizer gives ids up to 64, but the model's vocabulary has 64 rows"
     ):
         load_model(tmp_path / "hf")
+
+
+def test_an_added_token_beyond_the_embedding_and_the_begin_switch_reach_every_form(loaded, tmp_path):
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(loaded.tokenizer.backend.to_str()), bos_id=1, eos_id=2)
+    tokenizer.backend.add_tokens(["<image>"])
+    with_ends(tokenizer.backend, begin=1, end=None)
+    save_hf(loaded.model, tmp_path / "hf", tokenizer=tokenizer)
+    save_checkpoint(loaded.model, tmp_path / "own", tokenizer=tokenizer)
+    for form in ("hf", "own"):
+        again = load_model(tmp_path / form).tokenizer
+        assert again.begin == (1,)
+        assert load_model(tmp_path / form, begin_of_text="never").tokenizer.begin == ()
+        with pytest.raises(ValueError, match="'<image>' has id 64, but the model's embedding ends at id 63"):
+            again.encode("!!<image>")
 
 
 def test_the_package_offers_load_model_without_importing_jax_for_it():
