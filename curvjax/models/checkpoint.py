@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder, abstract_decoder
-from curvjax.models.parameters import parameter_shapes, parameters, with_parameters
+from curvjax.models.parameters import parameter_shapes, parameters, require_finite, with_parameters
 from curvjax.models.rope import Llama3Bands, Rope
 from curvjax.models.side_files import SideFiles, described_side_files, side_files_description
 from curvjax.models.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def load_arrays(directory: str | Path, *, schema: str, dtype: DTypeLike | None =
       All of its arrays, and its description.
 
     Raises:
-      ValueError: if it is incomplete, damaged or of another schema.
+      ValueError: if it is incomplete, damaged or of another schema, or an array holds what is no finite number.
     """
     directory = Path(directory).resolve()
     if not is_checkpoint(directory):
@@ -79,7 +79,10 @@ def load_arrays(directory: str | Path, *, schema: str, dtype: DTypeLike | None =
         path: jax.ShapeDtypeStruct(leaf.shape, _read_dtype(leaf.dtype, dtype), sharding=device)
         for path, leaf in stored.metadata.items()
     }
-    return Checkpoint(_read(directory, shapes), stored.custom_metadata)
+    arrays = _read(directory, shapes)
+    for path, array in arrays.items():
+        require_finite(array, f"{directory}: {path}")
+    return Checkpoint(arrays, stored.custom_metadata)
 
 
 def is_checkpoint(path: str | Path) -> bool:

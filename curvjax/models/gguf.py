@@ -78,7 +78,8 @@ def decoder_from_gguf(file: GGUFFile, *, dtype: DTypeLike = jnp.float32) -> Deco
         raise ValueError(msg)
     values = {}
     for path, source in sources.items():
-        value = np.asarray(_value(path, source, file, config), np.dtype(dtype))
+        with np.errstate(over="ignore"):  # what a narrower dtype cannot hold is refused on the next line
+            value = np.asarray(_value(path, source, file, config), np.dtype(dtype))
         require_finite(value, f"{file.tensors[source.name].file}: {source.name}")
         values[path] = jnp.array(value)  # a copy: the file's own bytes may change
     return with_parameters(model, values)

@@ -113,8 +113,8 @@ def config_from_gguf(file: GGUFFile) -> DecoderConfig:
     """
     metadata, architecture = file.metadata, file.metadata.get("general.architecture")
     kind = metadata.get("general.type", "model")
-    if kind != "model":
-        msg = f"{file.path}: general.type is {kind!r}; only whole models are read, not adapters or projectors."
+    if not isinstance(kind, str) or kind != "model":
+        msg = f"{file.path}: general.type is {kind!r:.100}; only whole models are read, not adapters or projectors."
         raise ValueError(msg)
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         msg = f"{file.path}: general.architecture {architecture!r} is not supported; known: {sorted(_FAMILIES)}."
@@ -124,7 +124,7 @@ def config_from_gguf(file: GGUFFile) -> DecoderConfig:
         found = "an empty one" if isinstance(tokens, list) else type(tokens).__name__
         msg = f"{file.path}: metadata need the list tokenizer.ggml.tokens; found {found}."
         raise ValueError(msg)
-    settings = {
+    settings: dict[str, Any] = {
         key.removeprefix(f"{architecture}."): value
         for key, value in metadata.items()
         if key.startswith(f"{architecture}.")
@@ -150,7 +150,7 @@ def config_from_gguf(file: GGUFFile) -> DecoderConfig:
 def _check_numbers(file: GGUFFile, architecture: str, settings: Mapping[str, Any], keys: list[str]) -> None:
     def fits(key: str, value: Any) -> bool:
         allowed = (int, float) if _FRACTIONS.search(key) else (int,)
-        return isinstance(value, allowed) and not isinstance(value, bool) and 0 < value < math.inf
+        return isinstance(value, allowed) and not isinstance(value, bool) and 0 < _decimal(value) < math.inf
 
     wrong = [
         f"{architecture}.{key} (found {settings.get(key)!r:.100})" for key in keys if not fits(key, settings.get(key))
@@ -208,7 +208,10 @@ def _renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
 
 def _decimal(value: Any) -> Any:
     """A float32 as the number that was meant: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def _rotary_entries(file: GGUFFile, architecture: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,7 +258,7 @@ def _pattern(file: GGUFFile, architecture: str, settings: Mapping[str, Any]) -> 
 def _scaling(file: GGUFFile, architecture: str, settings: Mapping[str, Any], base: float) -> dict[str, Any] | None:
     """As llama.cpp: positions are divided by the factor unless the type is "none", which need not be given."""
     kind = settings.get("rope.scaling.type", "linear")
-    if kind not in {"none", "linear"}:
+    if not isinstance(kind, str) or kind not in {"none", "linear"}:
         msg = f"{file.path}: {architecture}.rope.scaling.type must be 'none' or 'linear'; found {kind!r:.100}."
         raise ValueError(msg)
     factors = [_decimal(settings[key]) for key in _SCALES if key in settings]  # the newer name goes first

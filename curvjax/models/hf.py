@@ -170,12 +170,12 @@ def _read(places: Mapping[str, Place], tensors: Mapping[str, StoredTensor], dtyp
         opened = {file: stack.enter_context(safe_open(file, "np")) for file in files}
         for path, at in places.items():
             tensor = tensors[at.name]
-            value = opened[tensor.file].get_tensor(tensor.name)
+            with np.errstate(over="ignore"):  # what a narrower dtype cannot hold is refused on the next line
+                value = np.asarray(opened[tensor.file].get_tensor(tensor.name), dtype)
+            require_finite(value, f"{tensor.file}: {tensor.name}")
             if at.part is not None:
                 value = np.split(value, 3, axis=-1)[at.part]
-            value = np.ascontiguousarray(value.T if at.transposed else value, dtype)
-            require_finite(value, f"{tensor.file}: {tensor.name}")
-            values[path] = jnp.asarray(value)
+            values[path] = jnp.asarray(np.ascontiguousarray(value.T if at.transposed else value))
     return values
 
 

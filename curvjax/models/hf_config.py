@@ -58,7 +58,7 @@ def config_from_hf(entries: Mapping[str, Any], *, source: str = "config.json") -
         fields.rename(GPT2_ALIASES)
     _refuse_for_all(outside)
     _refuse_for_all(fields)
-    settings = FAMILIES[family](fields) | {
+    settings: dict[str, Any] = FAMILIES[family](fields) | {
         "vocab_size": fields.count("vocab_size"),
         "bos_token_id": fields.optional("bos_token_id", fields.index),
         "eos_token_ids": _end_tokens(fields),
@@ -90,7 +90,7 @@ def _text_fields(outside: Fields) -> Fields:
     text.require("model_type", "gemma3_text", "no other text decoder belongs to gemma3")
     shared = {key: outside.entries[key] for key in ("tie_word_embeddings", "eos_token_id") if key in outside.entries}
     outside.ignore(*shared, "text_config")
-    inner = text.entries | shared
+    inner = {**text.entries, **shared}
     text.ignore(*text.entries)
     return Fields(inner, source=text.source)
 

@@ -133,6 +133,7 @@ def _mistral(fields: Fields) -> dict[str, Any]:
     if window is not None and not windows and fields.entries.get("layer_types") is not None:
         fields.refuse("layer_types", fields.entries["layer_types"], "sliding_attention where sliding_window is given")
     activation = fields.choice("hidden_act", _ACTIVATIONS)
+    fields.count("num_key_value_heads")  # may be absent, not null
     return _rotary(fields) | windows | {"rope": _rope(fields), "activation": activation}
 
 
@@ -144,6 +145,7 @@ def _qwen2(fields: Fields) -> dict[str, Any]:
 
 def _qwen3(fields: Fields) -> dict[str, Any]:
     bias = fields.flag("attention_bias")
+    fields.count("head_dim")  # may be absent, not null
     return _qwen2(fields) | {"qkv_bias": bias, "output_bias": bias, "qk_norm": True}
 
 
@@ -158,6 +160,8 @@ def _gemma(fields: Fields) -> dict[str, Any]:
         fields.refuse("use_bidirectional_attention", True, "false: only causal attention is supported")
     bias, width = fields.flag("attention_bias"), fields.count("hidden_size")
     activation = fields.choice("hidden_activation", _ACTIVATIONS)
+    for key in ("num_key_value_heads", "head_dim"):
+        fields.count(key)  # may be absent, not null
     if fields.entries.get("hidden_act") == fields.entries.get("hidden_activation"):  # the older name, not read
         fields.ignore("hidden_act")
     return _rotary(fields) | {

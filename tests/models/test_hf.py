@@ -68,6 +68,94 @@ def test_known_constants_and_equal_tied_heads_are_no_surplus(tmp_path):
     load_hf(checkpoint(tmp_path / "llama", change=frequencies))
 
 
+WRAPPERS = ["_orig_mod.", "module.", "module._orig_mod.", "base_model.model.", "_fsdp_wrapped_module."]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_names_that_wrappers_give_are_understood(tmp_path, wrapper):
+    tensors = load_file(checkpoint(tmp_path / "plain") / FILE)
+    write_checkpoint(tmp_path / "wrapped", FAMILIES["llama"], {wrapper + name: tensors[name] for name in tensors})
+    assert same(load_hf(tmp_path / "wrapped").model, load_hf(tmp_path / "plain").model)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.", "model.")],
+)
+def test_the_text_part_of_a_multimodal_model_is_read_and_the_rest_is_counted(tmp_path, theirs, ours):
+    tensors = load_file(checkpoint(tmp_path / "text", "gemma3") / FILE)
+    wrapped = {name.replace(ours, theirs, 1): value for name, value in tensors.items()}
+    wrapped["vision_tower.embeddings.weight"] = np.ones((2, 2), np.float32)
+    config = {"model_type": "gemma3", "text_config": FAMILIES["gemma3"], "vision_config": {}}
+    write_checkpoint(tmp_path / "all", config, wrapped)
+    with pytest.warns(UserWarning, match=r"left out are 1 tensors, vision_tower.embeddings.weight"):
+        found = load_hf(tmp_path / "all").model
+    assert same(found, load_hf(tmp_path / "text").model)
+
+
+def test_two_names_for_one_tensor_and_adapters_are_refused(tmp_path):
+    again = {"module.model.norm.weight": np.ones(32, np.float32)}
+    with pytest.raises(ValueError, match=r"model.norm.weight and module.model.norm.weight are both model.norm.weight"):
+        load_hf(checkpoint(tmp_path / "twice", change=again))
+    adapter = {"base_model.model.model.layers.3.mlp.up_proj.lora_A.weight": np.ones((2, 32), np.float32)}
+    with pytest.raises(ValueError, match=r"1 tensors belong to adapters: .*lora_A.weight. Merge them"):
+        load_hf(checkpoint(tmp_path / "adapter", change=adapter))
+
+
+@pytest.mark.parametrize(
+    ("family", "table"), [("qwen2", "model.embed_tokens.weight"), ("gpt2", "transformer.wte.weight")]
+)
+def test_a_tied_table_may_be_stored_as_the_head_alone(tmp_path, family, table):
+    plain = load_hf(checkpoint(tmp_path / "table", family)).model
+    value = weights(family, golden(family).shapes)[table]
+    moved = load_hf(checkpoint(tmp_path / "head", family, change={"lm_head.weight": value}, drop=[table])).model
+    assert same(moved, plain)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("llama", "model.layers.11.mlp.down_proj.weight"), ("gpt2", "transformer.h.2.attn.c_attn.weight")],
+)
+def test_weights_that_are_not_finite_are_refused_with_name_place_and_count(tmp_path, family, name, bad):
+    value = weights(family, golden(family).shapes)[name].copy()
+    value[3, 5] = value[4, 1] = bad
+    message = rf"model.safetensors: {name}: 2 of {value.size} values are not finite .*{bad}, at \[3, 5\]"
+    with pytest.raises(ValueError, match=message):
+        load_hf(checkpoint(tmp_path, family, change={name: value}))
+
+
+def test_a_dtype_too_narrow_for_the_weights_is_refused(tmp_path):
+    large = {"model.norm.weight": np.full(32, 1e5, np.float32)}
+    with pytest.raises(ValueError, match=r"model.norm.weight: 32 of 32 values are not finite as float16"):
+        load_hf(checkpoint(tmp_path, change=large), dtype=jnp.float16)
+
+
+def test_a_message_names_five_tensors_and_counts_the_others(tmp_path):
+    gone = [f"model.layers.{layer}.self_attn.k_proj.weight" for layer in range(11)]
+    with pytest.raises(ValueError, match=r"11 missing \(model.layers.0.*layers.4.\S* and 6 more\), 0 surplus"):
+        load_hf(checkpoint(tmp_path, drop=gone))
+
+
+def test_more_layers_than_the_file_has_are_refused_before_they_are_built(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json says 9999 layers, but the tensors are those of 12"):
+        load_hf(checkpoint(tmp_path, config={"num_hidden_layers": 9999}))
+
+
+def test_shards_that_contradict_their_index_are_refused(tmp_path):
+    directory = sharded(tmp_path)
+    first, second = sorted(directory.glob("model-*.safetensors"))
+    tensors, name = load_file(second), next(iter(load_file(first)))
+    save_file(tensors | {name: load_file(first)[name]}, second)
+    with pytest.raises(
+        ValueError, match=rf"1 tensors are stored twice or more, .*{name} in model-00001.* and model-00002"
+    ):
+        load_hf(directory)
+    save_file(tensors | {"extra.weight": np.ones(2, np.float32)}, second)
+    with pytest.raises(ValueError, match=r"does not name 1 tensors that the shards hold: extra.weight in model-00002"):
+        load_hf(directory)
+
+
 def test_a_different_tied_head_is_refused(tmp_path):
     head = {"lm_head.weight": np.ones((64, 32), np.float32)}
     with pytest.raises(
