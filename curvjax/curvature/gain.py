@@ -263,7 +263,7 @@ def check_run(grad: Any, rtol: float, max_iterations: int) -> None:
     if vectors.size(grad) == 0:
         msg = "the gradient has no entries: name at least one parameter for the layer."
         raise ValueError(msg)
-    if not (rtol > 0 and max_iterations >= 1):
+    if not ((isinstance(rtol, Tracer) or rtol > 0) and max_iterations >= 1):
         msg = f"rtol must be positive and max_iterations at least 1, got {rtol!r} and {max_iterations!r}."
         raise ValueError(msg)
 
