@@ -78,7 +78,7 @@ def layer_gain(
     rtol: float = 1e-2,
     max_iterations: int = 100,
     least_eigenvalue: float = 0.0,
-    norm_bound: float | None = None,
+    norm_bound: float | Float[Array, ""] | None = None,
     seed: int = 0,
     reorthogonalize: bool = False,
 ) -> Gain:
@@ -99,9 +99,9 @@ def layer_gain(
       rtol: stop when (upper - lower) / upper is at most this for every damping.
       max_iterations: most products with C.
       least_eigenvalue: a proved lower bound of the eigenvalues of C; minus the damping must lie below it.
-      norm_bound: a proved bound of |C|, the size of its largest eigenvalue, with which the rounding goes. Without one the
-        run starts from g moved at random by as much as rounding does, and proves its own: see `curvjax.curvature.norm`.
-        It costs no product, but in float32 about five are needed before the bound says anything.
+      norm_bound: a proved bound of |C|, the size of its largest eigenvalue, with which the rounding goes. Without one
+        the run starts from g moved at random by as much as rounding does, and proves its own: see
+        `curvjax.curvature.norm`. It costs no product, but in float32 some five are needed before it says anything.
       seed: of that draw.
       reorthogonalize: keep all Lanczos vectors (`max_iterations` times the memory of g) and stay orthogonal to them.
         Without, float32 finds large eigenvalues again and again: the bracket still holds, but closes more slowly.
@@ -142,7 +142,7 @@ def run_lanczos(
     rtol: float,
     max_iterations: int,
     least_eigenvalue: float = 0.0,
-    norm_bound: float | None = None,
+    norm_bound: float | Float[Array, ""] | None = None,
     seed: int = 0,
     rounding: float | None = None,
     reorthogonalize: bool = False,
@@ -179,13 +179,13 @@ def begun(
     *,
     max_iterations: int,
     least_eigenvalue: float = 0.0,
-    norm_bound: float | None = None,
+    norm_bound: float | Float[Array, ""] | None = None,
     seed: int = 0,
     rounding: float | None = None,
     reorthogonalize: bool = False,
 ) -> Lanczos:
     """A run from g with room for `max_iterations` products, none of them made; arguments as for `run_lanczos`."""
-    _check_bounds(least_eigenvalue, norm_bound)
+    check_bounds(least_eigenvalue, norm_bound)
     start = start_of(grad, jax.random.key(seed), smooth=norm_bound is None)
     none = 0 * start.length
     count = jnp.zeros_like(none, jnp.int32)
@@ -280,7 +280,8 @@ def policy_of(damping: float | Array | Policy) -> tuple[Policy, bool]:
     return Absolute(jnp.asarray(damping)), jnp.ndim(damping) == 0
 
 
-def _check_bounds(least_eigenvalue: float, norm_bound: float | None) -> None:
+def check_bounds(least_eigenvalue: float, norm_bound: float | Array | None) -> None:
+    """Refuse bounds of the eigenvalues that say nothing."""
     if not isinstance(least_eigenvalue, Tracer) and not np.isfinite(least_eigenvalue):
         msg = f"least_eigenvalue must be finite, got {least_eigenvalue!r}: see eigenvalue_range for a proved one."
         raise ValueError(msg)

@@ -5,14 +5,14 @@ nothing of C; but the products' rounding goes with |C|. So the run starts from
 
     g~ = g + r (|g| / sqrt(p) + |g_i|) e_i,     e_i independent and standard normal, r = 16 units in the last place,
 
-no further from g than rounding is. For every unit vector q, q'g~ is normal with a deviation of at least r |g| / sqrt(p),
-so that |q'v_1| > epsilon = sqrt(pi / 2) f r / sqrt(p) but for a probability f, whatever g is. With p_j the Lanczos
-polynomials, v_{j+1} = p_j(C) v_1, and q an eigenvector of C:
+no further from g than rounding is. For every unit vector q, q'g~ is normal with a deviation of at least r |g| /
+sqrt(p), so that |q'v_1| > epsilon = sqrt(pi / 2) f r / sqrt(p) but for a probability f, whatever g is. With p_j the
+Lanczos polynomials, v_{j+1} = p_j(C) v_1, and q an eigenvector of C:
 
     1 = |v_{j+1}| >= |p_j(lambda)| |q'v_1|,     hence |p_j(lambda)| <= 1 / epsilon for all j,
 
-and beyond the largest Ritz value p_j(t) = prod_i D_i / b_i grows with t, D_i the pivots of t I - T. The bound is the t at
-which the first p_j reaches 1 / epsilon. It costs no product: far too large after one (1e15 times in float32), a small
+and beyond the largest Ritz value p_j(t) = prod_i D_i / b_i grows with t, D_i the pivots of t I - T. The bound is the t
+at which the first p_j reaches 1 / epsilon. It costs no product: far too large after one (1e12 times in float32), a small
 multiple of |C| after five to ten. What rounding does to the run itself is taken to be independent of the draw.
 
 Source: van Dorsselaer, Hochstenbach & van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852, for a random

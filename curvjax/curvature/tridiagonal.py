@@ -11,8 +11,8 @@ where excess_i = d_i - p_i and p_i are the pivots of T - node I. Its recurrence
 excess_{i+1} = (tau + node) + b_i^2 excess_i / (p_i d_i) has positive terms only, so that nothing cancels.
 
 Rounding makes the products those of C + E, |E| ~ rounding |C|. That moves zeta^2 by |d' E d| <= |E| |d|^2 to first
-order, with |d|^2 = -d zeta^2 / d tau, and the bracket is widened by it; the node lies as far below zero. |C| is not what
-T shows of it but a proved bound: see `norm`.
+order, with |d|^2 = -d zeta^2 / d tau, and the bracket is widened by it; the node lies as far below zero. For |C| stands
+not what T shows of it but a proved bound: see `norm`.
 """
 
 from typing import NamedTuple

@@ -5,12 +5,16 @@ from typing import NamedTuple
 import mpmath
 import numpy as np
 
+from curvjax.curvature import Gain, Status
+
 SIZE = 12
 FAMILIES = ("hidden outlier", "a few hidden", "bottom of the decay", "hidden axis", "generic")
 
 
 class Problems(NamedTuple):
-    """matrices: `[n, 12, 12]` semidefinite up to the rounding of their entries. gradients: `[n, 12]`. dampings: `[n]`.
+    """Problems in one precision.
+
+    matrices: `[n, 12, 12]` semidefinite up to the rounding of their entries. gradients: `[n, 12]`. dampings: `[n]`.
     norms: `[n]` |C|. families: `[n]` places in FAMILIES.
     """
 
@@ -29,6 +33,21 @@ def adversarial(count: int, dtype: type, *, seed: int) -> Problems:
     matrices = ((matrices + matrices.transpose(0, 2, 1)) / 2).astype(dtype)
     families = np.arange(count) % len(FAMILIES)
     return Problems(matrices, gradients.astype(dtype), dampings.astype(dtype), norms, families)
+
+
+def misses(gains: Gain, truth: np.ndarray, definite: np.ndarray) -> np.ndarray:
+    """Which results claim what is not so; where C + tau I is not positive only its lower bound cannot be wrong."""
+    bracket = (gains.status <= Status.OPEN) & ~((gains.lower <= truth) & (truth <= gains.upper))
+    lower = (gains.status == Status.UNPROVED) & ~(gains.lower <= truth)
+    return definite & np.asarray(bracket | lower | (gains.status == Status.NEGATIVE_CURVATURE))
+
+
+def shown(problems: Problems) -> np.ndarray:
+    """a_1 + b_1: what one product shows of |C|."""
+    start = problems.gradients / np.linalg.norm(problems.gradients, axis=1, keepdims=True)
+    product = np.einsum("nij,nj->ni", problems.matrices, start)
+    along = np.sum(product * start, axis=1, keepdims=True)
+    return np.abs(along[:, 0]) + np.linalg.norm(product - along * start, axis=1)
 
 
 def _problem(family: str, rng: np.random.Generator, eps: float) -> tuple[np.ndarray, np.ndarray, float, float]:

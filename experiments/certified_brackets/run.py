@@ -21,7 +21,7 @@ import tyro
 
 from curvjax.artefacts import Record, machine, versions, write_record
 from curvjax.curvature import Gain, Status, layer_gain
-from experiments.certified_brackets.problems import FAMILIES, Problems, adversarial, exact_gains
+from experiments.certified_brackets.problems import FAMILIES, Problems, adversarial, exact_gains, misses, shown
 
 _AT_ONCE = 1000
 
@@ -53,7 +53,7 @@ def judged(settings: Run, dtype: type) -> Record:
     truth = exact_gains(problems)
     rtol = 10 ** np.random.default_rng(settings.seed).uniform(-3, -0.3, settings.count)
     result = {}
-    for name, bound in {"proved": None, "told": problems.norms * 1.001, "one product": _shown(problems)}.items():
+    for name, bound in {"proved": None, "told": problems.norms * 1.001, "one product": shown(problems)}.items():
         gains = _gains(problems, rtol, bound)
         missed = misses(gains, *truth)
         result[name] = {
@@ -63,21 +63,6 @@ def judged(settings: Run, dtype: type) -> Record:
             "products": float(np.mean(gains.iterations)),
         }
     return result
-
-
-def misses(gains: Gain, truth: np.ndarray, definite: np.ndarray) -> np.ndarray:
-    """Which results claim what is not so; where C + tau I is not positive only its lower bound cannot be wrong."""
-    bracket = (gains.status <= Status.OPEN) & ~((gains.lower <= truth) & (truth <= gains.upper))
-    lower = (gains.status == Status.UNPROVED) & ~(gains.lower <= truth)
-    return definite & np.asarray(bracket | lower | (gains.status == Status.NEGATIVE_CURVATURE))
-
-
-def _shown(problems: Problems) -> np.ndarray:
-    """a_1 + b_1: what one product shows of |C|."""
-    start = problems.gradients / np.linalg.norm(problems.gradients, axis=1, keepdims=True)
-    product = np.einsum("nij,nj->ni", problems.matrices, start)
-    along = np.sum(product * start, axis=1, keepdims=True)
-    return np.abs(along[:, 0]) + np.linalg.norm(product - along * start, axis=1)
 
 
 def _gains(problems: Problems, rtol: np.ndarray, bound: np.ndarray | None) -> Gain:
