@@ -19,8 +19,8 @@ class Measure(Protocol):
     """C as seen from g: a Lanczos matrix, a subspace, or all eigenvalues."""
 
     @property
-    def norm2(self) -> Float[Array, ""]:
-        """|g|^2."""
+    def norm(self) -> Float[Array, ""]:
+        """|g|."""
         ...
 
     def step_norm(self, damping: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -59,7 +59,7 @@ class Absolute(NamedTuple):
     values: Float[Array, " n"]
 
     def __call__(self, measure: Measure) -> Float[Array, " n"]:
-        return jnp.atleast_1d(jnp.asarray(self.values, measure.norm2.dtype))
+        return jnp.atleast_1d(jnp.asarray(self.values, measure.norm.dtype))
 
 
 class OfLargestEigenvalue(NamedTuple):
@@ -68,7 +68,7 @@ class OfLargestEigenvalue(NamedTuple):
     share: Float[Array, " n"]
 
     def __call__(self, measure: Measure) -> Float[Array, " n"]:
-        return jnp.atleast_1d(jnp.asarray(self.share, measure.norm2.dtype)) * measure.largest_eigenvalue()
+        return jnp.atleast_1d(jnp.asarray(self.share, measure.norm.dtype)) * measure.largest_eigenvalue()
 
 
 class TrustRadius(NamedTuple):
@@ -82,10 +82,13 @@ class TrustRadius(NamedTuple):
     radius: Float[Array, " n"]
 
     def __call__(self, measure: Measure) -> Float[Array, " n"]:
-        radius = jnp.atleast_1d(jnp.asarray(self.radius, measure.norm2.dtype))
-        tiny = jnp.finfo(measure.norm2.dtype).tiny
-        high = jnp.log(jnp.maximum(jnp.sqrt(measure.norm2) / radius, tiny))
-        low = jnp.minimum(jnp.log(jnp.maximum(_FLOOR * measure.resolution(), tiny)), high)
+        radius = jnp.atleast_1d(jnp.asarray(self.radius, measure.norm.dtype))
+        tiny, eps = jnp.finfo(radius.dtype).tiny, jnp.finfo(radius.dtype).eps
+        most = jnp.maximum(measure.norm / radius, tiny)
+        # |d| >= |g| / (|C| + tau): where the root is above the floor it is above `most - |C|` too, hence not below this
+        least = jnp.maximum(_FLOOR * measure.resolution(), eps * most)
+        high = jnp.log(most)
+        low = jnp.minimum(jnp.log(jnp.maximum(least, tiny)), high)
         part = jnp.linspace(0.0, 1.0, _SECTIONS + 1, dtype=radius.dtype)
 
         def section(_, bracket):

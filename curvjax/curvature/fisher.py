@@ -11,7 +11,7 @@ of layers does not enter. Memory beyond that of `run_passes`, for one layer at a
 linear maps and twice for the residual stream, m T / R for each input; and twice what `slice_bytes` allows.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from curvjax.curvature.layered import (
     LayeredModel,
     Passes,
     Weights,
+    by_sequence,
+    first_rows,
     unit_gradient,
     unit_parameters,
 )
@@ -134,7 +136,7 @@ def each_gram(
     key = jax.random.key(seed)
     starts = [
         _start(model.loss, kind, model.outer, part.inputs[-1], part.batch, first, key)
-        for part, first in zip(passes.parts, _first_rows(passes), strict=True)
+        for part, first in zip(passes.parts, first_rows(passes), strict=True)
     ]
     cotangents = [start.cotangents for start in starts]
     columns = _columns(kind, starts, float(passes.count))
@@ -281,14 +283,12 @@ def _start(
     loss: LayeredLoss, kind: Factors, outer: Any, x: Any, batch: Any, first: Array, key: Key[Array, ""]
 ) -> _Start:
     z, pull_back = jax.vjp(lambda x: loss.readout(outer, x, batch), x)
-    size = jax.tree.leaves(z)[0].shape[0]
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(size))  # one for each sequence
 
     def one(i: Array) -> tuple[Any, Array]:
         def alone(z: Any, batch: Any, key: Array) -> Any:
             return kind.cotangent(loss, z, batch, jax.random.fold_in(key, i), i)
 
-        z_bar = _each(alone, z, batch, keys)
+        z_bar = by_sequence(alone, z, batch, first, key)
         return pull_back(z_bar)[0], jax.vmap(lambda x: jnp.any(x != 0))(z_bar)
 
     number = z.shape[1] if kind.number is None else kind.number
@@ -330,20 +330,9 @@ def _sweep(
 _alone = partial(jax.tree.map, lambda a: a[None])  # a batch of one sequence
 
 
-def _each(function: Callable, z: Any, batch: Any, keys: Array) -> Any:
-    """`function` of each sequence by itself, as a batch of one."""
-    one = partial(jax.tree.map, lambda a: a[0])
-    return jax.vmap(lambda z, batch, key: one(function(_alone(z), _alone(batch), key)))(z, batch, keys)
-
-
 def _flat(x: Array, axes: int) -> Array:
     """`x` with all axes between the first `axes` and the last as one."""
     return x.reshape(*x.shape[:axes], -1, x.shape[-1])
-
-
-def _first_rows(passes: Passes) -> list[int]:
-    sizes = [jax.tree.leaves(part.inputs[-1])[0].shape[0] for part in passes.parts]
-    return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def _unit_of(k: int, paths: tuple[str, ...]) -> Unit:

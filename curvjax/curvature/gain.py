@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.curvature import vectors
 from curvjax.curvature.damping import Absolute, Policy
+from curvjax.curvature.norm import eigenvalue_bound, start_of
 from curvjax.curvature.tridiagonal import Tridiagonal, bounds, ritz_values
 
 Matvec = Callable[[Any], Any]
@@ -31,7 +32,7 @@ class Status(IntEnum):
     CONVERGED = 0  # the relative gap was met
     OPEN = 1  # a bracket, but wider than asked: more products, or more precise ones, are needed
     NEGATIVE_CURVATURE = 2  # C + tau I is not positive: the damped model has no minimiser [M7]
-    UNPROVED = 3  # only the lower bound stands: C has eigenvalues below the assumed bound, or rounding exceeds tau
+    UNPROVED = 3  # only the lower bound stands: C has eigenvalues below the assumed bound, or rounding may exceed tau
     NOT_FINITE = 4  # NaN or infinity in the gradient or in a product
 
 
@@ -77,12 +78,15 @@ def layer_gain(
     rtol: float = 1e-2,
     max_iterations: int = 100,
     least_eigenvalue: float = 0.0,
+    norm_bound: float | Float[Array, ""] | None = None,
+    seed: int = 0,
     reorthogonalize: bool = False,
 ) -> Gain:
     """Twice the largest second-order loss drop from moving one layer alone, zeta^2 = g' (C + tau I)^-1 g.
 
     Assumes that C is symmetric and that none of its eigenvalues is below `least_eigenvalue` (0: semidefinite, as for a
-    ggn or a Fisher matrix). Then `lower <= zeta^2 <= upper` at every iteration, up to the rounding of the products.
+    ggn or a Fisher matrix), and that a product is off by at most 16 units in the last place of |C| |v|. Then `lower <=
+    zeta^2 <= upper` at every iteration, but for a probability of 1e-6 over a draw where `norm_bound` is not given.
 
     Inside `jax.shard_map` and `jax.pmap`, with data split over devices, a `matvec` that ends in `jax.lax.psum` gives
     the gain of all data, alike on all devices if `grad` is.
@@ -95,6 +99,10 @@ def layer_gain(
       rtol: stop when (upper - lower) / upper is at most this for every damping.
       max_iterations: most products with C.
       least_eigenvalue: a proved lower bound of the eigenvalues of C; minus the damping must lie below it.
+      norm_bound: a proved bound of |C|, the size of its largest eigenvalue, with which the rounding goes. Without one
+        the run starts from g moved at random by as much as rounding does, and proves its own: see
+        `curvjax.curvature.norm`. It costs no product, but in float32 some five are needed before it says anything.
+      seed: of that draw.
       reorthogonalize: keep all Lanczos vectors (`max_iterations` times the memory of g) and stay orthogonal to them.
         Without, float32 finds large eigenvalues again and again: the bracket still holds, but closes more slowly.
 
@@ -102,7 +110,8 @@ def layer_gain(
       A `Gain`. Never raises on values: read `status` before using the bracket.
 
     Raises:
-      ValueError: if a damping, `rtol` or `max_iterations` is not positive, or `grad` has no entries.
+      ValueError: if a damping, `rtol` or `max_iterations` is not positive, `least_eigenvalue` or `norm_bound` says
+        nothing, or `grad` has no entries.
 
     Source: Golub & Meurant (2010), "Matrices, Moments and Quadrature"; Amaefuna et al., arXiv 2603.00910, Lemma 1.
     """
@@ -115,6 +124,8 @@ def layer_gain(
             rtol=rtol,
             max_iterations=max_iterations,
             least_eigenvalue=least_eigenvalue,
+            norm_bound=norm_bound,
+            seed=seed,
             reorthogonalize=reorthogonalize,
         ),
         policy,
@@ -131,6 +142,8 @@ def run_lanczos(
     rtol: float,
     max_iterations: int,
     least_eigenvalue: float = 0.0,
+    norm_bound: float | Float[Array, ""] | None = None,
+    seed: int = 0,
     rounding: float | None = None,
     reorthogonalize: bool = False,
     while_loop: Callable = jax.lax.while_loop,
@@ -142,9 +155,6 @@ def run_lanczos(
     cannot be traced.
     """
     check_run(grad, rtol, max_iterations)
-    if not isinstance(least_eigenvalue, Tracer) and not np.isfinite(least_eigenvalue):
-        msg = f"least_eigenvalue must be finite, got {least_eigenvalue!r}: see eigenvalue_range for a proved one."
-        raise ValueError(msg)
 
     def unfinished(state: Lanczos) -> Bool[Array, ""]:
         return _unfinished(state, policy, rtol)
@@ -156,6 +166,8 @@ def run_lanczos(
         grad,
         max_iterations=max_iterations,
         least_eigenvalue=least_eigenvalue,
+        norm_bound=norm_bound,
+        seed=seed,
         rounding=rounding,
         reorthogonalize=reorthogonalize,
     )
@@ -167,26 +179,37 @@ def begun(
     *,
     max_iterations: int,
     least_eigenvalue: float = 0.0,
+    norm_bound: float | Float[Array, ""] | None = None,
+    seed: int = 0,
     rounding: float | None = None,
     reorthogonalize: bool = False,
 ) -> Lanczos:
     """A run from g with room for `max_iterations` products, none of them made; arguments as for `run_lanczos`."""
-    unit, previous, norm2 = _start_vectors(grad)
-    count = jnp.zeros_like(norm2, jnp.int32)
-    rounding = vectors.rounding(grad) if rounding is None else rounding
+    check_bounds(least_eigenvalue, norm_bound)
+    start = start_of(grad, jax.random.key(seed), smooth=norm_bound is None)
+    none = 0 * start.length
+    count = jnp.zeros_like(none, jnp.int32)
     stack = partial(jax.tree.map, lambda x: jnp.broadcast_to(0 * x, (max_iterations, *x.shape)))
-    empty = jnp.zeros(max_iterations, norm2.dtype) + 0 * norm2
-    matrix = Tridiagonal(empty, empty, count, norm2, least_eigenvalue + 0 * norm2, rounding + 0 * norm2)
-    return Lanczos(unit, previous, matrix, jnp.isfinite(norm2), stack(unit) if reorthogonalize else None)
+    empty = jnp.zeros(max_iterations, none.dtype) + none
+    matrix = Tridiagonal(
+        diagonal=empty,
+        coupling=empty,
+        count=count,
+        norm=start.length,
+        moved=start.moved,
+        least=least_eigenvalue + none,
+        largest=(jnp.finfo(none.dtype).max if norm_bound is None else norm_bound) + none,
+        overlap=start.overlap,
+        rounding=(vectors.rounding(grad) if rounding is None else rounding) + none,
+    )
+    basis = stack(start.unit) if reorthogonalize else None
+    return Lanczos(start.unit, jax.tree.map(jnp.zeros_like, start.unit), matrix, jnp.isfinite(start.length), basis)
 
 
 def continued(state: Lanczos, matvec: Matvec, *, products: int) -> Lanczos:
     """The run after `products` more, or fewer where the Krylov space or the room for them (`max_iterations`) ends."""
     for _ in range(products):
-        matrix = state.matrix
-        done = int(matrix.count)
-        exhausted = done > 0 and not float(matrix.coupling[done - 1]) > 0
-        if done >= matrix.diagonal.size or exhausted or not (bool(state.finite) and float(matrix.norm2) > 0):
+        if not _has_room(state):
             break
         state = _advance(state, matvec(state.current))
     return state
@@ -204,21 +227,22 @@ def certified(
     *,
     damping: Float[Array, " n"],
     rtol: ArrayLike,
-    norm2: Float[Array, ""],
+    norm: Float[Array, ""],
     finite: Bool[Array, "*n"],
-    definite: Bool[Array, " n"] | bool = True,
+    negative: Bool[Array, " n"] | bool = False,
     proved: Bool[Array, "*n"] | bool = True,
     iterations: Int[Array, ""] | int = 0,
     ritz: tuple[Array, Array],
 ) -> Gain:
     """A `Gain` with the status that the evidence allows, and NaN for what does not stand; every route ends here."""
-    nothing = norm2 == 0  # no gradient, no gain, also where a policy finds no damping for it
+    nothing = norm == 0  # no gradient, no gain, also where a policy finds no damping for it
+    upper = jnp.maximum(upper, jnp.finfo(upper.dtype).tiny)  # a gain may underflow, but is not zero
     lower, upper, step_norm = (jnp.where(nothing, 0.0, value) for value in (lower, upper, step_norm))
     status = jnp.where(upper - lower <= rtol * upper, Status.CONVERGED, Status.OPEN)
-    status = jnp.where(proved, status, Status.UNPROVED)
-    status = jnp.where(definite, status, Status.NEGATIVE_CURVATURE)
+    status = jnp.where(proved & jnp.isfinite(upper), status, Status.UNPROVED)
+    status = jnp.where(negative, Status.NEGATIVE_CURVATURE, status)
     status = jnp.where(nothing, Status.CONVERGED, status)
-    status = jnp.where(finite, status, Status.NOT_FINITE)
+    status = jnp.where(finite & (jnp.isfinite(lower) | negative), status, Status.NOT_FINITE)
     has_lower = (status != Status.NEGATIVE_CURVATURE) & (status != Status.NOT_FINITE)
     smallest, largest = (jnp.asarray(value, upper.dtype) for value in ritz)
     return Gain(
@@ -239,7 +263,7 @@ def check_run(grad: Any, rtol: float, max_iterations: int) -> None:
     if vectors.size(grad) == 0:
         msg = "the gradient has no entries: name at least one parameter for the layer."
         raise ValueError(msg)
-    if not (rtol > 0 and max_iterations >= 1):
+    if not ((isinstance(rtol, Tracer) or rtol > 0) and max_iterations >= 1):
         msg = f"rtol must be positive and max_iterations at least 1, got {rtol!r} and {max_iterations!r}."
         raise ValueError(msg)
 
@@ -256,11 +280,14 @@ def policy_of(damping: float | Array | Policy) -> tuple[Policy, bool]:
     return Absolute(jnp.asarray(damping)), jnp.ndim(damping) == 0
 
 
-@jax.jit
-def _start_vectors(grad: Any) -> tuple[Any, Any, Array]:
-    norm2 = vectors.dot(grad, grad)
-    unit = vectors.scale(jnp.where(norm2 > 0, jax.lax.rsqrt(jnp.where(norm2 > 0, norm2, 1.0)), 0.0), grad)
-    return unit, jax.tree.map(jnp.zeros_like, grad), norm2
+def check_bounds(least_eigenvalue: float, norm_bound: float | Array | None) -> None:
+    """Refuse bounds of the eigenvalues that say nothing."""
+    if not isinstance(least_eigenvalue, Tracer) and not np.isfinite(least_eigenvalue):
+        msg = f"least_eigenvalue must be finite, got {least_eigenvalue!r}: see eigenvalue_range for a proved one."
+        raise ValueError(msg)
+    if not (norm_bound is None or isinstance(norm_bound, Tracer) or 0 <= norm_bound < np.inf):
+        msg = f"norm_bound must be a finite bound of |C|, or None for the run to find one, got {norm_bound!r}."
+        raise ValueError(msg)
 
 
 @jax.jit
@@ -277,8 +304,19 @@ def _advance(state: Lanczos, product: Any) -> Lanczos:
         residual = vectors.project_out(basis, residual)
     b = jnp.sqrt(vectors.dot(residual, residual))
     following = vectors.scale(jnp.where(b > 0, 1 / jnp.where(b > 0, b, 1.0), 0.0), residual)
-    matrix = matrix._replace(diagonal=matrix.diagonal.at[i].set(a), coupling=matrix.coupling.at[i].set(b), count=i + 1)
+    diagonal, coupling, count = matrix.diagonal.at[i].set(a), matrix.coupling.at[i].set(b), i + 1
+    found = eigenvalue_bound(diagonal, coupling, count, overlap=matrix.overlap, rounding=matrix.rounding)
+    largest = jnp.minimum(matrix.largest, jnp.maximum(found, -matrix.least))
+    matrix = matrix._replace(diagonal=diagonal, coupling=coupling, count=count, largest=largest)
     return Lanczos(following, state.current, matrix, state.finite & jnp.isfinite(a) & jnp.isfinite(b), basis)
+
+
+@jax.jit
+def _has_room(state: Lanczos) -> Bool[Array, ""]:
+    """Whether a further product can add anything; one number for the host to read."""
+    matrix = state.matrix
+    more = (matrix.count == 0) | (matrix.coupling[jnp.maximum(matrix.count - 1, 0)] > 0)  # else the space is exhausted
+    return (matrix.count < matrix.diagonal.size) & state.finite & (matrix.norm > 0) & more
 
 
 @jax.jit
@@ -286,10 +324,7 @@ def _unfinished(state: Lanczos, policy: Policy, rtol: ArrayLike) -> Bool[Array, 
     matrix = state.matrix
     found = bounds(matrix, policy(matrix))
     is_met = found.upper - found.lower <= rtol * found.upper
-    is_final = ~found.definite | (found.proved & (4 * found.truncation < found.upper - found.lower))
-    more = (matrix.count == 0) | (matrix.coupling[jnp.maximum(matrix.count - 1, 0)] > 0)  # else the space is exhausted
-    room = (matrix.count < matrix.diagonal.size) & state.finite & (matrix.norm2 > 0) & more
-    return room & ((matrix.count == 0) | ~jnp.all((is_met & found.proved) | is_final))
+    return _has_room(state) & ((matrix.count == 0) | ~jnp.all((is_met & found.proved) | found.settled))
 
 
 @jax.jit
@@ -303,9 +338,9 @@ def _read(matrix: Tridiagonal, finite: Bool[Array, ""], policy: Policy, rtol: Ar
         matrix.step_norm(damping),
         damping=damping,
         rtol=rtol,
-        norm2=matrix.norm2,
+        norm=matrix.norm,
         finite=finite,
-        definite=found.definite,
+        negative=found.negative,
         proved=found.proved,
         iterations=matrix.count,
         ritz=(ritz[0], ritz[-1]),

@@ -24,9 +24,11 @@ from curvjax.curvature.layered import (
     Pass,
     Passes,
     Weights,
+    cast_like,
     push_block,
     token_mean,
     unit_parameters,
+    widened,
 )
 from curvjax.layers import Unit
 
@@ -72,7 +74,10 @@ def hessian_product(model: LayeredModel, passes: Passes, unit: Unit) -> Callable
 def _push_weights(
     loss: LayeredLoss, spec: Hashable, varied: Weights, fixed: Weights, x: Any, batch: Any, vector: Weights
 ) -> Any:
-    return jax.jvp(lambda w: loss.block(spec, {**fixed, **w}, x, batch), (varied,), (vector,))[1]
+    def block(w: Weights) -> Any:
+        return loss.block(spec, {**fixed, **cast_like(w, varied)}, x, batch)
+
+    return jax.jvp(block, (widened(varied),), (vector,))[1]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -94,6 +99,9 @@ def _weight_tangent(
     loss: LayeredLoss, spec: Hashable, varied: Weights, fixed: Weights, x: Any, batch: Any, cotangent: Any, along: Any
 ) -> dict[str, Array]:
     def pull(w: Weights, cotangent: Any) -> dict[str, Array]:
-        return jax.vjp(lambda w: loss.block(spec, {**fixed, **w}, x, batch), w)[1](cotangent)[0]
+        def block(w: Weights) -> Any:
+            return loss.block(spec, {**fixed, **cast_like(w, varied)}, x, batch)
 
-    return jax.jvp(pull, (varied, cotangent), along)[1]
+        return jax.vjp(block, w)[1](cotangent)[0]
+
+    return jax.jvp(pull, (widened(varied), cotangent), along)[1]

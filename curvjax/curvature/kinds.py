@@ -120,7 +120,7 @@ def _closed(
     layer = Layer(vectors.size(varied), norm, trace)
     policies = unit_policy(unit, layer, damping), further
     return read_unit(
-        unit, layer, float(spectrum.norm2), float("nan"), policies, partial(spectral_gain, spectrum, rtol=rtol)
+        unit, layer, float(spectrum.norm) ** 2, float("nan"), policies, partial(spectral_gain, spectrum, rtol=rtol)
     )
 
 

@@ -1,14 +1,17 @@
 """Kronecker factors of the ggn: a curvature in closed form, and a preconditioner for the true one.
 
 With inputs a_t of a linear map and cotangents d_t of its outputs, the ggn block would be
-(1/N) sum_t (a_t a_t') (x) (d_t d_t') if tokens were independent. K-FAC takes the mean of the product for the product of
-the means,
+(1/N) sum_t (a_t a_t') (x) (d_t d_t') if tokens were independent. K-FAC takes the product of the means for the mean of
+the product,
 
-    C ~ A (x) B,   A = (1/N) sum_t a_t a_t',   B = (1/N) sum_t d_t d_t',                             [M2]
+    C ~ A (x) B,   A = (1/n) sum_{t in P} a_t a_t',   B = (1/N) sum_t d_t d_t',                      [M2]
 
-with d_t from draws u of E[u u'] = S. In the eigenbases of A and B it is diagonal. EKFAC keeps the basis and takes the
-eigenvalues that are right in it, E (Q_A' G Q_B)_ij^2 over the gradients G of single sequences. Parameters that are no
-linear map's kernel get the ggn's diagonal.
+with d_t from draws u of E[u u'] = S, and P the n tokens with d_t != 0: those through whose output here the loss moves at
+all. Padding is never among them. A token without weight of its own (of a prompt) is, where a counted token sees this
+output: by its key and value, and below the last layer by all that these are made of; where none does it is left out,
+since its input says nothing of C. In the eigenbases of A and B the product is diagonal. EKFAC keeps the basis and takes
+the eigenvalues that are right in it, E (Q_A' G Q_B)_ij^2 over the gradients G of single sequences. Parameters that are
+no linear map's kernel get the ggn's diagonal.
 
 Source: Martens & Grosse (2015), arXiv 1503.05671; George et al. (2018), arXiv 1806.03884.
 """
@@ -23,7 +26,7 @@ from jaxtyping import Array, Float
 
 from curvjax.curvature import vectors
 from curvjax.curvature.diagonal import squared_entries
-from curvjax.curvature.layered import LayeredModel, Passes, linear_taps, sampled_cotangents
+from curvjax.curvature.layered import LayeredModel, Passes, first_rows, linear_taps, swept_cotangents
 from curvjax.curvature.spectral import Spectrum
 from curvjax.layers import Unit, within_layer
 
@@ -105,8 +108,7 @@ def kronecker_solve(factors: Kronecker, residual: Mapping[str, Array], tau: Floa
 def _by_block(model: LayeredModel, passes: Passes, key: Array) -> Iterator[list[tuple[Any, Any]]]:
     """Yield for every block, last to first, `(part, cotangent)` of all microbatches, which are swept side by side."""
     sweeps = [
-        sampled_cotangents(model, passes._replace(parts=[part]), jax.random.fold_in(key, i))
-        for i, part in enumerate(passes.parts)
+        swept_cotangents(model, part, first, key) for part, first in zip(passes.parts, first_rows(passes), strict=True)
     ]
     for row in zip(*sweeps, strict=True):
         yield [(part, cotangent) for part, _, cotangent in row]
@@ -130,7 +132,11 @@ def _block_factors(
 def _factor(taps: Sequence[tuple[Array, Array]], scale: Array, *, corrected: bool) -> Factor:
     wide = jnp.promote_types(taps[0][0].dtype, jnp.float32)
     rows = [(a.reshape(-1, a.shape[-1]).astype(wide), d.reshape(-1, d.shape[-1]).astype(wide)) for a, d in taps]
-    a2, inputs = jnp.linalg.eigh(scale * sum(a.T @ a for a, _ in rows))
+    reached = [jnp.any(d != 0, axis=1)[:, None] for _, d in rows]
+    number = jnp.maximum(sum(jnp.sum(there) for there in reached), 1)
+    a2, inputs = jnp.linalg.eigh(
+        sum(a.T @ jnp.where(there, a, 0.0) for (a, _), there in zip(rows, reached, strict=True)) / number
+    )
     d2, outputs = jnp.linalg.eigh(scale * sum(d.T @ d for _, d in rows))
     if not corrected:
         return Factor(inputs, outputs, jnp.maximum(a2, 0.0)[:, None] * jnp.maximum(d2, 0.0)[None, :])

@@ -146,7 +146,7 @@ def _unit_gain(
         rounding=vectors.rounding(model.blocks[unit.index]),
         while_loop=host_loop,
     )
-    norm2 = float(state.matrix.norm2)
+    norm2 = float(state.matrix.norm) ** 2
     return read_unit(unit, layer, norm2, error, (policy, further), lambda p: gain_of(state, p, rtol=rtol))
 
 

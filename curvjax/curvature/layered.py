@@ -182,15 +182,37 @@ def sampled_cotangents(model: LayeredModel, passes: Passes, key: Key[Array, ""])
     """Yield `(part, k, cotangent)` from the last block to the first, for one draw of u with E[u u'] = S in each part.
 
     `cotangent` is u pulled back to the output of block k, so that the gradient g that block k's parameters get from it
-    has E[g g'] = J_k' S J_k, the part's ggn before the division by N: one backward pass for all blocks.
+    has E[g g'] = J_k' S J_k, the part's ggn before the division by N: one backward pass for all blocks. The draws
+    belong to the sequences and their tokens: neither padding nor another split into microbatches changes them.
     """
-    for i, part in enumerate(passes.parts):
-        head, _ = head_ends(model, part)
-        cotangent = _sample(model.loss, model.outer, part.inputs[-1], part.batch, head, jax.random.fold_in(key, i))
-        for k in reversed(range(len(model.blocks))):
-            yield part, k, cotangent
-            if k > 0:
-                cotangent = pull_block(model, part, k, cotangent)
+    for part, first in zip(passes.parts, first_rows(passes), strict=True):
+        yield from swept_cotangents(model, part, first, key)
+
+
+def swept_cotangents(
+    model: LayeredModel, part: Pass, first: int, key: Key[Array, ""]
+) -> Iterator[tuple[Pass, int, Any]]:
+    """Yield those of `sampled_cotangents` of one microbatch, whose first sequence has the number `first`."""
+    head, _ = head_ends(model, part)
+    cotangent = _sample(model.loss, model.outer, part.inputs[-1], part.batch, head, jnp.asarray(first), key)
+    for k in reversed(range(len(model.blocks))):
+        yield part, k, cotangent
+        if k > 0:
+            cotangent = pull_block(model, part, k, cotangent)
+
+
+def first_rows(passes: Passes) -> list[int]:
+    """The number of each microbatch's first sequence, counted through all of them."""
+    sizes = [jax.tree.leaves(part.inputs[-1])[0].shape[0] for part in passes.parts]
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def by_sequence(function: Callable, z: Any, batch: Any, first: Array, key: Key[Array, ""]) -> Any:
+    """`function(z, batch, key)` of each sequence by itself, as a batch of one with a key of its own."""
+    size = jax.tree.leaves(z)[0].shape[0]
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(size))
+    one, alone = partial(jax.tree.map, lambda a: a[0]), partial(jax.tree.map, lambda a: a[None])
+    return jax.vmap(lambda z, batch, key: one(function(alone(z), alone(batch), key)))(z, batch, keys)
 
 
 def push_block(model: LayeredModel, part: Pass, k: int, tangent: Any) -> Any:
@@ -302,14 +324,17 @@ def _curve(head: Linearized, hessian: Linearized, outer: Any, tangent: Any) -> A
 
 
 @partial(jax.jit, static_argnums=0)
-def _sample(loss: LayeredLoss, outer: Any, x: Any, batch: Any, head: Linearized, key: Array) -> Any:
-    return pull(head, outer, loss.sample(key, loss.readout(outer, x, batch), batch))
+def _sample(loss: LayeredLoss, outer: Any, x: Any, batch: Any, head: Linearized, first: Array, key: Array) -> Any:
+    def root(z: Any, batch: Any, key: Array) -> Any:
+        return loss.sample(key, z, batch)
+
+    return pull(head, outer, by_sequence(root, loss.readout(outer, x, batch), batch, first, key))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _own_map(loss: LayeredLoss, spec: Hashable, varied: Weights, fixed: Weights, x: Any, batch: Any) -> Linearized:
     return linearize(
-        lambda v: loss.block(spec, {**fixed, **_cast(v, varied)}, x, batch), _wide(varied), shared=(varied, fixed)
+        lambda v: loss.block(spec, {**fixed, **cast_like(v, varied)}, x, batch), widened(varied), shared=(varied, fixed)
     )[1]
 
 
@@ -317,16 +342,17 @@ def _own_map(loss: LayeredLoss, spec: Hashable, varied: Weights, fixed: Weights,
 def _gradient(
     loss: LayeredLoss, spec: Hashable, varied: Weights, fixed: Weights, x: Any, batch: Any, cotangent: Any
 ) -> dict[str, Array]:
-    _, pull_back = jax.vjp(lambda v: loss.block(spec, {**fixed, **_cast(v, varied)}, x, batch), _wide(varied))
+    _, pull_back = jax.vjp(lambda v: loss.block(spec, {**fixed, **cast_like(v, varied)}, x, batch), widened(varied))
     return pull_back(cotangent)[0]
 
 
-def _wide(values: Weights) -> dict[str, Array]:
+def widened(values: Weights) -> dict[str, Array]:
     """In at least float32: a vector of bfloat16 would certify nothing."""
     return {path: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for path, value in values.items()}
 
 
-def _cast(values: Weights, like: Weights) -> dict[str, Array]:
+def cast_like(values: Weights, like: Weights) -> dict[str, Array]:
+    """In the network's own precision again."""
     return {path: value.astype(like[path].dtype) for path, value in values.items()}
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.curvature import vectors
 from curvjax.curvature.damping import Policy
-from curvjax.curvature.gain import Gain, Matvec, certified, check_run, policy_of
+from curvjax.curvature.gain import Gain, Matvec, certified, check_bounds, check_run, policy_of
 
 Preconditioner = Callable[[Any, Float[Array, ""]], Any]
 
@@ -31,8 +31,9 @@ class Subspace(NamedTuple):
     """C as seen from g within span V.
 
     grad: g. basis, products: V and CV, `m` vectors on a leading axis, zeros past `count`. inner: `[m, m]` V'CV. square:
-    `[m, m]` (CV)'CV. along: `[m]` V'g. count: `[]` vectors in use. grad_norm2: `[]` |g|^2. rounding: `[]` relative
-    error allowed to the products. stalled: `[]` the last direction was in the span already. finite: `[]` no NaN yet.
+    `[m, m]` (CV)'CV. along: `[m]` V'g. count: `[]` vectors in use. norm: `[]` |g|. largest: `[]` proved bound of |C|.
+    rounding: `[]` relative error allowed to the products. stalled: `[]` the last direction was in the span already.
+    finite: `[]` no NaN yet.
     """
 
     grad: Any
@@ -42,15 +43,11 @@ class Subspace(NamedTuple):
     square: Float[Array, "m m"]
     along: Float[Array, " m"]
     count: Int[Array, ""]
-    grad_norm2: Float[Array, ""]
+    norm: Float[Array, ""]
+    largest: Float[Array, ""]
     rounding: Float[Array, ""]
     stalled: Bool[Array, ""]
     finite: Bool[Array, ""]
-
-    @property
-    def norm2(self) -> Float[Array, ""]:
-        """|g|^2."""
-        return self.grad_norm2
 
     def ritz(self) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
         """Eigenvalues of V'CV and the components of V'g along its eigenvectors, 0 past `count`."""
@@ -69,11 +66,7 @@ class Subspace(NamedTuple):
 
     def resolution(self) -> Float[Array, ""]:
         """The damping below which rounding leaves nothing to certify."""
-        return self.rounding * self.norm_bound()
-
-    def norm_bound(self) -> Float[Array, ""]:
-        """What stands for |C|: at least every Ritz value and every |C v| seen, at most a few times |C|."""
-        return jnp.maximum(jnp.sqrt(jnp.max(jnp.diag(self.square))), jnp.linalg.norm(self.inner))
+        return self.rounding * self.largest
 
     def _in_use(self) -> Bool[Array, " m"]:
         return jnp.arange(self.along.size) < self.count
@@ -102,6 +95,7 @@ def preconditioned_gain(
     preconditioner: Preconditioner,
     *,
     damping: float | Float[Array, "*n"] | Policy,
+    norm_bound: float | Float[Array, ""],
     rtol: float = 1e-2,
     max_iterations: int = 30,
     rounding: float | None = None,
@@ -114,6 +108,8 @@ def preconditioned_gain(
       grad: gradient g, any pytree of arrays.
       preconditioner: `(residual, tau) -> z ~ (C + tau I)^-1 residual`. The bracket holds whatever it returns.
       damping: tau, units of C: a number, an array or a policy. The residual of the widest bracket is followed.
+      norm_bound: a proved bound of |C|, with which the rounding goes, say the `high` of `eigenvalue_range`; the
+        directions may all miss what C is largest on, so it cannot be read off them.
       rtol: stop when (upper - lower) / upper is at most this for every damping.
       max_iterations: most products; twice as many vectors like `grad` are kept.
       rounding: relative error of the products; None: that of `grad`'s dtype.
@@ -123,26 +119,38 @@ def preconditioned_gain(
       A `Gain`. Never raises on values: read `status`.
 
     Raises:
-      ValueError: if a damping, `rtol` or `max_iterations` is not positive, or `grad` has no entries.
+      ValueError: if a damping, `rtol` or `max_iterations` is not positive, `norm_bound` says nothing, or `grad` has no
+        entries.
     """
     check_run(grad, rtol, max_iterations)
+    check_bounds(0.0, norm_bound)
     policy, scalar = policy_of(damping)
     state = while_loop(
         lambda state: _unfinished(state, policy, rtol),
         lambda state: _advance(state, policy, preconditioner, matvec),
-        _start(grad, max_iterations, vectors.rounding(grad) if rounding is None else rounding),
+        _start(grad, max_iterations, norm_bound, vectors.rounding(grad) if rounding is None else rounding),
     )
     gain = _read(state, policy, rtol)
     return jax.tree.map(lambda x: x[0] if x.ndim else x, gain) if scalar else gain
 
 
-def _start(grad: Any, size: int, rounding: float) -> Subspace:
-    norm2 = vectors.dot(grad, grad)
+def _start(grad: Any, size: int, norm_bound: float | Array, rounding: float) -> Subspace:
+    norm = jnp.sqrt(vectors.dot(grad, grad))
     stack = jax.tree.map(lambda x: jnp.broadcast_to(0 * x, (size, *x.shape)), grad)
-    square, row = jnp.zeros((size, size), norm2.dtype) + 0 * norm2, jnp.zeros(size, norm2.dtype) + 0 * norm2
-    count = jnp.zeros_like(norm2, jnp.int32)
+    square, row = jnp.zeros((size, size), norm.dtype) + 0 * norm, jnp.zeros(size, norm.dtype) + 0 * norm
     return Subspace(
-        grad, stack, stack, square, square, row, count, norm2, rounding + 0 * norm2, norm2 == 0, jnp.isfinite(norm2)
+        grad=grad,
+        basis=stack,
+        products=stack,
+        inner=square,
+        square=square,
+        along=row,
+        count=jnp.zeros_like(norm, jnp.int32),
+        norm=norm,
+        largest=norm_bound + 0 * norm,
+        rounding=rounding + 0 * norm,
+        stalled=norm == 0,
+        finite=jnp.isfinite(norm),
     )
 
 
@@ -214,11 +222,12 @@ def _at(state: Subspace, tau: Array) -> _Found:
     left2 = vectors.dot(left, left)
     tail = left2 / tau + y @ inner @ y
     # Products are those of C + E, |E| ~ rounding |C|: it moves d'H d by |E| |d|^2, the dual's residual by |E| |d + y|.
-    scale, d_norm, y_norm = state.rounding * state.norm_bound(), jnp.linalg.norm(d), jnp.linalg.norm(y)
+    scale, d_norm, y_norm = state.rounding * state.largest, jnp.linalg.norm(d), jnp.linalg.norm(y)
     below = scale * d_norm**2 + state.rounding * jnp.abs(lower)
     above = below + scale * (y_norm**2 + 2 * (d_norm + y_norm) * jnp.sqrt(left2) / tau)
     definite = jnp.all(jnp.isfinite(factor))
-    return _Found(residual, jnp.maximum(lower - below, 0.0), lower + tail + above, tail, definite)
+    lower, upper = (jnp.where(definite, x, 0.0) for x in (jnp.maximum(lower - below, 0.0), lower + tail + above))
+    return _Found(residual, lower, upper, tail, definite)
 
 
 def _solve(factor: Array, right: Array) -> Array:
@@ -252,16 +261,17 @@ def _read(state: Subspace, policy: Policy, rtol: Array) -> Gain:
     _, lower, upper, _, definite = _brackets(state, damping)
     values, _ = state.ritz()
     smallest = jnp.where(state.count > 0, values[0], 0.0)
+    allowed = state.rounding * state.largest
     return certified(
         lower,
         upper,
         state.step_norm(damping),
         damping=damping,
         rtol=rtol,
-        norm2=state.grad_norm2,
+        norm=state.norm,
         finite=state.finite,
-        definite=definite,
-        proved=smallest >= -state.rounding * state.norm_bound(),
+        negative=smallest + damping <= -allowed,
+        proved=definite & (smallest >= -allowed),
         iterations=state.count,
         ritz=(smallest, state.largest_eigenvalue()),
     )

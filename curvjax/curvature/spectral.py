@@ -28,9 +28,9 @@ class Spectrum(NamedTuple):
     rounding: Float[Array, ""]
 
     @property
-    def norm2(self) -> Float[Array, ""]:
-        """|g|^2."""
-        return vectors.total(self.weights)
+    def norm(self) -> Float[Array, ""]:
+        """|g|."""
+        return jnp.sqrt(vectors.total(self.weights))
 
     def value(self, damping: Float[Array, " n"]) -> Float[Array, " n"]:
         """zeta^2 at each damping."""
@@ -53,7 +53,7 @@ class Spectrum(NamedTuple):
             terms = jax.tree.map(lambda w, x: w / (x + tau) ** power, self.weights, self.eigenvalues)
             return vectors.total(terms)
 
-        return jax.lax.map(at, jnp.asarray(damping, self.norm2.dtype))
+        return jax.lax.map(at, jnp.asarray(damping, self.norm.dtype))
 
 
 def spectral_gain(spectrum: Spectrum, policy: Policy, *, rtol: float = 1e-2) -> Gain:
@@ -77,7 +77,7 @@ def spectral_gain(spectrum: Spectrum, policy: Policy, *, rtol: float = 1e-2) -> 
         step,
         damping=damping,
         rtol=rtol,
-        norm2=spectrum.norm2,
+        norm=spectrum.norm,
         finite=jnp.isfinite(value),
         ritz=(jnp.min(jnp.stack([jnp.min(x) for x in jax.tree.leaves(spectrum.eigenvalues)])), largest),
     )

@@ -11,7 +11,8 @@ where excess_i = d_i - p_i and p_i are the pivots of T - node I. Its recurrence
 excess_{i+1} = (tau + node) + b_i^2 excess_i / (p_i d_i) has positive terms only, so that nothing cancels.
 
 Rounding makes the products those of C + E, |E| ~ rounding |C|. That moves zeta^2 by |d' E d| <= |E| |d|^2 to first
-order, with |d|^2 = -d zeta^2 / d tau, and the bracket is widened by it; the node lies as far below zero.
+order, with |d|^2 = -d zeta^2 / d tau, and the bracket is widened by it; the node lies as far below zero. For |C| stands
+not what T shows of it but a proved bound: see `norm`.
 """
 
 from typing import NamedTuple
@@ -20,27 +21,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from curvjax.curvature.norm import largest_seen
+
 
 class Tridiagonal(NamedTuple):
     """Lanczos matrix of C from g.
 
     diagonal, coupling: `[m]`, units of C; `coupling[i]` joins i and i + 1, the last one used is the residual's.
-    count: `[]` Lanczos steps done. norm2: `[]` |g|^2. least: `[]` proved bound below all eigenvalues of C, units of C.
-    rounding: `[]` relative error allowed to the products.
+    count: `[]` Lanczos steps done. norm: `[]` |g~|, of the vector that the run starts from. moved: `[]` |g~ - g|.
+    least: `[]` proved bound below all eigenvalues of C, units of C. largest: `[]` proved bound of their size. overlap:
+    `[]` what the start proves, as in `norm.Start`. rounding: `[]` relative error allowed to the products.
     """
 
     diagonal: Float[Array, " m"]
     coupling: Float[Array, " m"]
     count: Int[Array, ""]
-    norm2: Float[Array, ""]
+    norm: Float[Array, ""]
+    moved: Float[Array, ""]
     least: Float[Array, ""]
+    largest: Float[Array, ""]
+    overlap: Float[Array, ""]
     rounding: Float[Array, ""]
 
     def step_norm(self, damping: Float[Array, " n"]) -> Float[Array, " n"]:
         """|(C + tau I)^-1 g| at each damping: d zeta^2 / d tau = -|d|^2, by differentiating the Gauss rule."""
-        damping = jnp.asarray(damping, self.norm2.dtype)
-        _, slope = jax.jvp(lambda tau: _quadrature(self, tau)[0], (damping,), (jnp.ones_like(damping),))
-        return jnp.sqrt(jnp.maximum(-slope, 0.0))
+        damping = jnp.asarray(damping, self.norm.dtype)
+        _, slope = jax.jvp(lambda tau: _quadrature(self, tau).value, (damping,), (jnp.ones_like(damping),))
+        return self.norm * jnp.sqrt(jnp.maximum(-slope, 0.0))
 
     def largest_eigenvalue(self) -> Float[Array, ""]:
         """The largest Ritz value."""
@@ -48,34 +55,44 @@ class Tridiagonal(NamedTuple):
 
     def resolution(self) -> Float[Array, ""]:
         """The damping below which rounding leaves nothing to certify."""
-        return self.rounding * norm_bound(self)
+        return self.rounding * self.largest
 
 
 class Bounds(NamedTuple):
     """What T says of each damping `[n]`.
 
-    lower, upper: bracket of g' (C + tau I)^-1 g, rounding allowed for. truncation: the part of its width that further
-    products would remove. definite: the pivots of T + tau I are positive. proved: those of T - node I are too, so that
-    the upper bound holds.
+    lower, upper: bracket of g' (C + tau I)^-1 g, rounding allowed for. negative: C + tau I is not positive, whatever
+    rounding did. proved: the pivots of T + tau I and T - node I are positive, so that the upper bound holds. settled:
+    further products would change little; less than a quarter of the bracket's width is theirs to remove.
     """
 
     lower: Float[Array, " n"]
     upper: Float[Array, " n"]
-    truncation: Float[Array, " n"]
-    definite: Bool[Array, " n"]
+    negative: Bool[Array, " n"]
     proved: Bool[Array, " n"]
+    settled: Bool[Array, " n"]
 
 
 def bounds(matrix: Tridiagonal, damping: Float[Array, " n"]) -> Bounds:
     """Gauss lower and Gauss-Radau upper bound [M5] at each damping (units of C).
 
+    From g~ to g: for the step d of the Gauss rule, zeta^2(g) >= 2 g'd - d'Hd >= zeta^2(g~) - 2 |g~ - g| |d|, and zeta
+    is a norm, zeta(g) <= zeta(g~) + |g~ - g| / sqrt(least eigenvalue of H).
+
     Source: Golub & Meurant (2010), "Matrices, Moments and Quadrature", sections 6.2 and 7; Meurant & Tichy (2013),
     Numer. Algorithms 62, in the form of pivots.
     """
-    damping = jnp.asarray(damping, matrix.norm2.dtype)
-    value, tail, definite, proved = _quadrature(matrix, damping)
-    slack = matrix.rounding * (norm_bound(matrix) * matrix.step_norm(damping) ** 2 + value)
-    return Bounds(jnp.maximum(value - slack, 0.0), value + tail + slack, tail, definite, definite & proved)
+    damping, norm, rounding = jnp.asarray(damping, matrix.norm.dtype), matrix.norm, matrix.rounding
+    found, step = _quadrature(matrix, damping), matrix.step_norm(damping)
+    value, tail = norm * (norm * found.value), norm * (norm * found.tail)
+    seen = jnp.minimum(largest_seen(matrix.diagonal, matrix.coupling), matrix.largest)
+    slack, intrinsic = (rounding * ((size * step) * step + value) for size in (matrix.largest, seen))
+    change = matrix.moved / jnp.sqrt(jnp.maximum(damping + matrix.least, jnp.finfo(damping.dtype).tiny))
+    lower = jnp.maximum(value - slack - 2 * matrix.moved * step, 0.0)
+    upper = (jnp.sqrt(value + tail + slack) + change) ** 2
+    removable = tail + 2 * (slack - intrinsic)
+    closed = jnp.where(found.definite, found.proved & (4 * removable < upper - lower), matrix.largest <= 4 * seen)
+    return Bounds(lower, upper, found.negative, found.proved, found.negative | closed)
 
 
 def ritz_values(matrix: Tridiagonal) -> Float[Array, " m"]:
@@ -93,37 +110,53 @@ def written_out(
     return jnp.diag(diagonal) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
 
 
-def norm_bound(matrix: Tridiagonal) -> Float[Array, ""]:
-    """A bound of T's largest eigenvalue in size (Gershgorin), cheap enough for every iteration."""
-    rows = jnp.abs(matrix.diagonal) + jnp.abs(matrix.coupling)
-    return jnp.max(rows + jnp.concatenate([jnp.zeros_like(rows[:1]), jnp.abs(matrix.coupling[:-1])]))
+class _Quadrature(NamedTuple):
+    """`[n]`, sums in units of |g~|^2. value: Gauss. tail: what Gauss-Radau adds. definite: T + tau I is positive."""
+
+    value: Float[Array, " n"]
+    tail: Float[Array, " n"]
+    definite: Bool[Array, " n"]
+    negative: Bool[Array, " n"]
+    proved: Bool[Array, " n"]
 
 
-def _quadrature(matrix: Tridiagonal, damping: Float[Array, " n"]) -> tuple[Array, Array, Array, Array]:
-    """The Gauss value, what Gauss-Radau adds to it, and whether the pivots at tau and at the node are positive."""
-    node = matrix.least - matrix.rounding * (norm_bound(matrix) + damping)  # below zero even for C = 0
+def _quadrature(matrix: Tridiagonal, damping: Float[Array, " n"]) -> _Quadrature:
+    """Sums over the pivots of T + tau I (`pivot`), T - node I (`low`) and T + tau I + |E| (`high`).
+
+    Where a pivot of T + tau I is not positive, the sums end before it: what came so far is still a lower bound.
+    """
+    allowed = matrix.rounding * (matrix.largest + damping)
+    node = matrix.least - allowed  # below zero even for C = 0
+    within = damping + node > 0
+    seen = matrix.rounding * (largest_seen(matrix.diagonal, matrix.coupling) + damping)
+    node = jnp.where(within, node, matrix.least - seen)  # proves nothing, but the Gauss rule needs a node in reach
     margin = damping + node
     one, none = jnp.ones_like(margin), jnp.zeros_like(margin)  # varying over devices where T does
 
     def step(state, row):
-        y2, pivot, low_pivot, excess, value, definite, proved, before = state
+        y2, pivot, low, high, excess, value, definite, negative, proved, before = state
         a, b, i = row
-        active = i < matrix.count
-        shrink = before**2 / pivot
-        new_excess = margin + jnp.where(i > 0, shrink * excess / low_pivot, none)
-        new_low = a - node - jnp.where(i > 0, before**2 / low_pivot, none)
+        used = i < matrix.count
+        square = before**2
+        shrink = square / pivot
+        new_excess = margin + jnp.where(i > 0, shrink * excess / low, none)
+        new_low = a - node - jnp.where(i > 0, square / low, none)
+        new_high = a + damping + allowed - jnp.where(i > 0, square / high, none)
         new_pivot = new_low + new_excess
         new_y2 = jnp.where(i > 0, y2 * shrink / pivot, y2)
+        negative |= used & (new_high <= 0)
+        definite &= ~used | (new_pivot > 0)
+        proved &= ~used | (new_low > 0)
         new = (new_y2, new_pivot, new_low, new_excess, value + new_y2 / new_pivot)
-        old = (y2, pivot, low_pivot, excess, value)
-        y2, pivot, low_pivot, excess, value = (jnp.where(active, n, o) for n, o in zip(new, old, strict=True))
-        definite &= ~active | (new_pivot > 0)
-        proved &= ~active | (new_low > 0)
-        return (y2, pivot, low_pivot, excess, value, definite, proved, jnp.where(active, b, before)), None
+        old = (y2, pivot, low, excess, value)
+        y2, pivot, low, excess, value = (jnp.where(used & definite, n, o) for n, o in zip(new, old, strict=True))
+        high, before = jnp.where(used & ~negative, new_high, high), jnp.where(used, b, before)
+        return (y2, pivot, low, high, excess, value, definite, negative, proved, before), None
 
     rows = (matrix.diagonal, matrix.coupling, jnp.arange(matrix.diagonal.size))
-    start = (one, one, one, none, none, damping + none > 0, margin > 0, jnp.zeros_like(matrix.norm2))
-    (y2, pivot, low_pivot, excess, value, definite, proved, last), _ = jax.lax.scan(step, start, rows)
+    positive = damping + none > 0
+    start = (one, one, one, one, none, none, positive, ~positive & False, margin > 0, jnp.zeros_like(matrix.norm))
+    (y2, pivot, low, _, excess, value, definite, negative, proved, last), _ = jax.lax.scan(step, start, rows)
     shrink = last**2 / pivot
-    tail = (y2 * shrink / pivot) / (margin + shrink * excess / low_pivot)
-    return matrix.norm2 * value, matrix.norm2 * tail, definite, proved
+    tail = (y2 * shrink / pivot) / (margin + shrink * excess / low)
+    return _Quadrature(value, tail, definite, negative, definite & proved & within)

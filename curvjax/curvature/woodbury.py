@@ -43,9 +43,9 @@ class LowRank(NamedTuple):
     rounding: Float[Array, ""]
 
     @property
-    def norm2(self) -> Float[Array, ""]:
-        """|g|^2."""
-        return self.rest + jnp.sum(self.inside * jnp.maximum(self.eigenvalues, 0.0))
+    def norm(self) -> Float[Array, ""]:
+        """|g|."""
+        return jnp.sqrt(self.rest + jnp.sum(self.inside * jnp.maximum(self.eigenvalues, 0.0)))
 
     def value(self, damping: Float[Array, " n"]) -> Float[Array, " n"]:
         """zeta^2 at each damping, without a bracket."""
@@ -211,8 +211,8 @@ def _read(measure: LowRank, policy: Policy, rtol: ArrayLike) -> Gain:
         measure.step_norm(damping),
         damping=damping,
         rtol=rtol,
-        norm2=measure.norm2,
-        finite=(jnp.isfinite(lower) & jnp.isfinite(upper)) | (measure.norm2 == 0),
+        norm=measure.norm,
+        finite=(jnp.isfinite(lower) & jnp.isfinite(upper)) | (measure.norm == 0),
         ritz=(jnp.zeros_like(measure.rest), measure.largest_eigenvalue()),
     )
 

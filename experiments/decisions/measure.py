@@ -92,7 +92,7 @@ def trajectory(model: LayeredModel, passes: Passes, unit: Unit, settings: Measur
         "index": unit.index,
         "parameters": size,
         "parameter_norm": norm,
-        "gradient_norm2": float(state.matrix.norm2),
+        "gradient_norm2": float(state.matrix.norm) ** 2,
         "damping": float(damping[0]),
         "lower": [float(np.asarray(gain.lower)[0]) for gain in found],
         "upper": [float(np.asarray(gain.upper)[0]) for gain in found],

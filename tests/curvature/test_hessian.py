@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from curvjax.curvature import (
@@ -19,9 +20,10 @@ from curvjax.curvature import (
 )
 from curvjax.curvature.damping import Absolute
 from curvjax.curvature.gain import gain_of
-from curvjax.layers import module_units
+from curvjax.layers import layer_units, module_units
+from curvjax.models.layered import layered_model
 from curvjax.models.parameters import parameters
-from tests.curvature.tiny import dense_hessian, random_batch
+from tests.curvature.tiny import dense_hessian, random_batch, tiny_decoder
 
 BATCHES = [random_batch(1), random_batch(2)]
 INDICES = [0, 1, 10, 11]
@@ -42,6 +44,22 @@ def module(decoder):
 def dense(model):
     block_of = dense_hessian(model, jax.tree.map(lambda *x: jnp.concatenate(x), *BATCHES))
     return {index: block_of(index) for index in INDICES}
+
+
+def test_a_network_in_bfloat16_has_products_in_float32_that_are_its_own_up_to_rounding():
+    """As for the ggn: vectors are float32 whatever the network's precision."""
+    graph, state = nnx.split(tiny_decoder())
+    found = []
+    for dtype in (jnp.bfloat16, jnp.float32):
+        rounded = jax.tree.map(lambda x, dtype=dtype: (x / 3).astype(jnp.bfloat16).astype(dtype), state)
+        network = layered_model(nnx.merge(graph, rounded))
+        passes = run_passes(network, BATCHES[:1])
+        unit = layer_units(parameters(nnx.merge(graph, rounded)))[10]
+        vector = jax.tree.map(lambda x: x.astype(jnp.float32), random_like(unit_gradient(network, passes, unit), 1))
+        found.append(hessian_product(network, passes, unit)(vector))
+    rough, exact = found
+    assert all(x.dtype == jnp.float32 for x in rough.values())
+    assert np.linalg.norm(flat(rough) - flat(exact)) < 0.1 * np.linalg.norm(flat(exact))
 
 
 def random_like(tree, seed):

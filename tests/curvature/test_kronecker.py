@@ -32,7 +32,7 @@ def drawn(model, passes):
     """By kernel path, inputs `[B, T, in]` and cotangents `[B, T, out]` of layer 10 for the two draws of seed 0."""
     found = []
     for key in jax.random.split(jax.random.key(0), 2):
-        sweep = sampled_cotangents(model, passes, jax.random.fold_in(key, 0))
+        sweep = sampled_cotangents(model, passes, key)
         found += [linear_taps(model, part, k, cotangent) for part, k, cotangent in sweep if k == LAYER]
     return {path: [(np.asarray(tap[path][0]), np.asarray(tap[path][1])) for tap in found] for path in found[0]}
 
@@ -54,7 +54,9 @@ def test_kfac_is_the_product_of_the_two_second_moments(model, passes, drawn):
     factors, count = factors_of(model, passes)[LAYER].factors, float(passes.count)
     assert factors.keys() == drawn.keys()
     for path, taps in drawn.items():
-        a2 = sum(np.einsum("bti,btj->ij", a, a) for a, _ in taps) / (2 * count)
+        reached = [np.any(d != 0, axis=-1, keepdims=True) for _, d in taps]  # tokens through which the loss moves
+        number = sum(there.sum() for there in reached)
+        a2 = sum(np.einsum("bti,btj->ij", a * there, a) for (a, _), there in zip(taps, reached, strict=True)) / number
         d2 = sum(np.einsum("bti,btj->ij", d, d) for _, d in taps) / (2 * count)
         np.testing.assert_allclose(dense(factors[path]), np.kron(a2, d2), atol=1e-9 * np.abs(np.kron(a2, d2)).max())
 

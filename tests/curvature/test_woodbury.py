@@ -103,7 +103,7 @@ def test_gradient_in_the_span_keeps_its_digits_where_the_general_form_loses_them
     measure = gram_spectrum(
         inner_products(jnp.asarray(factors), jnp.asarray(factors)), coefficients=jnp.asarray(weights)
     )
-    assert measure.norm2 == pytest.approx(gradient @ gradient, rel=1e-5)
+    assert measure.norm**2 == pytest.approx(gradient @ gradient, rel=1e-5)
     inside = low_rank_gain(measure, Absolute(jnp.asarray([1e-3], jnp.float32)))
     general = woodbury_gain(jnp.asarray(factors), jnp.asarray(gradient, jnp.float32), damping=1e-3)
     assert inside.status[0] == Status.CONVERGED

@@ -69,6 +69,21 @@ def measured(decoder, texts, units):
     return measure_evidence(decoder, texts, units, FIELDS.keys() - {"gains"}, SETTINGS)
 
 
+def test_padding_and_an_empty_row_change_no_field(decoder, texts, units, measured):
+    """Moments and stream take every token outside padding, prompts too: they are what enters, not what counts."""
+    padded = Texts(*(Batch(*(jnp.pad(x, ((0, 2), (0, 2))) for x in batch)) for batch in texts))
+    found = measure_evidence(decoder, padded, units, FIELDS.keys() - {"gains"}, SETTINGS).evidence
+    for field, value in found._asdict().items():
+        expected = getattr(measured.evidence, field)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), _numbers(value), _numbers(expected)
+        )
+
+
+def _numbers(value):
+    return [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, "shape") or isinstance(leaf, float)]
+
+
 @pytest.fixture
 def quick_gradients(monkeypatch):
     """The whole model's gradient is compiled anew in each call."""
