@@ -93,20 +93,12 @@ def _solve(
     size_neutral: Bool[Array, ""],
     groups: Int[Array, " K"] | None,
 ) -> Solution:
-    # q^kappa and size can each span many decades: both are taken relative to their largest
-    largest, best = jnp.max(size), jnp.max(q)
-    cost = size / largest
-    weight = jnp.where(size_neutral, cost, 1.0) * (q / best) ** kappa
-    total = sparsity * jnp.sum(cost)
+    best = jnp.max(q)  # q^kappa can leave the range where its ratios do not
+    weight = jnp.where(size_neutral, size, 1.0) * (q / best) ** kappa
+    total = sparsity * jnp.sum(size)
     sound = jnp.all((q > 0) & (weight > 0) & (maximum <= 1)) & (sparsity <= 1) & (kappa >= 0)
     weight = jnp.where(sound, weight, jnp.nan)  # told by status
-    terms = Terms(weight, cost, jnp.zeros_like(cost), minimum, maximum, total, total)
+    terms = Terms(weight, size, jnp.zeros_like(size), minimum, maximum, total, total)
     result = solution(penalty, tied(terms, groups))
-    scale = best**kappa * jnp.where(size_neutral, largest, 1.0)
-    counts = {name: getattr(result, name) * largest for name in ("spent", "requested", "floor", "reach")}
-    return result._replace(
-        **counts,
-        dual=-result.dual * scale / largest,
-        objective=result.objective * scale,
-        gap=result.gap * scale,
-    )
+    scale = best**kappa
+    return result._replace(dual=-result.dual * scale, objective=result.objective * scale, gap=result.gap * scale)

@@ -15,8 +15,8 @@ def round_to_total(
 
         floor(amount_k) + (1 for the units of largest remainder), sum = total, at most maximum_k
 
-    Ties go to the first unit. Where a maximum is in the way the unit after it in line takes its share, so that a
-    second or later round can be needed. For equal costs `round_capacity` is better: it is optimal.
+    Of equal remainders the first unit is changed first. Where a maximum is in the way the unit after it in line takes
+    its share, so that a second or later round can be needed. For equal costs `round_capacity` is better: it is optimal.
 
     Args:
       amount: `[K]` non-negative amounts that sum to `total` within one per unit.
@@ -56,7 +56,7 @@ def repaired(
     """Whole amounts brought to a total: one more each by falling claim, or one less each by rising claim.
 
     Nobody is changed twice before all that can be were changed once; of equal claims the first
-    unit is given first, and the last loses first.
+    unit is changed first.
 
     Args:
       whole: `[K]` whole amounts within their maxima.
@@ -69,7 +69,7 @@ def repaired(
     """
     missing = total - int(whole.sum())
     whole, step = whole.copy(), int(np.sign(missing))
-    line = np.argsort(-claim, kind="stable")[:: step or 1]
+    line = np.argsort(-claim if step > 0 else claim, kind="stable")
     while missing:  # every round changes at least one: the total lies within the bounds
         able = line[(whole < maximum if step > 0 else whole > 0)[line]][: abs(missing)]
         whole[able] += step

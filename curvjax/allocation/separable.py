@@ -14,6 +14,9 @@ from curvjax.allocation.curves import Curve, traceable
 from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, in_float64, per_unit, single, unit_count
 from curvjax.allocation.result import Solution, delivered, judged, stationarity
 
+_LARGEST = 1e300  # what is more is beyond everybody's reach all the same
+_BELOW = 1e-300  # where a unit neither costs nor buys anything, only a price below 0 makes it take what must be spent
+
 
 class Terms(NamedTuple):
     """Float64 numbers of a program, `[K]` each but for the budget's ends, which are `[]`; least: -inf for no end."""
@@ -156,12 +159,43 @@ def tied(terms: Terms, groups: Int[ArrayLike, " K"] | None) -> Terms:
 @jax.jit
 def solution(curve: Curve, terms: Terms) -> Solution:
     """The program's solution, failures told by status; see `allocate_separable`."""
+    value, cost = _scale(jnp.concatenate([terms.weight, terms.price])), _scale(terms.cost)
+    scaled = terms._replace(
+        weight=terms.weight / value,
+        price=terms.price / value,
+        cost=terms.cost / cost,
+        least=jnp.clip(terms.least / cost, -jnp.inf, _LARGEST),
+        budget=jnp.where(jnp.isfinite(terms.budget), jnp.minimum(terms.budget / cost, _LARGEST), terms.budget),
+    )
+    # the barrier: XLA turns a / (b / c) into a * c / b, which leaves the range again
+    found = _in_scale(curve, jax.lax.optimization_barrier(scaled))
+    counts = {name: getattr(found, name) * cost for name in ("spent", "requested", "floor", "reach")}
+    # dual: in two steps, as value / cost may leave the range where their product with it does not
+    return found._replace(
+        **counts, dual=found.dual * value / cost, objective=found.objective * value, gap=found.gap * value
+    )
+
+
+def _scale(numbers: Float[Array, " N"]) -> Float[Array, ""]:
+    """A power of two midway between the least and the largest: dividing by it moves no digit, and leaves room for both.
+
+    Numbers over 500 decades then have their slopes and prices within the range of float64.
+    """
+    known = (numbers > 0) & jnp.isfinite(numbers)
+    largest, least = (
+        jnp.frexp(x)[1] for x in (jnp.max(jnp.where(known, numbers, 0.0)), jnp.min(jnp.where(known, numbers, jnp.inf)))
+    )
+    return jnp.where(jnp.any(known), jnp.ldexp(jnp.float64(1.0), (largest + least) // 2), 1.0)
+
+
+def _in_scale(curve: Curve, terms: Terms) -> Solution:
     weight, cost, price, lower, upper, least, budget = terms
     useful = (weight > 0) | (least > 0)
     reach = jnp.sum(cost * jnp.where(useful, upper, lower))
     floor = jnp.sum(cost * lower)
     room = jnp.maximum(budget - floor, 0.0)
-    limit = jnp.minimum(upper, lower + 1 + 2 * room / cost)  # above what any one unit can be paid for, and finite
+    # above what any one unit can be paid for, and finite
+    limit = jnp.minimum(upper, lower + 1 + jnp.minimum(2 * room / cost, _LARGEST))
 
     inverse = 1 / jnp.where(weight > 0, weight, 1.0)  # out of the loop: a division fewer for each unit and step
 
@@ -178,8 +212,8 @@ def solution(curve: Curve, terms: Terms) -> Solution:
     total = jnp.clip(jnp.where(wants > budget, budget, least), floor, jnp.minimum(reach, jnp.sum(cost * limit)))
     dual, bound = spend(amounts, cost, total, low, high)
     amount = jnp.where(slack, free, bound)
-    idle = jnp.any((weight <= 0) & (price <= 0))  # the bracket then reaches 1e-250 below 0
-    dual = jnp.where(slack | (idle & (jnp.abs(dual) < 1e-245)), 0.0, dual)
+    idle = jnp.any((weight <= 0) & (price <= 0)) & (jnp.abs(dual) <= 2 * _BELOW / jnp.min(cost))
+    dual = jnp.where(slack | idle, 0.0, dual)
 
     spent = jnp.sum(cost * amount)
     objective = _objective(curve, terms, amount)
@@ -210,8 +244,7 @@ def _bracket(curve: Curve, terms: Terms, limit: Float[Array, " K"]) -> tuple[Flo
 
     def ends(at: Float[Array, " K"], side: float) -> Float[Array, " K"]:
         slope = jnp.where(terms.weight > 0, terms.weight * curve.slope(at), 0.0)
-        # 1e-250: where a unit neither costs nor buys anything, only a price below 0 makes it take what must be spent
-        past = 1e-15 * (jnp.abs(slope) + terms.price) + 1e-250
+        past = 1e-15 * (jnp.abs(slope) + terms.price) + _BELOW
         return (-slope - terms.price + side * past) / terms.cost
 
     movable = terms.lower < limit
