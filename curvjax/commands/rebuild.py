@@ -108,6 +108,9 @@ class Prune:
                 smaller = prune_structures(*chosen, progress=progress)
         if self.settings.method not in STRUCTURES:
             print(f"removed {pruned.achieved.total:.4%} of the projections' weights")
+            if more := pruned.plan.excess:
+                kept = f"{sum(more.values()):,} zeros that were there stay, beyond what was asked"
+                print(f"{kept} of {', '.join(list(more)[:3])}{', ...' if len(more) > 3 else ''}")
             _tell_saved(save_pruned(pruned, loaded, allocation, self.out, checkpoint=self.checkpoint))
             return
         plan = smaller.plan
