@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from curvjax.artefacts import (
+    ALLOCATION_SCHEMA,
     digest,
     machine,
     peak_memory_bytes,
@@ -80,6 +82,60 @@ def test_another_schema_is_refused_with_both_names(tmp_path, content, found):
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"has schema {found}; this version reads 'curvjax\.test/1'"):
         read_record(path, schema="curvjax.test/1")
+
+
+ALLOCATION = {
+    "schema": ALLOCATION_SCHEMA,
+    "target": "rank",
+    "model": {"name": "tiny", "weights_sha256": "a" * 64, "layers": 2},
+    "budget": {"unit": "adapter parameters"},
+    "units": [{"name": "layers.0", "amount": 1, "cost": 2.0}, {"name": "layers.1", "amount": 0, "cost": 2.0}],
+}
+
+
+def changed(record, place, value):
+    """A copy with one entry in another's place, or without it."""
+    copy = json.loads(json.dumps(record))
+    *path, last = place
+    inside = functools.reduce(lambda entries, key: entries[key], path, copy)
+    inside[last] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (["units"], [], r"units must be a list with at least one unit; found \[\]"),
+        (["units"], None, "units must be a list with at least one unit; found None"),
+        (["units", 1], "layers.1", r"units\[1\] must be an object; found 'layers.1'"),
+        (["units", 1, "name"], 3, r"units\[1\]\.name must be a text; found 3"),
+        (["units", 1, "name"], "layers.0", r"units\[1\]\.name must be the name of no other unit; found 'layers.0'"),
+        (["units", 0, "amount"], "4", r"units\[0\]\.amount must be a whole number; found '4'"),
+        (["units", 0, "amount"], 1.5, r"units\[0\]\.amount must be a whole number; found 1.5"),
+        (["units", 0, "cost"], None, r"units\[0\]\.cost must be a finite number; found None"),
+        (["units", 0, "cost"], float("nan"), r"units\[0\]\.cost must be a finite number; found nan"),
+        (["target"], "width", "target must be one of rank, bits, sparsity, experts; found 'width'"),
+        (["model"], "tiny", "model must be an object; found 'tiny'"),
+        (["model", "layers"], True, r"model\.layers must be a whole number; found True"),
+        (["model", "weights_sha256"], None, r"model\.weights_sha256 must be a text; found None"),
+        (["budget"], 3, "budget must be an object; found 3"),
+    ],
+)
+def test_an_entry_of_another_type_is_refused_by_file_and_place(tmp_path, place, value, said):
+    path = tmp_path / "allocation.json"
+    path.write_text(json.dumps(changed(ALLOCATION, place, value)))
+    with pytest.raises(ValueError, match=rf"allocation\.json: {said}\. Write the file again"):
+        read_record(path, schema=ALLOCATION_SCHEMA)
+
+
+def test_a_key_that_is_not_there_is_an_error_that_names_file_and_place(tmp_path):
+    record = read_record(write_record(tmp_path / "allocation.json", ALLOCATION), schema=ALLOCATION_SCHEMA)
+    assert record == ALLOCATION
+    assert record.get("remark") is None
+    with pytest.raises(ValueError, match=r"allocation\.json: units\[1\] has no 'maximum'; write the file again"):
+        record["units"][1]["maximum"]
+    with pytest.raises(ValueError, match=r"allocation\.json: there is no 'gap'; write the file again"):
+        record["gap"]
 
 
 def test_a_record_of_another_model_is_refused():

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from curvjax.models.hf_names import stored_module
+from curvjax.models.hf_names import stored_layer, stored_module
 from tests.interop.problems import CONFIG
 
 
@@ -18,6 +18,14 @@ from tests.interop.problems import CONFIG
 )
 def test_projections_have_the_names_of_transformers(architecture, path, name):
     assert stored_module(dataclasses.replace(CONFIG, architecture=architecture), path) == name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("llama", "model.layers.10"), ("opt", "model.decoder.layers.10"), ("gpt2", "transformer.h.10")],
+)
+def test_layers_have_the_names_of_transformers(architecture, name):
+    assert stored_layer(dataclasses.replace(CONFIG, architecture=architecture), 10) == name
 
 
 @pytest.mark.parametrize("path", ["layers.3.self_attn.q_proj", "layers.3.mlp.up_proj"])

@@ -18,7 +18,7 @@ from curvjax.runs.export import (
     export_safetensors,
 )
 from curvjax.runs.progress import silent
-from curvjax.surgery import drop_layers, merge_lora
+from curvjax.surgery import drop_layers, layer_projections, merge_lora
 from tests.runs.stand_ins import stand_in_fit
 from tests.runs.tiny import texts
 
@@ -55,7 +55,8 @@ def adapted(loaded, allocation, tmp_path, monkeypatch):
 
 def of(loaded, target, amounts, **unit):
     """What of allocation.json is read here."""
-    model = {"name": "tiny", "weights_sha256": weights_hash(loaded.model), "layers": 12}
+    family = {"architecture": "llama", "projections": layer_projections(loaded.model)}
+    model = {"name": "tiny", "weights_sha256": weights_hash(loaded.model), "layers": 12} | family
     record = {"schema": ALLOCATION_SCHEMA, "target": target, "model": model, "budget": {"unit": "adapter parameters"}}
     return of_modules(record, amounts, **unit)
 
@@ -105,6 +106,44 @@ def test_only_the_chosen_projections_are_adapted(allocation, loaded, tmp_path):
 def test_costs_of_another_kind_are_not_called_parameters(allocation, tmp_path):
     timed = allocation | {"budget": {"unit": "units of latency"}}
     assert export_peft_config(timed, SETTINGS, tmp_path / "out") == PeftAdapter(77, 4, None)
+
+
+OPT = {
+    "architecture": "opt",
+    "projections": [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    + ["mlp.up_proj", "mlp.down_proj"],
+}
+
+
+def test_names_are_those_of_the_architecture_in_the_record(allocation, sparsities, tmp_path):
+    units = [{"name": name, "amount": 1, "cost": 1.0, "maximum": 8.0} for name in ("layers.10", "layers.2")]
+    export_peft_config(allocation | {"model": allocation["model"] | OPT, "units": units}, SETTINGS, tmp_path / "p")
+    assert configuration(tmp_path / "p")["target_modules"] == [
+        f"model.decoder.layers.{layer}.{name}"
+        for layer in (2, 10)
+        for name in (*(f"self_attn.{letter}_proj" for letter in ("q", "k", "v", "out")), "fc1", "fc2")
+    ]
+    shares = {"layers.2.self_attn.q_proj": 0.5, "layers.2.self_attn.k_proj": 0.25, "layers.1": 0.125}
+    record = of_modules(sparsities, shares) | {"model": sparsities["model"] | OPT}
+    text = export_recipe(record, SETTINGS, tmp_path / "r").read_text()
+    targets = [line.strip("- ") for line in text.partition("targets:\n")[2].splitlines()]
+    assert targets == [  # in the order of transformers' modules, where keys come first
+        "model.decoder.layers.1",
+        "model.decoder.layers.2.self_attn.k_proj",
+        "model.decoder.layers.2.self_attn.q_proj",
+    ]
+
+
+def test_fused_families_and_records_that_name_no_architecture_are_refused(allocation, sparsities, loaded, tmp_path):
+    for write, record in ((export_peft_config, allocation), (export_recipe, sparsities)):
+        fused = record | {"model": record["model"] | OPT | {"architecture": "gpt2"}}
+        with pytest.raises(ValueError, match=r"gpt2 has no linear module layers\.\d+\.self_attn\.q_proj"):
+            write(fused, SETTINGS, tmp_path / "out")
+        known = {key: value for key, value in record["model"].items() if key not in OPT}
+        with pytest.raises(ValueError, match=r"does not say which architecture its model has.*--model"):
+            write(record | {"model": known}, SETTINGS, tmp_path / "out")
+        write(record | {"model": known}, SETTINGS, tmp_path / write.__name__, loaded=loaded)
+    assert {path.name for path in tmp_path.iterdir()} == {"export_peft_config", "export_recipe"}
 
 
 @pytest.mark.parametrize("names", [["layers.1", "layers.1.mlp.up_proj"], ["layers.1", "layers.1"]])
@@ -277,7 +316,6 @@ def test_every_kind_is_reached_by_its_name(loaded, allocation, sparsities, adapt
         ("peft", {}),
         ("peft", {"adapter": "there", "model": "tiny"}),
         ("recipe", {"adapter": "there"}),
-        ("recipe", {"model": "tiny"}),
         ("peft-config", {"adapter": "there"}),
         ("safetensors", {"model": "tiny"}),
     ],

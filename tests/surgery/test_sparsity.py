@@ -131,9 +131,7 @@ def test_a_model_that_misses_its_plan_is_refused(model):
 def test_masks_that_miss_their_plan_are_refused(model):
     plan = sparsity_plan(model, {"layers.10.mlp": 0.25})
     full = {path: jnp.ones(parameters(model)[path].shape, bool) for path in plan.counts}
-    with pytest.raises(
-        ValueError, match=r"3 masks do not take the planned number of weights, e\.g\. .*layers\.10\.mlp"
-    ):
+    with pytest.raises(ValueError, match=r"3 masks do not take the planned number .*layers\.10\.mlp"):
         pruned(model, full, plan)
 
 
