@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import ArrayLike, Int, Num
 
-from curvjax.allocation import Allocation as Amounts
+from curvjax.allocation import Solution
 from curvjax.allocation import Certificate, Regret
 from curvjax.records import Allocation, Ranges, UnitAmount
 from curvjax.report import style
@@ -73,7 +73,7 @@ def amounts_figure(
 
 
 @style.styled
-def path_figure(path: Allocation | Amounts, *, unit: str | None = None, width: Real = style.WIDE) -> "Figure":
+def path_figure(path: Allocation | Solution, *, unit: str | None = None, width: Real = style.WIDE) -> "Figure":
     """What more budget buys: the objective against what is spent, and its slope, the dual price [M12].
 
     Args:

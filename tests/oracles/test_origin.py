@@ -11,7 +11,7 @@ import transformers
 from curvjax.artefacts import ALLOCATION_SCHEMA
 from curvjax.models import config_from_hf, load_model, save_checkpoint, save_hf
 from curvjax.models.hf_names import stored_layer
-from curvjax.steps.export import ExportSettings, export_peft_config, export_recipe
+from curvjax.runs.export import ExportSettings, export_peft_config, export_recipe
 from curvjax.surgery import drop_layers, prune_magnitude
 from tests.models.families import FAMILIES, golden, weights, write_checkpoint
 from tests.models.gguf_files import converted, metadata, write_gguf
