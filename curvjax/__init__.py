@@ -1,16 +1,85 @@
-"""curvjax: which layers of a language model deserve capacity, how much, and can you prove it?"""
+"""Which layers of a language model deserve capacity, how much, and can you prove it?
 
+    import curvjax as cj
+
+    model = cj.load("glassllm")
+    text = cj.read("demo:squad", model, tokens=128, length=64)
+    gains = cj.score(model, text, "gain", rtol=0.05)
+    ranks = cj.allocate(gains, cj.Ranks(budget=8))
+    lora = cj.rebuild(model, ranks, cj.LoRA(alpha=2.0))
+    cj.save(lora, "runs/lora", format="peft")
+
+Names are imported when they are first used, so that `import curvjax` waits for nothing.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curvjax.models.load import load_model as load_model
+    from curvjax.allocation import Bits as Bits
+    from curvjax.allocation import Experts as Experts
+    from curvjax.allocation import Ranks as Ranks
+    from curvjax.allocation import Sparsity as Sparsity
+    from curvjax.allocation import control as control
+    from curvjax.allocation import program as program
+    from curvjax.allocation import rule as rule
+    from curvjax.models import Loaded as Loaded
+    from curvjax.models import load_model as load_model
+    from curvjax.records import Allocation as Allocation
+    from curvjax.records import Comparison as Comparison
+    from curvjax.records import Outcome as Outcome
+    from curvjax.records import Rebuilt as Rebuilt
+    from curvjax.records import Scores as Scores
+    from curvjax.runs.text import Text as Text
+    from curvjax.surgery import GPTQ as GPTQ
+    from curvjax.surgery import Channels as Channels
+    from curvjax.surgery import Factorize as Factorize
+    from curvjax.surgery import Heads as Heads
+    from curvjax.surgery import LoRA as LoRA
+    from curvjax.surgery import LoRAExperts as LoRAExperts
+    from curvjax.surgery import Magnitude as Magnitude
+    from curvjax.surgery import Nearest as Nearest
+    from curvjax.surgery import SparseGPT as SparseGPT
+    from curvjax.surgery import Structured as Structured
+    from curvjax.surgery import Upcycle as Upcycle
+    from curvjax.surgery import Wanda as Wanda
+    from curvjax.surgery import surgery as surgery
+    from curvjax.verbs import adapt as adapt
+    from curvjax.verbs import allocate as allocate
+    from curvjax.verbs import compare as compare
+    from curvjax.verbs import evaluate as evaluate
+    from curvjax.verbs import load as load
+    from curvjax.verbs import read as read
+    from curvjax.verbs import rebuild as rebuild
+    from curvjax.verbs import refine as refine
+    from curvjax.verbs import save as save
+    from curvjax.verbs import score as score
+    from curvjax.verbs import transfer as transfer
+
+_HOME = {
+    "curvjax.allocation": ("Bits", "Experts", "Ranks", "Sparsity", "control", "program", "rule"),
+    "curvjax.models": ("Loaded", "load_model"),
+    "curvjax.records": ("Allocation", "Comparison", "Outcome", "Rebuilt", "Scores"),
+    "curvjax.runs.text": ("Text",),
+    "curvjax.surgery": (
+        *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAExperts", "Magnitude", "Nearest", "SparseGPT"),
+        *("Structured", "Upcycle", "Wanda", "surgery"),
+    ),
+    "curvjax.verbs": (
+        *("adapt", "allocate", "compare", "evaluate", "load", "read", "rebuild", "refine", "save", "score"),
+        "transfer",
+    ),
+}
+_PLACES = {name: home for home, names in _HOME.items() for name in names}
+__all__ = sorted(_PLACES)  # noqa: PLE0605 (names come from one table)
 
 
 def __getattr__(name: str) -> Any:
-    """`curvjax.load_model`, imported on first use: the command line must start without loading JAX."""
-    if name == "load_model":
-        from curvjax.models.load import load_model
+    if name not in _PLACES:
+        msg = f"module 'curvjax' has no attribute {name!r}; it has {', '.join(__all__)}."
+        raise AttributeError(msg)
+    return getattr(import_module(_PLACES[name]), name)
 
-        return load_model
-    msg = f"module 'curvjax' has no attribute {name!r}."
-    raise AttributeError(msg)
+
+def __dir__() -> list[str]:
+    return __all__

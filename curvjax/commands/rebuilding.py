@@ -24,7 +24,7 @@ METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
 
 @dataclass(frozen=True)
 class Rebuild:
-    """Rebuild a model to an allocation by any method -> a checkpoint, and a dense Hugging Face directory where possible.
+    """Rebuild a model to an allocation by any method -> a checkpoint, and a Hugging Face directory where possible.
 
     out/checkpoint is the model as it is, and what the commands take; out itself its dense form for other programs;
     rebuilt.json has what was planned and what the arrays have, unit by unit.
@@ -67,7 +67,7 @@ class Rebuild:
         for line in rebuilt_lines(found):
             print(line)
         single_weights = found.arrays is not None
-        saved = save(found, loaded, self.out, allocation=allocation, checkpoint=self.checkpoint or not single_weights)
+        saved = save(found, self.out, allocation=allocation, checkpoint=self.checkpoint or not single_weights)
         _tell_saved(saved)
 
 

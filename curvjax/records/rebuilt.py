@@ -33,7 +33,8 @@ class Rebuilt(Value):
 
     method: its name in `curvjax.surgery.SURGERIES`; settings: its own. target: what units have. total: realised, in the
     budget's unit. before, after: sizes of the units named. evidence: of the method, JSON. model: the decoder; arrays:
-    what is saved beside it, by name (masks). origin: of the model that was rebuilt.
+    what is saved beside it, by name (masks). origin: of the model that was rebuilt; source: that model, as loaded, whose
+    tokenizer and files go along.
     """
 
     schema: ClassVar[str] = "curvjax.rebuilt-model/1"
@@ -48,6 +49,7 @@ class Rebuilt(Value):
     origin: Origin | None = None
     model: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
     arrays: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
+    source: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order."""

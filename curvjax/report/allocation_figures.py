@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import ArrayLike, Int, Num
 
-from curvjax.allocation import Solution
-from curvjax.allocation import Certificate, Regret
+from curvjax.allocation import Certificate, Regret, Solution
 from curvjax.records import Allocation, Ranges, UnitAmount
 from curvjax.report import style
 from curvjax.report.numbers import Real

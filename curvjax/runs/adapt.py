@@ -129,7 +129,7 @@ def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:
         saved.origin.require_model(loaded.sha256, source=directory)
     method = SURGERIES.named(saved.method)(**saved.settings)
     born = method(loaded.model, description["amounts"])
-    return replace(saved, model=with_lora_parameters(born.model, arrays))
+    return replace(saved, model=with_lora_parameters(born.model, arrays), source=loaded)
 
 
 def adapted_model(loaded: Loaded, directory: str | Path | None) -> Decoder:

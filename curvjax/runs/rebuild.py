@@ -72,7 +72,7 @@ def rebuild(
     batch = None if text is None else text.batch
     found = method(loaded.model, allocation.amounts, batch, progress=tell)
     origin = replace(allocation.origin, text=None if text is None else text.origin, settings=asdict(method))
-    return replace(found, origin=origin)
+    return replace(found, origin=origin, source=loaded)
 
 
 def without_layers(loaded: Loaded, allocation: Allocation, dropped: Collection[int]) -> tuple[Loaded, Allocation]:
@@ -112,7 +112,6 @@ def without_layers(loaded: Loaded, allocation: Allocation, dropped: Collection[i
 
 def save(
     found: Rebuilt,
-    loaded: Loaded,
     directory: str | Path,
     *,
     allocation: Allocation | None = None,
@@ -124,8 +123,7 @@ def save(
     as it is; `directory/rebuilt.json` what was planned and realised; masks.safetensors the masks of single weights.
 
     Args:
-      found: of `rebuild`.
-      loaded: what it was made from; its tokenizer, and all else beside its weights, goes along.
+      found: of `rebuild`; the tokenizer of its source, and all else beside the weights there, goes along.
       directory: new or empty.
       allocation: written beside it, with the budget realised.
       checkpoint: False leaves the checkpoint out, unless nothing else can hold the model.
@@ -137,7 +135,7 @@ def save(
       FileExistsError: if `directory` holds something.
     """
     with new_folder(directory) as new:
-        saved = save_forms(found.model, loaded, new, checkpoint=checkpoint)
+        saved = save_forms(found.model, found.source, new, checkpoint=checkpoint)
         if found.arrays:
             save_masks(found.arrays, new / "masks.safetensors")
         about = {"only_checkpoint": saved.only_here or None}

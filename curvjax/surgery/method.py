@@ -129,9 +129,7 @@ def unit_sizes(model: nnx.Module, names: Mapping[str, Any]) -> Size:
     """Sizes of the modules that hold matrices in the named units, each counted by its own class."""
     prefixes = tuple(f"{name}." for name in names)
     found = [module_size(child) for path, child in _matrix_holders(model).items() if f"{path}.".startswith(prefixes)]
-    return Size(**{
-        name: int(np.sum([getattr(size, name) for size in found], dtype=np.int64)) for name in Size.__dataclass_fields__
-    })
+    return Size(*(sum(numbers) for numbers in zip(*found, strict=True))) if found else Size(0, 0, 0)
 
 
 def require_batch(method: Surgery, batch: Batch | None) -> Batch:
