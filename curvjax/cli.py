@@ -1,6 +1,7 @@
 """The `curvjax` command: one subcommand for each step, and `run` for all of them."""
 
 import sys
+import warnings
 from typing import Annotated
 
 import tyro
@@ -34,6 +35,7 @@ def main() -> None:
         "Which layers of a language model deserve capacity, how much, and can you prove it? Certified "
         "curvature-adjusted gains, convex budgets, model surgery."
     )
+    warnings.showwarning = _print_warning
     try:
         command = tyro.cli(  # inside: settings out of range are refused as they are made
             Command,
@@ -49,3 +51,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("curvjax: stopped; the same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _print_warning(message: Warning | str, *_: object) -> None:
+    print(f"curvjax: warning: {message}", file=sys.stderr)
