@@ -4,6 +4,7 @@ A subcommand is imported when it is named, so that asking for help waits for not
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given or given[0] in ("-h", "--help"):
         print(_help())
         raise SystemExit(0 if given else 2)
+    warnings.showwarning = _print_warning
     try:
         _run(given[0], given[1:])
     except (ValueError, KeyError, OSError, ImportError) as error:
@@ -67,3 +69,7 @@ def _help() -> str:
     lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     usage = ["usage: curvjax COMMAND ...", "", DESCRIPTION, "", "commands:", *lines]
     return "\n".join([*usage, "", "`curvjax COMMAND --help` lists every setting with its default."])
+
+
+def _print_warning(message: Warning | str, *_: object) -> None:
+    print(f"curvjax: warning: {message}", file=sys.stderr)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.models import config_from_gguf, config_from_hf, decoder_from_gguf, load_hf, parameters, read_gguf
+from curvjax.models import Rope, config_from_gguf, config_from_hf, decoder_from_gguf, load_hf, parameters, read_gguf
 from tests.models.families import FAMILIES, golden, weights, write_checkpoint
 from tests.models.gguf_files import converted, metadata, write_gguf
 
@@ -100,11 +100,25 @@ def test_all_misfits_are_listed_at_once(tmp_path):
         assert part in str(caught.value)
 
 
+def test_weights_that_are_not_finite_are_refused_with_the_tensors_name(tmp_path):
+    _, stored = checkpoint("qwen3")
+    stored["blk.11.ffn_up.weight"] = stored["blk.11.ffn_up.weight"].copy()
+    stored["blk.11.ffn_up.weight"][3, 5] = np.inf
+    file = read_gguf(write_gguf(tmp_path / "model.gguf", metadata(CONFIGS["qwen3"]), stored))
+    with pytest.raises(ValueError, match=r"model\.gguf: blk\.11\.ffn_up\.weight: 1 of 1536 values are not finite"):
+        decoder_from_gguf(file)
+
+
 class TestConfig:
     @pytest.fixture
     def file(self, tmp_path):
         _, stored = checkpoint("llama")
         return read_gguf(write_gguf(tmp_path / "model.gguf", metadata(CONFIGS["llama"]), stored))
+
+    @pytest.fixture
+    def plain(self, file):
+        """Without Llama 3's divisors."""
+        return file._replace(tensors={k: v for k, v in file.tensors.items() if k != "rope_freqs.weight"})
 
     def changed(self, file, **entries):
         """`file` with other metadata; None removes an entry, two underscores stand for the dot."""
@@ -169,14 +183,80 @@ class TestConfig:
         ):
             config_from_gguf(self.changed(file, llama__block_count=10**9))
 
-    def test_what_config_json_could_not_say_either_is_refused_by_the_same_checks(self, file):
-        plain = file._replace(tensors={k: v for k, v in file.tensors.items() if k != "rope_freqs.weight"})
+    def test_rotations_that_are_not_supported_are_refused(self, file, plain):
         with pytest.raises(
             ValueError, match=r"model\.gguf: llama\.rope\.dimension_count must be the size of a head, 8; found 4"
         ):
             config_from_gguf(self.changed(file, llama__rope__dimension_count=4))
         with pytest.raises(ValueError, match=r"llama\.rope\.scaling\.type must be 'none' or 'linear'; found 'yarn'"):
             config_from_gguf(self.changed(plain, llama__rope__scaling__type="yarn"))
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 4.0},
+            {"llama__rope__scaling__factor": 4.0},
+            {"llama__rope__scale_linear": 4.0},
+            {"llama__rope__scaling__factor": 4.0, "llama__rope__scale_linear": 9.0},
+            {"llama__rope__scaling__factor": 4.0, "llama__rope__scaling__attn_factor": 1.0},
+        ],
+    )
+    def test_positions_are_divided_by_the_factor_under_every_name(self, plain, entries):
+        assert config_from_gguf(self.changed(plain, **entries)).rope == Rope(base=20000.0, factor=4.0)
+
+    def test_a_scaling_of_type_none_is_none(self, plain):
+        entries = {"llama__rope__scaling__type": "none", "llama__rope__scaling__factor": 4.0}
+        assert config_from_gguf(self.changed(plain, **entries)).rope == Rope(base=20000.0)
+
+    def test_divisors_and_a_factor_at_once_are_refused(self, file):
+        with pytest.raises(ValueError, match=r"has both rope_freqs\.weight and a scaling of positions by 4\.0"):
+            config_from_gguf(self.changed(file, llama__rope__scaling__factor=4.0))
+
+    @pytest.mark.parametrize(
+        ("entries", "message"),
+        [
+            (
+                {"llama__rope__scaling__attn_factor": 0.5},
+                r"rope\.scaling\.attn_factor must be absent or 1\.0, .* 0\.5",
+            ),
+            (
+                {"llama__expert_count": 8},
+                r"llama\.expert_count must be absent or 0, .*; found 8",
+            ),
+            ({"llama__attention__causal": False}, r"llama\.attention\.causal must be absent or True"),
+            ({"llama__attention__key_length_mla": 4}, r"llama\.attention\.key_length_mla must be absent, since"),
+            ({"llama__attention__value_length": 4}, r"value_length must be the size of a head, 8; found 4"),
+            ({"llama__attention__head_count": np.array([4, 4])}, r"head_count \(found array\(\[4, 4\]\)\)"),
+            ({"llama__block_count": 12.0}, r"whole if it counts, for llama\.block_count \(found 12\.0\)"),
+            ({"llama__rope__scaling__type": ["linear"]}, r"type must be 'none' or 'linear'; found \['linear'\]"),
+            ({"general__type": "adapter"}, r"general\.type is 'adapter'; only whole models are read"),
+            ({"general__type": np.array([1, 2])}, r"general\.type is array\(\[1, 2\]\)"),
+            ({"tokenizer__ggml__tokens": []}, r"need the list tokenizer\.ggml\.tokens; found an empty one"),
+        ],
+    )
+    def test_what_would_change_the_computation_is_refused_by_name(self, plain, entries, message):
+        with pytest.raises(ValueError, match=rf"model\.gguf: .*{message}"):
+            config_from_gguf(self.changed(plain, **entries))
+
+    def test_what_says_what_is_so_anyway_is_fine_and_what_nobody_knows_is_named(self, plain):
+        neutral = {"llama__expert_count": 0, "llama__attention__causal": True, "llama__vocab_size": 64}
+        assert config_from_gguf(self.changed(plain, **neutral)) == config_from_gguf(plain)
+        with pytest.warns(UserWarning, match=r"nothing here knows them: llama\.magic\."):
+            config_from_gguf(self.changed(plain, llama__magic=1))
+
+    def test_the_windows_of_gemma_3_are_in_the_file_or_it_is_refused(self, tmp_path):
+        def found(**entries):
+            return config_from_gguf(self.changed(gemma, **entries)).windowed
+
+        gemma = read_gguf(write_gguf(tmp_path / "model.gguf", metadata(CONFIGS["gemma3"]), checkpoint("gemma3")[1]))
+        assert found().count(False) == 2
+        assert found(gemma3__attention__sliding_window_pattern=3).count(False) == 4
+        each = np.arange(12) % 4 > 0
+        assert found(gemma3__attention__sliding_window_pattern=each) == tuple(each.tolist())
+        with pytest.raises(ValueError, match=r"need gemma3\.attention\.sliding_window, the tokens"):
+            found(gemma3__attention__sliding_window=None)
+        with pytest.raises(ValueError, match=r"_pattern must be one truth value for each layer; found 'x'"):
+            found(gemma3__attention__sliding_window_pattern="x")
 
     def test_rope_divisors_of_another_recipe_are_refused(self, file, tmp_path):
         _, stored = checkpoint("llama")

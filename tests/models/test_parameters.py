@@ -13,6 +13,7 @@ from curvjax.models import (
     weights_hash,
     with_parameters,
 )
+from curvjax.models.parameters import require_finite
 
 CONFIG = DecoderConfig(
     vocab_size=8,
@@ -89,3 +90,19 @@ def test_the_hash_sees_values_names_and_dtypes(model):
     assert len(set(hashes)) == 4
     assert hashes[0] == weights_hash(Decoder(CONFIG))
     assert len(hashes[0]) == 64
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_counted_and_the_first_is_placed(dtype, bad):
+    values = np.zeros((3, 4), jnp.dtype(dtype))
+    values[1, 2] = values[2, 0] = bad
+    with pytest.raises(ValueError, match=rf"w: 2 of 12 values are not finite as {dtype}, .*{bad}, at \[1, 2\]"):
+        require_finite(values, "w")
+
+
+def test_finite_values_pass_even_where_their_sum_is_not():
+    require_finite(np.full((4,), 3e38, np.float32), "w")
+    require_finite(np.full((4,), 6e4, np.float16), "w")
+    require_finite(np.array([], np.float32), "w")
+    require_finite(np.array([1, 2]), "w")
