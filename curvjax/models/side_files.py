@@ -40,9 +40,10 @@ _FILES = (  # by pattern: what turns text and messages into ids, and what writin
     "generation_config.json",
 )
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NOT_CARRIED = {  # entries of config.json
+_NOT_CARRIED = {  # entries of config.json, once layers or channels went
     "auto_map",  # names code that is not carried
     "rope_parameters",  # v5's form of two entries that are written
+    "layer_types",  # one for each layer; written where layers differ
 }
 _LAYER = re.compile(r"\.\d+\.")
 _TEMPLATE = "tokenizer.chat_template"
@@ -182,12 +183,11 @@ def hf_entries(config: DecoderConfig, beside: SideFiles) -> dict[str, Any]:
       ValueError: if the family has no way to say what `config` says.
     """
     written = config_to_hf(config)
-    carried = {key: value for key, value in beside.config.items() if key not in _NOT_CARRIED}
     if "model_type" in beside.config and config_from_hf(beside.config) == config:
         known = beside.config.get("architectures") or []
         own = {} if set(written["architectures"]) & set(known) else {"architectures": written["architectures"]}
-        rope = {key: beside.config[key] for key in ("rope_parameters",) if key in beside.config}
-        return carried | rope | own
+        return {key: value for key, value in beside.config.items() if key != "auto_map"} | own
+    carried = {key: value for key, value in beside.config.items() if key not in _NOT_CARRIED}
     entries = carried | written
     if config_from_hf(entries) != config:
         lost = sorted(carried.keys() - written.keys())

@@ -18,6 +18,7 @@ from curvjax.surgery import (
     constant_scale,
     drop_layers,
     factorize_svd,
+    layer_projections,
     lora_ranks,
     merge_factors,
     merge_lora,
@@ -50,6 +51,11 @@ def base(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("base") / "model"
     save_hf(model, directory)
     return directory
+
+
+def about_model(model):
+    """What an allocation says of it."""
+    return {"name": "tiny", "layers": 12, "architecture": "llama", "projections": layer_projections(model)}
 
 
 def ours(model):
@@ -117,7 +123,7 @@ def test_an_allocation_trains_in_peft_and_comes_back(model, base, tmp_path, scal
         {"name": f"layers.{layer}", "amount": rank, "cost": 1.0, "maximum": 16.0}
         for layer, rank in enumerate(LAYER_RANKS)
     ]
-    about = {"target": "rank", "model": {"name": "tiny", "layers": 12}, "budget": {"unit": "adapter parameters"}}
+    about = {"target": "rank", "model": about_model(model), "budget": {"unit": "adapter parameters"}}
     record = {"schema": ALLOCATION_SCHEMA, "units": units} | about
     settings = ExportSettings(projections=("q_proj", "v_proj", "down_proj"), scaling=scaling, base=str(base))
     export_peft_config(record, settings, tmp_path / "config")
@@ -148,7 +154,7 @@ def test_peft_trains_as_many_parameters_as_an_export_says(model, base, tmp_path)
         {"name": f"layers.{layer}", "amount": rank, "cost": float(cost), "maximum": 16.0}
         for layer, rank in enumerate(LAYER_RANKS)
     ]
-    about = {"target": "rank", "model": {"name": "tiny", "layers": 12}, "budget": {"unit": "adapter parameters"}}
+    about = {"target": "rank", "model": about_model(model), "budget": {"unit": "adapter parameters"}}
     written = export_peft_config(about | {"units": units}, ExportSettings(base=str(base)), tmp_path / "config")
     empty = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(base))
     built = peft.get_peft_model(empty, peft.LoraConfig.from_pretrained(tmp_path / "config"))

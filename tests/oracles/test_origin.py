@@ -78,7 +78,8 @@ def test_a_rebuilt_model_is_met_as_its_original_was(family, tmp_path):
     save_hf(shallow, tmp_path / "shallow", tokenizer=loaded.tokenizer, origin=loaded.origin)
     after = seen(tmp_path / "shallow")
     assert {key: after[key] for key in after if key != "config"} == {k: before[k] for k in before if k != "config"}
-    assert before["config"].keys() == after["config"].keys()
+    moved = {key for key, value in before["config"].items() if after["config"].get(key, "lost") != value}
+    assert moved <= {"num_hidden_layers", "n_layer", "n_inner", "layer_types"}  # n_inner: null, or what that means
 
 
 def test_a_gguf_files_chat_and_special_tokens_reach_transformers(tmp_path):
