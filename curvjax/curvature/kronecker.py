@@ -6,8 +6,8 @@ the product,
 
     C ~ A (x) B,   A = (1/n) sum_{t in P} a_t a_t',   B = (1/N) sum_t d_t d_t',                      [M2]
 
-with d_t from draws u of E[u u'] = S, and P the n tokens with d_t != 0: those through whose output here the loss moves at
-all. Padding is never among them. A token without weight of its own (of a prompt) is, where a counted token sees this
+with d_t from draws u of E[u u'] = S, and P the n tokens with d_t != 0: those through whose output here the loss moves.
+Padding is never among them. A token without weight of its own (of a prompt) is, where a counted token sees this
 output: by its key and value, and below the last layer by all that these are made of; where none does it is left out,
 since its input says nothing of C. In the eigenbases of A and B the product is diagonal. EKFAC keeps the basis and takes
 the eigenvalues that are right in it, E (Q_A' G Q_B)_ij^2 over the gradients G of single sequences. Parameters that are

@@ -96,7 +96,7 @@ def each_layer_gain(
       rtol: relative gap (upper - lower) / upper to be met.
       max_iterations: most products for one unit; past it the status is `OPEN`.
       probes: draws of the trace estimate, each one backward pass for all units; at least 2.
-      seed: of those draws.
+      seed: of those draws, and of what every run adds to its gradient to prove |C| (see `curvjax.curvature.norm`).
       product: makes `v -> C_k v` of a unit; see `hessian_gains` for another one.
       least_eigenvalue: `(matvec, like) -> ` a lower bound of the eigenvalues of C_k; 0 for a ggn.
 
@@ -111,7 +111,9 @@ def each_layer_gain(
     keys = jax.random.split(jax.random.key(seed), probes)
     draws = [sampled_traces(model, passes, key) for key in keys]
     for unit in units:
-        yield _unit_gain(model, passes, unit, draws, damping, further, rtol, max_iterations, product, least_eigenvalue)
+        yield _unit_gain(
+            model, passes, unit, draws, damping, further, rtol, max_iterations, seed, product, least_eigenvalue
+        )
 
 
 def _unit_gain(
@@ -123,6 +125,7 @@ def _unit_gain(
     further: Absolute,
     rtol: float,
     max_iterations: int,
+    seed: int,
     product: Callable[[LayeredModel, Passes, Unit], Matvec],
     least_eigenvalue: Callable[[Matvec, Mapping[str, Array]], float],
 ) -> UnitGain:
@@ -143,6 +146,7 @@ def _unit_gain(
         rtol=rtol,
         max_iterations=max_iterations,
         least_eigenvalue=least_eigenvalue(matvec, gradient),
+        seed=seed,
         rounding=vectors.rounding(model.blocks[unit.index]),
         while_loop=host_loop,
     )

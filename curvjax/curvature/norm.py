@@ -12,8 +12,8 @@ Lanczos polynomials, v_{j+1} = p_j(C) v_1, and q an eigenvector of C:
     1 = |v_{j+1}| >= |p_j(lambda)| |q'v_1|,     hence |p_j(lambda)| <= 1 / epsilon for all j,
 
 and beyond the largest Ritz value p_j(t) = prod_i D_i / b_i grows with t, D_i the pivots of t I - T. The bound is the t
-at which the first p_j reaches 1 / epsilon. It costs no product: far too large after one (1e12 times in float32), a small
-multiple of |C| after five to ten. What rounding does to the run itself is taken to be independent of the draw.
+at which the first p_j reaches 1 / epsilon. It costs no product: far too large after one (1e12 times in float32), a
+small multiple of |C| after five to ten. What rounding does to the run itself is taken to be independent of the draw.
 
 Source: van Dorsselaer, Hochstenbach & van der Vorst (2000), SIAM J. Matrix Anal. Appl. 22(3), 837-852, for a random
 start; a perturbation in its place, as in Spielman & Teng (2004), J. ACM 51(3), is ours.
