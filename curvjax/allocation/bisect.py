@@ -65,6 +65,18 @@ def adjacent_prices(
     return _number(low), _number(high)
 
 
+def power_midway(numbers: Float[Array, " N"]) -> Float[Array, ""]:
+    """A power of two midway between the least and the largest: dividing by it moves no digit, and leaves room for both.
+
+    Numbers over 500 decades then have their slopes and prices within the range of float64.
+    """
+    known = (numbers > 0) & jnp.isfinite(numbers)
+    largest, least = (
+        jnp.frexp(x)[1] for x in (jnp.max(jnp.where(known, numbers, 0.0)), jnp.min(jnp.where(known, numbers, jnp.inf)))
+    )
+    return jnp.where(jnp.any(known), jnp.ldexp(jnp.float64(1.0), (largest + least) // 2), 1.0)
+
+
 def _ordinal(number: Float[Array, ""]) -> Int[Array, ""]:
     """Place of a float64 in the order of all float64 numbers: its bits, with those of negatives turned round."""
     bits = jax.lax.bitcast_convert_type(number, jnp.int64)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
-from curvjax.allocation.bisect import adjacent_prices
+from curvjax.allocation.bisect import adjacent_prices, power_midway
 from curvjax.allocation.capacity import allocate_capacity
 from curvjax.allocation.inputs import (
     BOUND,
@@ -123,10 +123,10 @@ def round_capacity(
     host = _program(q, cost=cost, budget=budget, alpha=alpha, gamma=gamma, beta=beta, maximum=maximum)
     _require_countable(host)
     exact = bool(np.all(host.cost == host.cost[0]))
-    host = host if exact else _in_common_units(host)
-    price, (most, least, amount) = in_float64(_priced)(host)
+    scaled = in_float64(_in_scale)(host if exact else _in_common_units(host))
+    price, (most, least, amount) = in_float64(_priced)(scaled)
     if not exact:
-        amount, exact = _searched(host, _filled(host, least), most, float(price), states)
+        amount, exact = _searched(scaled, _filled(scaled, least), most, float(price), states)
     spent = math.fsum(np.asarray(cost, dtype=np.float64) * amount)
     objective = host.objective(amount)
     return IntegerAllocation(
@@ -172,7 +172,7 @@ def whole_capacity(
         q, cost=single("cost", cost, POSITIVE), budget=budget, alpha=alpha, gamma=gamma, beta=beta, maximum=maximum
     )
     _require_countable(host)
-    return _priced(host)[1][2].astype(jnp.int64)
+    return _priced(_in_scale(host))[1][2].astype(jnp.int64)
 
 
 def _program(
@@ -217,6 +217,15 @@ def _in_common_units(program: _Program) -> _Program:
         return program
     unit = np.gcd.reduce(program.cost.astype(np.int64))
     return program._replace(cost=program.cost / unit, budget=np.floor(program.budget / unit))
+
+
+@jax.jit
+def _in_scale(program: _Program) -> _Program:
+    """The same choice in units in which prices keep within the range of float64."""
+    w, alpha, cost, _, budget = map(jnp.asarray, program)
+    value, unit = power_midway(jnp.concatenate([w, alpha])), power_midway(cost)
+    scaled: dict[str, Any] = {"w": w / value, "alpha": alpha / value, "cost": cost / unit, "budget": budget / unit}
+    return jax.lax.optimization_barrier(program._replace(**scaled))
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from curvjax.allocation.bisect import spend
+from curvjax.allocation.bisect import power_midway, spend
 from curvjax.allocation.curves import Curve, traceable
 from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, in_float64, per_unit, single, unit_count
 from curvjax.allocation.result import Solution, delivered, judged, stationarity
@@ -159,7 +159,7 @@ def tied(terms: Terms, groups: Int[ArrayLike, " K"] | None) -> Terms:
 @jax.jit
 def solution(curve: Curve, terms: Terms) -> Solution:
     """The program's solution, failures told by status; see `allocate_separable`."""
-    value, cost = _scale(jnp.concatenate([terms.weight, terms.price])), _scale(terms.cost)
+    value, cost = power_midway(jnp.concatenate([terms.weight, terms.price])), power_midway(terms.cost)
     scaled = terms._replace(
         weight=terms.weight / value,
         price=terms.price / value,
@@ -174,18 +174,6 @@ def solution(curve: Curve, terms: Terms) -> Solution:
     return found._replace(
         **counts, dual=found.dual * value / cost, objective=found.objective * value, gap=found.gap * value
     )
-
-
-def _scale(numbers: Float[Array, " N"]) -> Float[Array, ""]:
-    """A power of two midway between the least and the largest: dividing by it moves no digit, and leaves room for both.
-
-    Numbers over 500 decades then have their slopes and prices within the range of float64.
-    """
-    known = (numbers > 0) & jnp.isfinite(numbers)
-    largest, least = (
-        jnp.frexp(x)[1] for x in (jnp.max(jnp.where(known, numbers, 0.0)), jnp.min(jnp.where(known, numbers, jnp.inf)))
-    )
-    return jnp.where(jnp.any(known), jnp.ldexp(jnp.float64(1.0), (largest + least) // 2), 1.0)
 
 
 def _in_scale(curve: Curve, terms: Terms) -> Solution:

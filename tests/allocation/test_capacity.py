@@ -405,3 +405,29 @@ def test_results_are_float64_where_the_caller_has_float32():
     # computed in float64, rounded once: half a unit in the last place of float32
     np.testing.assert_allclose(traced.amount, wide.amount, rtol=6e-8)
     assert traced.residual < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_scores_and_costs_over_hundreds_of_decades_are_solved(seed):
+    rng = np.random.default_rng(seed)
+    q = rng.gamma(0.7, size=12) * 10.0 ** rng.uniform(-300, 290, 12 if seed % 3 else 1)
+    cost = rng.uniform(0.5, 4, 12) * 10.0 ** rng.uniform(-200, 200)
+    maximum = rng.integers(0, 9, 12)
+    budget = float(cost @ maximum) * rng.choice([0.0, 1e-9, rng.random(), 1.0])
+    found = allocate_capacity(q, cost=cost, budget=budget, alpha=0.0, maximum=maximum, equality=bool(seed % 2))
+    assert found.spent == pytest.approx(budget, rel=1e-12, abs=0)
+    # at one price: who has something has at least the benefit per cost, at the margin, of who could take more
+    margin = np.log10(q) - np.log10(cost) - np.log10(1 + found.amount)
+    takes, could = found.amount > 0, found.amount < maximum
+    if takes.any() and could.any():
+        assert margin[takes].min() >= margin[could].max() - 1e-9
+
+
+def test_the_scale_of_scores_and_costs_is_free():
+    q, cost = np.random.default_rng(1).gamma(1.0, size=12), np.random.default_rng(2).uniform(1, 5, 12)
+    plain = allocate_capacity(q, cost=cost, budget=30.0, alpha=0.001 * cost)
+    for up in (2.0**600, 2.0**-600):
+        moved = allocate_capacity(q * up, cost=cost / up, budget=30.0 / up, alpha=0.001 * cost * up)
+        np.testing.assert_allclose(moved.amount, plain.amount, rtol=1e-13)
+        assert moved.objective == pytest.approx(plain.objective * up, rel=1e-12)
+        assert moved.spent == pytest.approx(plain.spent / up, rel=1e-12)

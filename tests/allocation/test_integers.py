@@ -1,6 +1,7 @@
 """Whole units of capacity: optimal against every alternative, and honest where not."""
 
 import itertools
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -172,3 +173,25 @@ def test_float32_callers_get_the_same_units_and_other_values_compile_nothing_new
     round_capacity(q[::-1], cost=2.0, budget=70.0, alpha=0.01, maximum=3)
     np.testing.assert_array_equal(narrow.amount, wide.amount)
     assert integers._priced._cache_size() == before
+
+
+@pytest.mark.parametrize("seed", range(1, 25))
+def test_scores_and_costs_over_hundreds_of_decades_are_rounded_to_the_optimum(seed):
+    rng = np.random.default_rng(seed)
+    q = rng.gamma(0.7, size=4) * 10.0 ** rng.uniform(-280, 280, 4 if seed % 3 else 1)
+    cost = rng.uniform(0.5, 4, 4 if seed % 2 else 1) * np.ones(4) * 10.0 ** rng.uniform(-200, 200)
+    maximum = rng.integers(0, 6, 4)
+    budget = float(cost @ maximum) * rng.random()
+    found = round_capacity(q, cost=cost, budget=budget, alpha=0.0, maximum=maximum)
+    every = np.array(list(itertools.product(*(range(int(m) + 1) for m in maximum))))
+    every = every[every @ cost <= budget * (1 + 1e-12)]
+    table = [[Fraction(float(q[k] * np.log1p(e))) for e in range(6)] for k in range(4)]
+    best = max(every, key=lambda choice: sum(table[k][e] for k, e in enumerate(choice)))
+    lost = [table[k][best[k]] - table[k][found.amount[k]] for k in range(4) if best[k] != found.amount[k]]
+    assert found.exact
+    assert sum(lost) <= Fraction(1e-15) * sum(map(abs, lost))
+
+
+def test_no_budget_buys_nothing_at_any_scale():
+    found = round_capacity(np.full(4, 3e-197), cost=4e153, budget=0.0, alpha=4e-198, maximum=4)
+    np.testing.assert_array_equal(found.amount, 0)

@@ -38,10 +38,9 @@ def test_no_bound_is_ever_violated(seed, name):
     for _ in range(400):
         program = programs(rng)[name]
         q = rng.gamma(0.7, size=UNITS) + 1e-3
-        moved = q * np.exp(rng.normal(size=UNITS) * 10.0 ** rng.uniform(-3, 0.5))
+        moved = q * np.exp(rng.normal(size=UNITS) * 10.0 ** rng.choice([rng.uniform(-3, 0.5), rng.uniform(-16, -6)]))
         found = transfer_regret(program, q, moved)
-        slack = 1e-12 * abs(program.objective(found.target, moved))
-        assert -slack <= found.regret <= found.a_posteriori * (1 + 1e-9) + slack
+        assert 0 <= found.regret <= found.a_posteriori
         assert found.a_posteriori <= found.bound * (1 + 1e-12)
         assert found.bound <= found.conditioned * (1 + 1e-12)
         inside += found.interior
@@ -112,3 +111,9 @@ def test_a_program_can_be_swept():
     program = SparsityProgram(size=np.ones(3), sparsity=0.5)
     amounts = jax.vmap(lambda q: program.allocate(q).amount)(np.random.default_rng(0).gamma(1.0, size=(5, 3)))
     np.testing.assert_allclose(amounts.sum(1), 1.5)
+
+
+def test_scores_that_leave_no_curvature_are_refused():
+    program = CapacityProgram(cost=1.0, budget=3.0, beta=2.0)
+    with pytest.raises(ValueError, match="curvatures at q_target range from 0 to 0, which bounds nothing; rescale"):
+        transfer_regret(program, np.full(3, 1e-200), np.full(3, 1.5e-200))
