@@ -13,17 +13,23 @@ from curvjax.runs import adapt as _adapt
 from curvjax.runs import compare as _compare
 from curvjax.runs import evaluate as _evaluate
 from curvjax.runs import refine as _refine
+from curvjax.runs.allocate import allocate
 from curvjax.runs.compare import CompareSettings
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.rebuild import Saved
+from curvjax.runs.rebuild import Saved, rebuild
 from curvjax.runs.rebuild import save as save_forms
 from curvjax.runs.score import score as _score
-from curvjax.runs.text import Text, TextSettings, changed, with_validation
+from curvjax.runs.text import Text, TextSettings, changed, read, with_validation
+from curvjax.runs.transfer import transfer
 from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import LoRA, Surgery
+
+__all__ = [
+    *("adapt", "allocate", "compare", "evaluate", "load", "read", "rebuild", "refine", "save", "score", "transfer"),
+]
 
 
 def load(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") -> Loaded:

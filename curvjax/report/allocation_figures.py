@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import ArrayLike, Int, Num
+from jaxtyping import ArrayLike, Num
 
 from curvjax.allocation import Certificate, Regret, Solution
-from curvjax.records import Allocation, Ranges, UnitAmount
+from curvjax.records import Allocation, Ranges
 from curvjax.report import style
 from curvjax.report.numbers import Real
 from curvjax.report.profile import positive
@@ -37,7 +37,7 @@ def amounts_figure(
     Args:
       allocations: of one target.
       controls: for each allocation, `arm -> [K]` amounts; of sparsity the shares of each layer's weights.
-      width: inches; narrower than 5.5 stacks the panels.
+      width: inches.
 
     Returns:
       A Figure: bars of whole amounts, of sparsity in percent; ticks of the continuous optimum where it differs.
@@ -65,7 +65,7 @@ def amounts_figure(
             axes.locator_params(axis="y", integer=True)
         for arm, values in arms.items():
             _control(axes, arm, np.asarray(values) * (100 if target == "sparsity" else 1))
-        style.layer_axis(axes, _index(allocation.units))
+        style.layer_axis(axes, np.array([unit.index for unit in allocation.units]))
         style.legend_below(axes)
     panels[0].set_ylabel(_AMOUNTS.get(target, target))
     return figure
@@ -78,10 +78,7 @@ def path_figure(path: Allocation | Solution, *, unit: str | None = None, width: 
     Args:
       path: a record with a sweep, or amounts with a leading axis, of `budget_path`.
       unit: what is spent, for the axes; a record knows it.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure of two panels.
+      width: inches.
 
     Raises:
       ValueError: if `path` is one allocation and no path.
@@ -98,13 +95,11 @@ def path_figure(path: Allocation | Solution, *, unit: str | None = None, width: 
     order = np.argsort(spent)
     figure, (curve, price) = style.panels(width, 3.0, ratios=(1, 1))
     curve.plot(spent[order], objective[order], color=style.BLUE, linewidth=1.6)
-    curve.set_ylabel("objective")
-    curve.set_title("The Pareto curve")
+    curve.set(ylabel="objective", title="The Pareto curve")
     price.plot(spent[order], positive(np.abs(dual[order])), color=style.ORANGE, linewidth=1.6)
     price.set_yscale("log")
     style.few_ticks(price.yaxis)
-    price.set_ylabel("dual price (objective per unit spent)")
-    price.set_title("Its slope: the dual price")
+    price.set(ylabel="dual price (objective per unit spent)", title="Its slope: the dual price")
     for axes in (curve, price):
         axes.set_xlabel(unit or "budget")
     return figure
@@ -124,7 +119,7 @@ def ranges_figure(
       certificates: `title -> ranges`, say before and after refining.
       index: `[K]` layer of each unit.
       unit: what is allocated, for the axis.
-      width: inches; narrower than 5.5 stacks the panels.
+      width: inches.
 
     Returns:
       A Figure: a dot where the amount is proved, a bar where it is open.
@@ -158,7 +153,7 @@ def transfer_figure(
       budgets: as many, rising.
       index: `[K]` layer of each unit.
       unit: what is allocated, for the axes.
-      width: inches; narrower than 5.5 stacks the panels.
+      width: inches.
 
     Returns:
       A Figure: surrogate costs on a logarithmic axis, and amounts by unit.
@@ -173,24 +168,16 @@ def transfer_figure(
     for name, (label, colour, line, marker) in _BOUNDS.items():
         values = positive(np.asarray([getattr(found, name) for found in regrets], np.float64))
         cost.plot(budgets, values, color=colour, linestyle=line, marker=marker, markersize=4, label=label)
-    cost.set_yscale("log")
-    cost.set_xlabel("budget")
-    cost.set_ylabel("surrogate cost")
-    cost.set_title("Regret and its bounds")
+    cost.set(yscale="log", xlabel="budget", ylabel="surrogate cost", title="Regret and its bounds")
     style.legend_below(cost)
     source, target, place = regrets[-1].source, regrets[-1].target, np.arange(len(regrets[-1].source))
     amount.vlines(place, source, target, color=style.MUTED, linewidth=1)
     amount.plot(place, source, "o", color=style.ORANGE, markersize=4, label="by the source text")
     amount.plot(place, target, "o", color=style.BLUE, markersize=4, label="by the target text")
     style.layer_axis(amount, np.asarray(index))
-    amount.set_ylabel(unit)
-    amount.set_title("The two optima at the largest budget")
+    amount.set(ylabel=unit, title="The two optima at the largest budget")
     style.legend_below(amount)
     return figure
-
-
-def _index(units: Sequence[UnitAmount]) -> Int[np.ndarray, " K"]:
-    return np.array([unit.index for unit in units])
 
 
 def _bars(axes: "Axes", allocation: Allocation, heights: Num[np.ndarray, " K"]) -> None:

@@ -23,7 +23,7 @@ def convergence_figure(prefixes: Sequence[Gain], *, width: Real = style.WIDE) ->
     Args:
       prefixes: a `Gain` after each number of products, all at the same dampings `[n]`, n at most 6: `gain_of` read off
         the first rows of one run's matrix.
-      width: inches; narrower than 5.5 stacks the panels.
+      width: inches.
 
     Returns:
       A Figure: bounds (nats), and (upper - lower) / upper, against products; one colour for each damping.
@@ -52,14 +52,11 @@ def convergence_figure(prefixes: Sequence[Gain], *, width: Real = style.WIDE) ->
             products, positive((high - low) / high), "o-", color=colour, linewidth=1.2, markersize=4,
             label=f"τ = {float(tau):.3g}",
         )  # fmt: skip
-    bounds.set_ylabel("gain ζ² (nats)")
-    bounds.set_title("Lower ▲ and upper ▼ bound")
-    gaps.set_ylabel("relative width")
-    gaps.set_title("Width, relative to the upper bound")
+    bounds.set(ylabel="gain ζ² (nats)", title="Lower ▲ and upper ▼ bound")
+    gaps.set(ylabel="relative width", title="Width, relative to the upper bound")
     style.legend_below(gaps, columns=3)
     for axes in (bounds, gaps):
-        axes.set_yscale("log")
-        axes.set_xlabel("curvature products")
+        axes.set(yscale="log", xlabel="curvature products")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     style.few_ticks(bounds.yaxis)
     return figure
@@ -72,7 +69,7 @@ def density_figure(spectrum: Spectrum, *, damping: Real | None = None, width: Re
     Args:
       spectrum: of `spectral_density`.
       damping: marks tau, units of C: below it damping decides, not curvature.
-      width: inches; narrower than 5.5 stacks the panels.
+      width: inches.
 
     Returns:
       A Figure: density (share per unit of C) with a tick at every Ritz value; on the right, Ritz values without
@@ -88,16 +85,18 @@ def density_figure(spectrum: Spectrum, *, damping: Real | None = None, width: Re
     )
     smooth.set_yscale("log")
     smooth.set_ylim(bottom=0.1 * alone)
-    smooth.set_xlabel("eigenvalue λ (units of the curvature)")
-    smooth.set_ylabel("density (share per unit of λ)")
-    smooth.set_title("Smoothed density; ticks: Ritz values")
+    smooth.set(
+        xlabel="eigenvalue λ (units of the curvature)",
+        ylabel="density (share per unit of λ)",
+        title="Smoothed density; ticks: Ritz values",
+    )
     above, share = _shares_above(values, weights / spectrum.ritz_values.shape[0])
     tail.step(above, share, where="pre", color=style.BLUE, linewidth=1.4)
     tail.set(xscale="log", yscale="log")
     tail.set_ylim(bottom=0.1 / float(spectrum.parameters))
-    tail.set_xlabel("eigenvalue λ (units of the curvature)")
-    tail.set_ylabel("share of eigenvalues ≥ λ")
-    tail.set_title("How many are larger")
+    tail.set(
+        xlabel="eigenvalue λ (units of the curvature)", ylabel="share of eigenvalues ≥ λ", title="How many are larger"
+    )
     style.few_ticks(tail.xaxis)
     if damping is not None:
         for axes in (smooth, tail):
@@ -116,7 +115,7 @@ def bootstrap_figure(bootstrap: Bootstrap, gains: Gains, *, width: Real = style.
     Args:
       bootstrap: a `Bootstrap` of empirical Fisher gains.
       gains: the certified gains of the same units under the same curvature.
-      width: inches; narrower than 5.5 stacks the panels.
+      width: inches.
 
     Returns:
       A Figure: percentiles of the replicates and the certificate (nats); rank and its percentiles, 1 the largest.
@@ -137,13 +136,11 @@ def bootstrap_figure(bootstrap: Bootstrap, gains: Gains, *, width: Real = style.
     values.vlines(x, lower, upper, color=style.SKY, linewidth=5, alpha=0.6, label="other sequences")
     _capped(values, x, profile.chosen)
     values.set_ylim(0, 1.08 * np.nanmax([upper, profile.chosen.upper]))
-    values.set_ylabel("gain ζ² (nats)")
-    values.set_title("Certificate and sampling interval")
+    values.set(ylabel="gain ζ² (nats)", title="Certificate and sampling interval")
     style.legend_below(values)
     ranks.vlines(x, rank_lower, rank_upper, color=style.SKY, linewidth=5, alpha=0.6)
     ranks.plot(x, rank, "_", color=style.INK, markersize=11, markeredgewidth=1.8)
-    ranks.set_ylabel("rank of the layer (1: largest)")
-    ranks.set_title("Sampling interval of the rank")
+    ranks.set(ylabel="rank of the layer (1: largest)", title="Sampling interval of the rank")
     style.rank_axis(ranks, len(order))
     for axes in (values, ranks):
         style.layer_axis(axes, profile.index)

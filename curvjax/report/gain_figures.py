@@ -1,4 +1,7 @@
-"""Figures of gains, of a record or of results in memory. Each is `figure(gains, width)`."""
+"""Figures of gains, of a record or of results in memory: each is `figure(gains, *, width)`.
+
+`width` is in inches; where it is less than `style.STACKED`, panels lie one below the other.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -32,13 +35,8 @@ if TYPE_CHECKING:
 def gains_figure(gains: Gains, *, asked: Real | None = None, width: Real = style.WIDE) -> "Figure":
     """The certified bracket of zeta^2 of every layer (nats), and its relative width (%) [M5].
 
-    Args:
-      gains: a record of gains, or results in memory.
-      asked: the relative width that was asked for, drawn as a line; a record knows it.
-      width: inches.
-
-    Returns:
-      A Figure of two panels with one layer axis; brackets that miss the width asked for have another colour.
+    `asked` is the relative width that was asked for, drawn as a line; a record knows it. Brackets that miss it have
+    another colour.
     """
     profile = gain_profile(gains)
     if asked is None and isinstance(gains, Scores):
@@ -51,8 +49,7 @@ def gains_figure(gains: Gains, *, asked: Real | None = None, width: Real = style
     if asked is not None:
         style.named_level(gaps, line, f"asked: {setting(asked)}")
     gaps.set_ylim(0, 1.25 * max(line, 100 * extent(chosen.gap)[1]) or 1)
-    gaps.set_ylabel("width (%)")
-    gaps.set_title("Width of the interval, relative to its upper end")
+    gaps.set(ylabel="width (%)", title="Width of the interval, relative to its upper end")
     for axes in (values, gaps):
         style.layer_axis(axes, profile.index)
     values.set_xlabel("")
@@ -61,15 +58,9 @@ def gains_figure(gains: Gains, *, asked: Real | None = None, width: Real = style
 
 @style.styled
 def damping_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
-    """Gain of every layer against damping [M3] [M6], and how far the order agrees with that of the policy.
+    """Gain of every layer against damping (nats) [M3] [M6], and how far the order agrees with that of the policy.
 
-    Args:
-      gains: a record of gains, or results in memory, with a grid of at least two dampings.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure: zeta^2 (nats) with shaded brackets and a dot at the policy's damping; rank correlations, hollow where
-      some bracket is wider than asked for.
+    Brackets are shaded, dots at the policy's damping; correlations are hollow where a bracket is wider than asked for.
 
     Raises:
       ValueError: if the grid has fewer than two dampings.
@@ -78,8 +69,7 @@ def damping_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     figure, (curves, order) = style.panels(width, 3.5, ratios=(1.25, 1))
     _telling_lines(curves, profile, profile.grid.middle, band=True)
     curves.plot(profile.chosen.damping, profile.chosen.middle, "o", color=style.INK, markersize=2.6, zorder=4)
-    curves.set_ylabel("gain ζ² (nats)")
-    curves.set_title("Gain against damping")
+    curves.set(ylabel="gain ζ² (nats)", title="Gain against damping")
     closed = profile.grid.converged.all(axis=0)
     against = {
         "the chosen policy": (profile.chosen.middle, style.BLUE, "o"),
@@ -94,8 +84,7 @@ def damping_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
             )
     order.set_ylim(min(0.0, order.get_ylim()[0]), 1.05)
     style.legend_below(order, columns=1)
-    order.set_ylabel("Spearman's rank correlation")
-    order.set_title("Agreement of the order of layers")
+    order.set(ylabel="Spearman's rank correlation", title="Agreement of the order of layers")
     for axes in (curves, order):
         style.damping_axis(axes)
     return figure
@@ -103,14 +92,7 @@ def damping_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
 
 @style.styled
 def order_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
-    """The rank of each layer at each damping [M6], 1 the largest middle of a bracket.
-
-    Args:
-      gains: a record of gains, or results in memory, with a grid of at least two dampings.
-      width: inches.
-
-    Returns:
-      A Figure of one panel; hollow where a bracket meets another one, so that the rank is not proved.
+    """The rank of each layer at each damping [M6], 1 the largest; hollow where brackets meet, so that it is not proved.
 
     Raises:
       ValueError: if the grid has fewer than two dampings.
@@ -131,8 +113,7 @@ def order_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
                 profile.labels[k], (profile.dampings[-1], row[-1]), (7, 0), textcoords="offset points", va="center",
                 color=colours.get(k, style.MUTED), fontsize=8.5,
             )  # fmt: skip
-    order.set_ylabel("rank of the layer (1: largest)")
-    order.set_title("Order of the layers; hollow: not proved")
+    order.set(ylabel="rank of the layer (1: largest)", title="Order of the layers; hollow: not proved")
     style.rank_axis(order, len(ranks))
     style.damping_axis(order)
     return figure
@@ -140,15 +121,7 @@ def order_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
 
 @style.styled
 def share_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
-    """Heat map of every layer's share of the total gain, one row per damping, as a multiple of an equal share.
-
-    Args:
-      gains: a record of gains, or results in memory.
-      width: inches.
-
-    Returns:
-      A Figure of one panel with its colour bar.
-    """
+    """Heat map of every layer's share of the total gain, one row per damping, as a multiple of an equal share."""
     from matplotlib.colors import LogNorm
 
     profile = gain_profile(gains)
@@ -169,15 +142,7 @@ def share_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
 
 @style.styled
 def gradient_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
-    """Gain beside |g|^2, and the limit tau zeta^2 -> |g|^2 for large damping [M4].
-
-    Args:
-      gains: a record of gains, or results in memory.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure of two panels.
-    """
+    """Gain beside |g|^2, and the limit tau zeta^2 -> |g|^2 for large damping [M4]."""
     profile = gain_profile(gains)
     figure, (scatter, limit) = style.panels(width, 3.4, ratios=(1, 1.15))
     norm2, chosen = positive(profile.gradient_norm2), profile.chosen
@@ -189,8 +154,7 @@ def gradient_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     scatter.set_title(f"Spearman {profile.correlation:.2f}")
     _telling_lines(limit, profile, profile.grid.middle * profile.grid.damping / norm2[:, None], band=False)
     limit.axhline(1, color=style.INK, linewidth=0.8, linestyle=style.DASHES)
-    limit.set_ylabel("τζ² / |g|²")
-    limit.set_title("Heavy damping leaves only the gradient")
+    limit.set(ylabel="τζ² / |g|²", title="Heavy damping leaves only the gradient")
     style.damping_axis(limit)
     for axis in (scatter.xaxis, scatter.yaxis):
         style.few_ticks(axis)
@@ -202,13 +166,7 @@ def gradient_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
 def step_figure(gains: Gains, *, radius: Real | None = None, width: Real = style.WIDE) -> "Figure":
     """Length of the step |d(tau)| / |theta| (%) against tau, and the tau that the policy chose for each layer [M3].
 
-    Args:
-      gains: a record of gains, or results in memory, with a grid of at least two dampings.
-      radius: a trust radius, a share of |theta|, drawn as a line.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure: curves with a dot where the policy stopped; that damping for every layer.
+    `radius` is a trust radius, a share of |theta|, drawn as a line; dots are where the policy stopped.
 
     Raises:
       ValueError: if the radius is not positive or the grid has fewer than two dampings.
@@ -222,16 +180,14 @@ def step_figure(gains: Gains, *, radius: Real | None = None, width: Real = style
     curves.plot(profile.chosen.damping, 100 * profile.chosen.step, "o", color=style.INK, markersize=2.6, zorder=4)
     if radius is not None:
         style.named_level(curves, 100 * radius, f"radius: {setting(radius)}")
-    curves.set_ylabel("step |d| / |θ| (%)")
-    curves.set_title("Length of the step")
+    curves.set(ylabel="step |d| / |θ| (%)", title="Length of the step")
     style.damping_axis(curves)
     chosen.plot(np.arange(len(profile.names)), profile.chosen.damping, "o", color=style.INK, markersize=4)
     chosen.set_yscale("log")
     low, high = extent(profile.chosen.damping)
     chosen.set_ylim(low / 2, high * 2)
     style.few_ticks(chosen.yaxis)
-    chosen.set_ylabel("damping τ")
-    chosen.set_title("Damping that the policy chose")
+    chosen.set(ylabel="damping τ", title="Damping that the policy chose")
     style.layer_axis(chosen, profile.index)
     return figure
 
@@ -257,8 +213,7 @@ def _brackets(values: "Axes", profile: Profile) -> None:
             profile.titles[k], (k, chosen.upper[k]), (0, 4), textcoords="offset points", ha=side, fontsize=8.5
         )
     values.set_ylim(0, 1.12 * extent(chosen.upper)[1])
-    values.set_ylabel("gain ζ² (nats)")
-    values.set_title("Gain: lower and upper bound")
+    values.set(ylabel="gain ζ² (nats)", title="Gain: lower and upper bound")
 
 
 def _telling_lines(axes: "Axes", profile: Profile, values: Float[np.ndarray, "K G"], *, band: bool) -> None:

@@ -1,4 +1,4 @@
-"""Figures of what came of allocations: fine-tunes, pruned models, and paired differences."""
+"""Figures of what came of allocations, each `figure(values, *, width)`: fine-tunes, pruned models, differences."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -19,15 +19,7 @@ Arm = TypeVar("Arm", AdaptedArm, PrunedArm)
 
 @style.styled
 def adaptation_figure(adaptation: Adaptation, *, width: Real = style.WIDE) -> "Figure":
-    """Every arm and seed of the fine-tuning, with two standard errors, beside the model before it.
-
-    Args:
-      adaptation: of a run.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure of one panel per metric.
-    """
+    """Every arm and seed of the fine-tuning, with two standard errors, and the model before it; a panel per metric."""
     arms = _gathered(adaptation.arms)
     figure, panels = style.panels(width, 0.9 + 0.24 * len(arms), ratios=(1,) * len(OF_TASKS), share_y=True)
     for axes, (metric, measured) in zip(panels, OF_TASKS.items(), strict=True):
@@ -38,8 +30,7 @@ def adaptation_figure(adaptation: Adaptation, *, width: Real = style.WIDE) -> "F
             ends = 2 * scale * (known_error(error) or 0)
             axes.errorbar(scale * value, row, xerr=ends, fmt=marker, color=colour, markersize=5)
         _reference(axes, scale * measured(adaptation.base)[0], "before training")
-        axes.set_title(METRICS[metric].title)
-        axes.set_xlabel(metric_axis(metric))
+        axes.set(title=METRICS[metric].title, xlabel=metric_axis(metric))
         axes.locator_params(axis="x", nbins=5)
         _row_names(axes, [f"{arm.arm}, seed {arm.seed}" for arm in arms])
     return figure
@@ -47,15 +38,7 @@ def adaptation_figure(adaptation: Adaptation, *, width: Real = style.WIDE) -> "F
 
 @style.styled
 def pruning_figure(pruning: Pruning, *, width: Real = style.WIDE) -> "Figure":
-    """Test perplexity of every pruned arm, with two standard errors, one panel per sparsity.
-
-    Args:
-      pruning: of a run.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure of one panel per sparsity.
-    """
+    """Test perplexity of every pruned arm, with two standard errors, one panel per sparsity."""
     levels = sorted({arm.sparsity for arm in pruning.arms})
     by_level = [_gathered([arm for arm in pruning.arms if arm.sparsity == level]) for level in levels]
     height, dense = 0.95 + 0.26 * max(map(len, by_level)), pruning.dense.perplexity
@@ -68,10 +51,13 @@ def pruning_figure(pruning: Pruning, *, width: Real = style.WIDE) -> "Figure":
             axes.errorbar(value, row, xerr=ends, fmt=marker, color=colour, markersize=5)
             axes.annotate(f"{value:.3g}", (value, row), (0, 5), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xscale("log")
-        _plain_log(axes, [arm.outcome.perplexity for arm in arms] + [dense])
+        shown = [arm.outcome.perplexity for arm in arms] + [dense]
+        axes.set_xlim(min(shown) / 1.15, max(shown) * 1.3)
+        style.few_ticks(axes.xaxis)
         _reference(axes, dense, "dense")
-        axes.set_title(f"{100 * level:.0f}% of the weights removed")
-        axes.set_xlabel("test perplexity (log scale; lower is better)")
+        axes.set(
+            title=f"{100 * level:.0f}% of the weights removed", xlabel="test perplexity (log scale; lower is better)"
+        )
         names = [arm.arm for arm in arms]
         _row_names(axes, [f"{arm.arm}, seed {arm.seed}" if names.count(arm.arm) > 1 else arm.arm for arm in arms])
     return figure
@@ -79,15 +65,7 @@ def pruning_figure(pruning: Pruning, *, width: Real = style.WIDE) -> "Figure":
 
 @style.styled
 def paired_figure(paired: Sequence[Pair], *, width: Real = style.WIDE) -> "Figure":
-    """Paired differences between arms, with two standard errors; filled where those exclude zero.
-
-    Args:
-      paired: of a run's fine-tunes or pruned models.
-      width: inches; narrower than 5.5 stacks the panels.
-
-    Returns:
-      A Figure of one panel per metric.
-    """
+    """Paired differences between arms, with two standard errors; filled where they exclude zero; a panel per metric."""
     metrics = list(dict.fromkeys(pair.metric for pair in paired))
     groups = [
         [pair for entry in paired_differences(paired) if entry.metric == metric for pair in entry.pairs]
@@ -149,13 +127,3 @@ def _reference(axes: "Axes", value: Real, text: str) -> None:
         shown, (x, 1), (-shift if left else shift, 0), xycoords=("data", "axes fraction"),
         textcoords="offset points", fontsize=8, va="top", ha="right" if left else "left",
     )  # fmt: skip
-
-
-def _plain_log(axes: "Axes", values: Sequence[Real]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_xlim(min(values) / 1.15, max(values) * 1.3)
-    decades = np.log10(max(values) / min(values))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())

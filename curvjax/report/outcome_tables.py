@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from curvjax.records import Adaptation, Allocation, Pair, Pruning, TaskOutcome, TextOutcome
+from curvjax.records import Adaptation, Allocation, Pair, Pruning, TaskOutcome, TextOutcome, plain
 from curvjax.report.gain_tables import allocation_name
 from curvjax.report.metrics import METRICS, OF_TASKS, PairedDifference, known_error, paired_differences
 from curvjax.report.numbers import MINUS, UNKNOWN, count, fixed, plus_minus, setting, signed
@@ -106,9 +106,7 @@ def _evidence(allocation: Allocation) -> dict[str, object]:
         proved = f"{ranges.certified} of {len(ranges.least)} units"
         found |= {"certificate": {"certified": proved, "widest range": ranges.widest}}
     if allocation.whole:
-        whole = allocation.whole
-        evidence = {"unspent": whole.unspent, "gap": whole.gap, "optimal": whole.exact, "status": whole.status}
-        found |= {"whole amounts": evidence}
+        found |= {"whole amounts": plain(allocation.whole)}
     return found | {"gap": allocation.gap, "residual": allocation.residual}
 
 

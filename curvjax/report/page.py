@@ -33,7 +33,7 @@ def write_report(run_dir: str | Path, *, progress: Callable[[int, int], None] = 
         progress(done, len(pictures))
     page = folder / "report.html"
     page.write_text(html_page(records, sections, drawn), encoding="utf-8")
-    (folder / "summary.md").write_text(summary_markdown(records), encoding="utf-8")
+    (folder / "summary.md").write_text(summary_markdown(records, sections), encoding="utf-8")
     return page
 
 

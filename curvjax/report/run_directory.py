@@ -24,15 +24,9 @@ class RunDirectory:
         """The gains as arrays."""
         return gain_profile(self.gains)
 
-    @property
-    def capacities(self) -> tuple[Allocation, ...]:
-        """Allocations of ranks, experts or bits."""
-        return tuple(each for each in self.allocations if each.target != "sparsity")
-
-    @property
-    def sparsities(self) -> tuple[Allocation, ...]:
-        """Allocations of sparsity, by rising budget."""
-        return tuple(each for each in self.allocations if each.target == "sparsity")
+    def of(self, *targets: str) -> tuple[Allocation, ...]:
+        """The allocations of these targets."""
+        return tuple(each for each in self.allocations if each.target in targets)
 
     @property
     def adaptation(self) -> Adaptation | None:
@@ -53,8 +47,8 @@ class RunDirectory:
     def missing(self) -> tuple[str, ...]:
         """Stages that this directory holds no record of, in plain words."""
         stages = {
-            "rank allocation": self.capacities,
-            "sparsity allocation": self.sparsities,
+            "rank allocation": self.of("rank", "experts", "bits"),
+            "sparsity allocation": self.of("sparsity"),
             "low-rank fine-tuning": self.adaptation,
             "pruning": self.pruning,
         }

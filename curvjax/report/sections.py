@@ -143,7 +143,7 @@ def allocation(records: RunDirectory) -> Section:
     """Ranks and sparsities of every layer, budgets and programs."""
     parts: list[Part] = []
     for target in dict.fromkeys(each.target for each in records.allocations):
-        of_target = tuple(each for each in records.allocations if each.target == target)
+        of_target = records.of(target)
         plural = {"rank": "Ranks", "sparsity": "Sparsities"}.get(target, target.capitalize())
         parts += [Heading(plural), words.dual_words(of_target), _amounts_picture(records, target, of_target)]
     if records.allocations:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Settings = ParamSpec("Settings")
 
-WIDE, NARROW = 7.6, 4.2  # inches: a page's column, and a phone's
+WIDE, STACKED, NARROW = 7.6, 5.5, 4.2  # inches: a page's column, below which panels are stacked, a phone's
 
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = "#0072B2", "#D55E00", "#007A5A", "#A8528A", "#B07800", "#3A9BD0"
 INK, MUTED, PALE = "#222222", "#6B6B6B", "#C9C9C9"
@@ -81,7 +81,7 @@ def panels(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    stacked = width < 5.5
+    stacked = width < STACKED
     size = (width, height * len(ratios) if stacked else height)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(hspace=0.08))
     if stacked:
@@ -160,12 +160,13 @@ def named_level(axes: "Axes", level: Real, text: str) -> None:
 
 
 def few_ticks(axis: "Axis") -> None:
-    """Decades where there are several; otherwise 1, 2, 5 within them; never `2 x 10^0`."""
+    """Decades where there are several; otherwise some numbers within them; never `2 x 10^0`."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
     decades = np.log10(high / low) if low > 0 else 9
-    axis.set_major_locator(LogLocator(subs=(1,) if decades > 2.5 else (1, 2, 5), numticks=8))
+    within = (1,) if decades > 2.5 else (1, 2, 5) if decades > 0.4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=within, numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -83,9 +83,9 @@ def test_ranks_show_every_control(whole):
 
 
 def test_sparsities_have_one_panel_each_with_their_own_controls(whole):
-    controls = [whole.controls(each) for each in whole.sparsities]
-    panels = amounts_figure(whole.sparsities, controls=controls).axes
-    for axes, level, allocation in zip(panels, (50, 60), whole.sparsities, strict=True):
+    controls = [whole.controls(each) for each in whole.of("sparsity")]
+    panels = amounts_figure(whole.of("sparsity"), controls=controls).axes
+    for axes, level, allocation in zip(panels, (50, 60), whole.of("sparsity"), strict=True):
         uniform = next(line for line in axes.lines if line.get_label() == "uniform")
         assert np.allclose(uniform.get_ydata(), level)
         assert np.allclose([bar.get_height() for bar in axes.patches], 100 * allocation.shares)

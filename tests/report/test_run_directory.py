@@ -12,7 +12,7 @@ def test_a_whole_run_is_read_as_it_was_written(run_dir, whole):
     found = read_run(run_dir(whole))
     assert found == whole
     assert [each.target for each in found.allocations] == ["rank", "sparsity", "sparsity"]
-    assert found.sparsities[0].budget.requested < found.sparsities[1].budget.requested
+    assert found.allocations[1].budget.requested < found.allocations[2].budget.requested
     assert found.missing == ()
 
 
