@@ -5,8 +5,9 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from curvjax.artefacts import Record, digest
+from curvjax.records import digest
 
 
 @contextmanager
@@ -52,7 +53,7 @@ class Partial:
                 self.path.touch()
                 self._append(self.header)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: dict[str, Any]) -> None:
         """Append a record for good: all of it is on disk when this returns, and nothing of it if this fails.
 
         Raises:
@@ -61,7 +62,7 @@ class Partial:
         with resumable(self.path):
             self._append(_line(record))
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[dict[str, Any]]:
         """What all processes have added.
 
         Raises:
@@ -89,7 +90,7 @@ class Partial:
     def _files(self) -> list[Path]:
         return sorted(self.directory.glob(f"{self.name}.*.jsonl"))
 
-    def _read(self, path: Path) -> list[Record]:
+    def _read(self, path: Path) -> list[dict[str, Any]]:
         records = []
         for number, line in enumerate(self._lines(path)[1:], start=2):
             record = _record(line)
@@ -114,11 +115,11 @@ class Partial:
         return [line + b"\n" for line in content.split(b"\n")[:-1]]
 
 
-def _line(record: Record) -> bytes:
+def _line(record: dict[str, Any]) -> bytes:
     return f"{json.dumps({'digest': digest(record)[:16], 'record': record})}\n".encode()
 
 
-def _record(line: bytes) -> Record | None:
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
         return found["record"] if found["digest"] == digest(found["record"])[:16] else None

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from curvjax.curvature import Status, UnitGain, run_passes
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.curvature.placement import layer_gains_over_devices
 from curvjax.data import Batch
-from curvjax.layers import Unit, module_path
+from curvjax.layers import Unit
 from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Cost, GainEvidence, Origin, Scores, UnitScore, digest, plain
 from curvjax.runs.evidence import measure_evidence
-from curvjax.runs.measure import POLICIES, ScoreSettings, full_gradient_seconds, split_rows, units_of
+from curvjax.runs.measure import POLICIES, ScoreSettings, full_gradient_seconds, split_rows, unit_shapes, units_of
 from curvjax.runs.partial import Partial, resumable
 from curvjax.runs.processes import ALONE, Team
 from curvjax.runs.progress import Progress, silent
@@ -72,21 +71,22 @@ def score(
     if name == GAIN:
         return gains(loaded, text, settings, directory, progress=progress, team=team)
     started = time.perf_counter()
-    units, entry, values = units_of(loaded.model, settings), SCORES[name], parameters(loaded.model)
+    units, entry = units_of(loaded.model, settings), SCORES[name]
     found = measure_evidence(loaded.model, text, units, entry.needs, settings, validation=validation, progress=progress)
     scored, cost = np.asarray(entry.of(found.evidence), np.float64), sum(each.seconds for each in found.costs)
     return _written(
         Scores(
             score=name,
             source=entry.source,
-            granularity="custom" if settings.units else settings.granularity,
+            granularity=settings.partition,
             units=tuple(
-                UnitScore(value=float(value), **_shape(unit, values)) for unit, value in zip(units, scored, strict=True)
+                UnitScore.of(shape, float(value))
+                for shape, value in zip(unit_shapes(loaded.model, units), scored, strict=True)
             ),
             origin=Origin(
                 model=loaded.origin,
                 text=text.origin,
-                settings=asdict(settings),
+                settings=plain(settings),
                 cost=Cost(
                     seconds=cost,
                     gradient_seconds=found.gradient_seconds,
@@ -248,18 +248,6 @@ def _by_name(partial: Partial) -> dict[str, UnitScore]:
     return {row.name: row for row in rows}
 
 
-def _shape(unit: Unit, values: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """What budgets look at in a unit."""
-    norm2 = sum(float(np.sum(np.square(np.asarray(values[path], np.float64)))) for path in unit.paths)
-    return {
-        "name": unit.name,
-        "index": unit.index,
-        "parameters": sum(values[path].size for path in unit.paths),
-        "parameter_norm": float(np.sqrt(norm2)),
-        "projections": {module_path(path): values[path].shape for path in unit.paths if values[path].ndim == 2},
-    }
-
-
 def _row(
     found: UnitGain, loaded: Loaded, settings: ScoreSettings, seconds: float, gradient_seconds: float
 ) -> UnitScore:
@@ -277,9 +265,10 @@ def _row(
         )
         for label, lower, upper, damping, step, status in zip(labels, *both, strict=True)
     )
-    return UnitScore(
-        **_shape(found.unit, parameters(loaded.model)),
-        value=_known(brackets[0].middle),
+    (shape,) = unit_shapes(loaded.model, [found.unit])
+    return UnitScore.of(
+        shape,
+        _known(brackets[0].middle),
         lower=brackets[0].lower,
         upper=brackets[0].upper,
         gain=GainEvidence(
@@ -317,11 +306,11 @@ def _scores(
         wall_seconds=wall,
     )
     precision = str(next(iter(parameters(loaded.model).values())).dtype)
-    about = asdict(settings) | {"precision": precision, "run_sha256": run}
+    about = plain(settings) | {"precision": precision, "run_sha256": run}
     return Scores(
         score=GAIN,
         source=SCORES[GAIN].source,
-        granularity="custom" if settings.units else settings.granularity,
+        granularity=settings.partition,
         units=tuple(rows),
         origin=Origin(model=loaded.origin, text=text.origin, settings=about, cost=cost),
     )

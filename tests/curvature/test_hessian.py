@@ -6,7 +6,6 @@ from jax.flatten_util import ravel_pytree
 
 from curvjax.curvature import (
     Status,
-    dense_gain,
     eigenvalue_range,
     hessian,
     hessian_product,
@@ -21,6 +20,7 @@ from curvjax.curvature.damping import Absolute
 from curvjax.curvature.gain import gain_of
 from curvjax.layers import module_units
 from curvjax.models.parameters import parameters
+from curvjax.testing import dense_gain
 from tests.curvature.tiny import dense_hessian, random_batch
 
 BATCHES = [random_batch(1), random_batch(2)]
