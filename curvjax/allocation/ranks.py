@@ -254,11 +254,15 @@ def _table(costs: dict[str, float], names: list[str]) -> Float[np.ndarray, " K"]
             f"{missing[:3]}, and {len(unknown)} are not units, e.g. {unknown[:3]}."
         )
         raise ValueError(msg)
-    bad = [name for name in names if isinstance(costs[name], bool) or not 0 < costs[name] < math.inf]
+    bad = [name for name in names if not _is_cost(costs[name])]
     if bad:
         msg = f"costs must be numbers above 0 and finite; {bad[0]!r} has {costs[bad[0]]!r} ({len(bad)} such)."
         raise ValueError(msg)
     return np.asarray([costs[name] for name in names], np.float64)
+
+
+def _is_cost(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _whole(amount: np.ndarray, cost: np.ndarray, total: float, maximum: np.ndarray) -> Whole:

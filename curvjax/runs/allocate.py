@@ -108,7 +108,8 @@ def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rul
         return SharedOut(posed.least + posed.scale * np.asarray(solution.amount), posed.whole(q), q, solution)
     published = RULES.named(rule)
     if program.target not in published.targets:
-        msg = f"the rule {rule!r} is of {' or '.join(published.targets)}, not of {program.target}."
+        fitting = ", ".join(rules_of(program.target))
+        msg = f"the rule {rule!r} is of {' or '.join(published.targets)}, not of {program.target}; there are {fitting}."
         raise ValueError(msg)
     amount = np.asarray(published.of(scores, posed.budget))
     return SharedOut(posed.scale * amount.astype(np.float64), posed.rounded(amount))

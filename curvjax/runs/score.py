@@ -110,7 +110,7 @@ def gains(
 ) -> Scores:
     """The certified gain of every unit; see `score`."""
     units = units_of(loaded.model, settings)
-    run = digest({"model": loaded.sha256, "text": text.origin, "settings": settings})
+    run = digest({"model": loaded.sha256, "text": text.origin, "settings": settings, "units": units})
     if directory is None:
         return _gains(loaded, text, units, settings, run, progress)
     directory = Path(directory)
