@@ -4,6 +4,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -61,8 +62,8 @@ def score(
       The scores.
 
     Raises:
-      ValueError: if the score is unknown; if loss or gradients are not finite; if a gain has no bracket; or if a file
-        of finished units is damaged.
+      ValueError: if the score is unknown, or lacks its validation rows; if several processes have no directory; if loss
+        or gradients are not finite; if a gain has no bracket; or if a file of finished units is damaged.
       OSError: if a file cannot be written.
       TimeoutError: if other processes are lost.
     """
@@ -73,30 +74,23 @@ def score(
     started = time.perf_counter()
     units, entry = units_of(loaded.model, settings), SCORES[name]
     found = measure_evidence(loaded.model, text, units, entry.needs, settings, validation=validation, progress=progress)
-    scored, cost = np.asarray(entry.of(found.evidence), np.float64), sum(each.seconds for each in found.costs)
-    return _written(
-        Scores(
-            score=name,
-            source=entry.source,
-            granularity=settings.partition,
-            units=tuple(
-                UnitScore.of(shape, float(value))
-                for shape, value in zip(unit_shapes(loaded.model, units), scored, strict=True)
-            ),
-            origin=Origin(
-                model=loaded.origin,
-                text=text.origin,
-                settings=plain(settings),
-                cost=Cost(
-                    seconds=cost,
-                    gradient_seconds=found.gradient_seconds,
-                    gradient_equivalents=cost / found.gradient_seconds,
-                    wall_seconds=time.perf_counter() - started,
-                ),
-            ),
-        ),
-        directory,
+    values, seconds = np.asarray(entry.of(found.evidence), np.float64), sum(each.seconds for each in found.costs)
+    cost = Cost(
+        seconds=seconds,
+        gradient_seconds=found.gradient_seconds,
+        gradient_equivalents=seconds / found.gradient_seconds,
+        wall_seconds=time.perf_counter() - started,
     )
+    scores = Scores(
+        score=name,
+        source=entry.source,
+        granularity=settings.partition,
+        units=tuple(map(UnitScore.of, unit_shapes(loaded.model, units), values.tolist())),
+        origin=Origin(model=loaded.origin, text=text.origin, settings=plain(settings), cost=cost),
+    )
+    if directory is not None:
+        scores.save(Path(directory) / f"{name}.json")
+    return scores
 
 
 def gains(
@@ -109,11 +103,14 @@ def gains(
     team: Team = ALONE,
 ) -> Scores:
     """The certified gain of every unit; see `score`."""
-    units = units_of(loaded.model, settings)
-    run = digest({"model": loaded.sha256, "text": text.origin, "settings": settings, "units": units})
     if directory is None:
-        return _gains(loaded, text, units, settings, run, progress)
-    directory = Path(directory)
+        if team.count > 1:
+            msg = f"{team.count} processes share the units through a directory; name one."
+            raise ValueError(msg)
+        with TemporaryDirectory() as passing:
+            return gains(loaded, text, settings, passing, progress=progress)
+    units, directory = units_of(loaded.model, settings), Path(directory)
+    run = digest({"model": loaded.sha256, "text": text.origin, "settings": settings, "units": units})
     target, partial = directory / "gains.json", Partial(directory, run, process=team.index)
     finished = _finished(target, run)
     if finished is None:
@@ -143,22 +140,6 @@ def gains(
         scores.save(target)
     partial.remove()
     return Scores.load(target)  # the same value whether measured now or before
-
-
-def _gains(
-    loaded: Loaded, text: Text, units: tuple[Unit, ...], settings: ScoreSettings, run: str, progress: Progress
-) -> Scores:
-    """Without a directory: nothing is kept but the result."""
-    started = time.perf_counter()
-    gradient_seconds, rows = _yardstick(loaded.model, text.batch, settings, {}, progress), {}
-    progress("certified gains", 0, len(units))
-    with closing(_measure(loaded.model, text.batch, list(units), settings)) as measured:
-        for found, seconds in measured:
-            rows[found.unit.name] = _row(found, loaded, settings, seconds, gradient_seconds)
-            progress("certified gains", len(rows), len(units))
-    _require_brackets(rows)
-    ordered = [rows[unit.name] for unit in units]
-    return _scores(ordered, loaded, text, settings, run, gradient_seconds, time.perf_counter() - started)
 
 
 def _yardstick(
@@ -314,12 +295,6 @@ def _scores(
         units=tuple(rows),
         origin=Origin(model=loaded.origin, text=text.origin, settings=about, cost=cost),
     )
-
-
-def _written(scores: Scores, directory: str | Path | None) -> Scores:
-    if directory is not None:
-        scores.save(Path(directory) / f"{scores.score}.json")
-    return scores
 
 
 def _finished(target: Path, run: str) -> Scores | None:

@@ -159,6 +159,11 @@ def test_a_process_that_never_comes_is_waited_for_no_longer_than_asked(model_dir
     assert not (tmp_path / "out").exists()
 
 
+def test_processes_without_a_directory_are_refused(loaded, text):
+    with pytest.raises(ValueError, match="2 processes share the units through a directory; name one"):
+        scoring.score(loaded, text, settings=QUICK, team=ALONE._replace(count=2))
+
+
 def test_one_process_joins_nothing():
     assert join(ProcessSettings()) is ALONE
 
