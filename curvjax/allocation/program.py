@@ -1,6 +1,7 @@
 """What a program is: a budget and its settings as one value, posed over the units of a model."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import Field
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -8,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
 from curvjax.allocation.budget import Budget
-from curvjax.allocation.menu import allocate_bits
+from curvjax.allocation.menu import Choice, allocate_bits
 from curvjax.allocation.programs import TransferProgram
 from curvjax.allocation.result import Amounts, Solution
 from curvjax.layers import UnitShape, within_layer
@@ -61,12 +62,23 @@ class Posed(NamedTuple):
 
 
 class Program(Protocol):
-    """A frozen dataclass with a budget, and with a name by which commands and records call it."""
+    """A frozen dataclass with a budget, and with a name by which commands and records call it.
 
+    target: the name. budget: mean or share, over all units. floor: added to every quality score, in medians. sweep:
+    further budgets, for the curve of what more of it buys.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     target: ClassVar[str]
-    budget: float
-    floor: float
-    sweep: tuple[float, ...]
+
+    @property
+    def budget(self) -> float: ...
+
+    @property
+    def floor(self) -> float: ...
+
+    @property
+    def sweep(self) -> tuple[float, ...]: ...
 
     def pose(self, units: Sequence[UnitShape]) -> Posed:
         """The program over these units.
@@ -79,7 +91,7 @@ class Program(Protocol):
 
 PROGRAMS: Registry[type[Program]] = Registry("program")
 
-Kind = TypeVar("Kind", bound=type)
+Kind = TypeVar("Kind", bound=type[Program])
 
 
 def program(kind: Kind) -> Kind:
@@ -114,10 +126,10 @@ def tied_units(units: Sequence[UnitShape], tie: str) -> np.ndarray | None:
     """
     if tie == "none":
         return None
-    keys = [unit.index if tie == "layer" else within_layer(unit.name) for unit in units]
-    if tie == "projection" and any(str(key).startswith("layers.") for key in keys):
+    if tie == "projection" and any(list(unit.projections) != [unit.name] for unit in units):
         msg = "tie by projection needs scores of single projections; score with --granularity module."
         raise ValueError(msg)
+    keys = [unit.index if tie == "layer" else within_layer(unit.name) for unit in units]
     places: dict[str | int, int] = {}
     return np.asarray([places.setdefault(key, len(places)) for key in keys], np.int32)
 
@@ -129,7 +141,7 @@ def chosen(
     *,
     budget: float,
     groups: np.ndarray | None,
-) -> tuple[Whole, Any]:
+) -> tuple[Whole, Choice]:
     """One entry of a menu for each unit, of least total value within a budget.
 
     Args:
@@ -140,7 +152,7 @@ def chosen(
       groups: `[K]` numbers of units that receive the same, or None.
 
     Returns:
-      The whole amounts, and the solver's own evidence, with a price.
+      The whole amounts, and the choice itself, with a price.
     """
     ties = [] if groups is None else [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
     found = allocate_bits(value, cost[:, None] * menu, budget=budget, ties=ties)

@@ -64,7 +64,7 @@ def allocate_sparsity(
     count = unit_count("q", q)
     if not isinstance(q, Tracer) and (np.asarray(q) == 0).any():
         zero = np.flatnonzero(np.asarray(q) == 0)
-        msg = f"units {zero[:8].tolist()} have q = 0, so removing them would be free; use quality(zeta2, floor=0.05)."
+        msg = f"units {zero[:8].tolist()} have q = 0, and removing them would be free; give a floor, such as 0.05."
         raise ValueError(msg)
     require_order(minimum, max_sparsity, count)
     result = _solve(

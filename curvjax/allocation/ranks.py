@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.capacity import allocate_capacity
@@ -87,57 +87,30 @@ class Ranks:
 
     def pose(self, units: Sequence[UnitShape]) -> Posed:
         """The program over these units; see `Program.pose`."""
-        cost, above = self._costs(units), self._above(units)
-        groups, least = tied_units(units, self.tie), self.minimum
-        self._require_reach(cost, above)
-        total, extra = self.budget * float(cost.sum()), (self.budget - least) * float(cost.sum())
-        terms: dict[str, Any] = {"cost": cost, "maximum": above}
-        terms |= {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+        cost, most = self._costs(units), self._most(units)
+        self._require_reach(cost, most)
+        groups = tied_units(units, self.tie)
         plain = self.utility == "log" and groups is None and not self.allowed
-        menu = None if plain else self._menu(cost, above, extra)
-
-        def at(q: Any, budget: Any) -> Solution:
-            spare = (budget - least) * cost.sum()
-            return allocate_capacity(q, budget=spare, ties=groups, utility=self.curve, **terms)
-
-        def whole(q: Any) -> Whole:
-            if menu is None:
-                found = round_capacity(q, budget=extra, **terms)
-                amount, status = least + found.amount, found.status.name.lower()
-                return Whole(amount, found.unspent, found.gap, found.exact, status)
-            q = np.asarray(q, np.float64)
-            gained = np.asarray(self.curve.value(jnp.asarray(menu, float)))
-            benefit = self.gamma * np.where(q > 0, np.maximum(q, 0.0) ** self.beta, 0.0)
-            return self._chosen(self.alpha * menu + benefit[:, None] * gained, menu, cost, above, extra, groups)
-
-        def rounded(amount: Any) -> Whole:
-            amount = np.asarray(amount)
-            if menu is not None:
-                apart = cost[:, None] * (least + menu - amount[:, None]) ** 2.0
-                return self._chosen(apart, menu, cost, above, extra, groups)
-            return _whole(amount, cost, total, least + above)
-
-        def proved(q: Any) -> Any:
-            return least + whole_capacity(q, budget=extra, **(terms | {"cost": cost[0]}))
-
-        equal = len(set(cost)) == 1
-        paper = {"budget": extra, "gamma": self.gamma, "beta": self.beta, "maximum": above}
+        above = _Above(self, cost, most, groups)
+        if not plain:
+            above = above._replace(menu=above.choices())
+        total, equal = self.budget * float(cost.sum()), len(set(cost)) == 1
         one, many = self._words()
         return Posed(
             cost=cost,
-            maximum=least + above,
-            budget=Budget(cost, total, least + above),
+            maximum=self.minimum + most,
+            budget=Budget(cost, total, self.minimum + most),
             requested=total,
             unit=many,
             meaning=f"nats of the program's objective that one more {one} buys",
-            solve=lambda q: at(q, self.budget),
-            whole=whole,
-            rounded=rounded,
-            monotone=proved if plain and equal and not self.alpha else None,
-            at=at,
-            paper=CapacityProgram(cost=cost, alpha=self.alpha * cost / cost.mean(), **paper) if plain else None,
+            solve=lambda q: above.at(q, self.budget),
+            whole=above.whole,
+            rounded=above.rounded,
+            monotone=above.proved if plain and equal and not self.alpha else None,
+            at=above.at,
+            paper=above.paper() if plain else None,
             remark=_CANCELS if not self.alpha or equal else None,
-            least=least,
+            least=self.minimum,
         )
 
     @property
@@ -165,9 +138,10 @@ class Ranks:
         # a multiplication and an addition for each parameter
         return np.asarray(each, np.float64) * (2 if self.cost == "flops" else 1)
 
-    def _above(self, units: Sequence[UnitShape]) -> Float[np.ndarray, " K"]:
-        above = np.asarray(self._sides(units), np.float64) - self.minimum
-        return np.where(frozen_units(units, self.frozen), 0.0, above) if above.min() >= 0 else above
+    def _most(self, units: Sequence[UnitShape]) -> Float[np.ndarray, " K"]:
+        """Beyond the minimum; negative where the minimum is out of reach."""
+        most = np.asarray(self._sides(units), np.float64) - self.minimum
+        return np.where(frozen_units(units, self.frozen), np.minimum(most, 0.0), most)
 
     def _words(self) -> tuple[str, str]:
         """What one unit of the budget is called, and several."""
@@ -180,34 +154,96 @@ class Ranks:
         what = "rank" if self.target == "rank" else "expert"
         return words.get(self.cost, (what, f"{what}s"))
 
-    def _require_reach(self, cost: np.ndarray, above: np.ndarray) -> None:
-        limit = self.minimum + float(cost @ above / cost.sum())
-        if above.min() < 0 or self.budget > limit * (1 + 1e-12):
+    def _require_reach(self, cost: Float[np.ndarray, " K"], most: Float[np.ndarray, " K"]) -> None:
+        limit = self.minimum + float(cost @ most / cost.sum())
+        if most.min() < 0 or self.budget > limit * (1 + 1e-12):
             msg = (
                 f"a mean {self.target} of {self.budget:g} with a minimum of {self.minimum} is out of reach: the "
                 f"smaller sides of the projections allow a mean of at most {limit:g} and a minimum of "
-                f"{self.minimum + above.min():g}."
+                f"{self.minimum + most.min():g}."
             )
             raise ValueError(msg)
 
-    def _menu(self, cost: np.ndarray, above: np.ndarray, extra: float) -> np.ndarray:
-        """Amounts beyond the minimum that some unit may have."""
-        affordable = int(max(np.floor(np.minimum(above, extra / cost)).max(), 0))
-        values = sorted({value - self.minimum for value in self.allowed}) if self.allowed else range(affordable + 1)
+
+class _Above(NamedTuple):
+    """`Ranks` over the units of one model, in amounts beyond the minimum.
+
+    cost: `[K]` of one more. most: `[K]`. groups: `[K]` numbers of tied units, or None. menu: `[J]` amounts to choose
+    from, where the whole optimum is a choice; None where it is found by the gains of one more.
+    """
+
+    program: Ranks
+    cost: Float[np.ndarray, " K"]
+    most: Float[np.ndarray, " K"]
+    groups: Int[np.ndarray, " K"] | None
+    menu: Int[np.ndarray, " J"] | None = None
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """Of the program, but for its budget."""
+        chosen = self.program
+        return {
+            "cost": self.cost, "maximum": self.most, "alpha": chosen.alpha, "beta": chosen.beta, "gamma": chosen.gamma
+        }  # fmt: skip
+
+    def room(self, budget: Any) -> Any:
+        """What a mean of `budget` leaves beyond the minimum."""
+        return (budget - self.program.minimum) * self.cost.sum()
+
+    def at(self, q: Any, budget: Any) -> Solution:
+        return allocate_capacity(
+            q, budget=self.room(budget), ties=self.groups, utility=self.program.curve, **self.terms
+        )
+
+    def whole(self, q: Any) -> Whole:
+        program = self.program
+        if self.menu is None:
+            found = round_capacity(q, budget=self.room(program.budget), **self.terms)
+            status = found.status.name.lower()
+            return Whole(program.minimum + found.amount, found.unspent, found.gap, found.exact, status)
+        q = np.asarray(q, np.float64)
+        benefit = program.gamma * np.where(q > 0, np.maximum(q, 0.0) ** program.beta, 0.0)
+        curve = np.asarray(program.curve.value(jnp.asarray(self.menu, float)))
+        return self._chosen(program.alpha * self.menu + benefit[:, None] * curve)
+
+    def rounded(self, amount: Any) -> Whole:
+        amount = np.asarray(amount)
+        if self.menu is not None:
+            return self._chosen(self.cost[:, None] * (self.program.minimum + self.menu - amount[:, None]) ** 2.0)
+        total = self.program.budget * float(self.cost.sum())
+        return _whole(amount, self.cost, total, self.program.minimum + self.most)
+
+    def proved(self, q: Any) -> Any:
+        """The whole amounts, traceable, where all costs are equal."""
+        terms = self.terms | {"cost": self.cost[0], "budget": self.room(self.program.budget)}
+        return self.program.minimum + whole_capacity(q, **terms)
+
+    def paper(self) -> CapacityProgram:
+        """With alpha in proportion to cost."""
+        terms = self.terms | {"alpha": self.program.alpha * self.cost / self.cost.mean()}
+        return CapacityProgram(budget=self.room(self.program.budget), **terms)
+
+    def choices(self) -> Int[np.ndarray, " J"]:
+        """Amounts that some unit may have."""
+        least, allowed = self.program.minimum, self.program.allowed
+        affordable = int(np.floor(np.minimum(self.most, self.room(self.program.budget) / self.cost)).max())
+        values = sorted({value - least for value in allowed}) if allowed else range(affordable + 1)
         menu = np.asarray([value for value in values if value >= 0], np.int64)
-        none = np.flatnonzero(~(menu <= above[:, None]).any(1))
+        none = np.flatnonzero(~(menu <= self.most[:, None]).any(1))
         if none.size:
             msg = (
-                f"{none.size} units can take none of the allowed values {list(self.allowed)}, e.g. unit {none[0]}, "
-                f"which takes from {self.minimum} to {self.minimum + above[none[0]]:g}."
+                f"{none.size} units can take none of the allowed values {list(allowed)}, e.g. unit {none[0]}, "
+                f"which takes from {least} to {least + self.most[none[0]]:g}."
             )
             raise ValueError(msg)
         return menu
 
-    def _chosen(self, value, menu, cost, above, extra, groups) -> Whole:
-        value = np.where(menu <= above[:, None], value, np.inf)
-        found, _ = chosen(value, menu, cost, budget=extra, groups=groups)
-        return found._replace(amount=self.minimum + found.amount)
+    def _chosen(self, value: Float[np.ndarray, "K J"]) -> Whole:
+        assert self.menu is not None
+        value = np.where(self.menu <= self.most[:, None], value, np.inf)
+        room = self.room(self.program.budget)
+        found, _ = chosen(value, self.menu, self.cost, budget=room, groups=self.groups)
+        return found._replace(amount=self.program.minimum + found.amount)
 
 
 def _table(costs: dict[str, float], names: list[str]) -> Float[np.ndarray, " K"]:
@@ -218,11 +254,15 @@ def _table(costs: dict[str, float], names: list[str]) -> Float[np.ndarray, " K"]
             f"{missing[:3]}, and {len(unknown)} are not units, e.g. {unknown[:3]}."
         )
         raise ValueError(msg)
-    bad = [name for name in names if isinstance(costs[name], bool) or not 0 < costs[name] < math.inf]
+    bad = [name for name in names if not _is_cost(costs[name])]
     if bad:
         msg = f"costs must be numbers above 0 and finite; {bad[0]!r} has {costs[bad[0]]!r} ({len(bad)} such)."
         raise ValueError(msg)
     return np.asarray([costs[name] for name in names], np.float64)
+
+
+def _is_cost(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _whole(amount: np.ndarray, cost: np.ndarray, total: float, maximum: np.ndarray) -> Whole:

@@ -66,8 +66,9 @@ class Sparsity:
         total = self.budget * float(size.sum())
 
         def at(q: Any, sparsity: Any) -> Solution:
-            bound = {"size": size, "max_sparsity": most, "kappa": self.kappa, "ties": groups}
-            return allocate_sparsity(q, sparsity=sparsity, size_neutral=True, **bound)
+            return allocate_sparsity(
+                q, size=size, sparsity=sparsity, kappa=self.kappa, max_sparsity=most, size_neutral=True, ties=groups
+            )
 
         def rounded(rho: Any) -> Whole:
             if self.pattern:

@@ -11,7 +11,6 @@ from curvjax.curvature.damping import (
     trust_radius,
 )
 from curvjax.curvature.datainf import datainf_gain, datainf_influence, influence_score
-from curvjax.curvature.dense import dense_gain, dense_ggn, dense_matrix
 from curvjax.curvature.diagonal import MeanDiagonals, mean_diagonals, sampled_diagonals
 from curvjax.curvature.factors import Factors, empirical_fisher, empirical_fisher_tokens, fisher_mc
 from curvjax.curvature.fisher import UnitGram, each_gram, fisher_gains
@@ -58,9 +57,6 @@ __all__ = [
     "data_parallel",
     "datainf_gain",
     "datainf_influence",
-    "dense_gain",
-    "dense_ggn",
-    "dense_matrix",
     "each_gram",
     "each_layer_gain",
     "eigenvalue_range",

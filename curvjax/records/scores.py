@@ -73,6 +73,29 @@ class UnitScore:
     upper: float | None = None
     gain: GainEvidence | None = None
 
+    @classmethod
+    def of(
+        cls,
+        shape: UnitShape,
+        value: float | None,
+        *,
+        lower: float | None = None,
+        upper: float | None = None,
+        gain: GainEvidence | None = None,
+    ) -> Self:
+        """A score of the unit that has this shape."""
+        return cls(
+            name=shape.name,
+            index=shape.index,
+            parameters=shape.parameters,
+            parameter_norm=shape.norm,
+            projections=dict(shape.projections),
+            value=value,
+            lower=lower,
+            upper=upper,
+            gain=gain,
+        )
+
     @property
     def shape(self) -> UnitShape:
         """What programs and surgeries need to know of it."""

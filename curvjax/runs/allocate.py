@@ -1,15 +1,18 @@
 """Scores to amounts: one program, one rule, one control, with the evidence of what was shared out."""
 
-from dataclasses import asdict, replace
-from typing import NamedTuple
+from dataclasses import fields, replace
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
+import msgspec
 import numpy as np
 from jaxtyping import Float, Num
 
 from curvjax.allocation import (
     CONTROLS,
     PROGRAMS,
+    Amounts,
     Posed,
     Program,
     Solution,
@@ -21,18 +24,20 @@ from curvjax.allocation import (
 )
 from curvjax.allocation import Status as ProgramStatus
 from curvjax.allocation.rules import RULES
-from curvjax.records import Allocation, Budget, Ranges, Scores, SweepPoint, UnitAmount, WholeEvidence
+from curvjax.layers import UnitShape
+from curvjax.records import Allocation, Budget, Ranges, Scores, SweepPoint, UnitAmount, WholeEvidence, plain
 
 PROGRAM = "program"  # the package's own, beside the names of published rules
-_HELD = {-1: "lower", 0: None, 1: "upper"}
+_HELD: dict[int, Literal["lower", "upper"]] = {-1: "lower", 1: "upper"}
 
 
 class SharedOut(NamedTuple):
-    """continuous: `[K]` before rounding. whole: `[K]` with evidence. solution: of the program, None for a rule."""
+    """continuous: `[K]` before rounding. whole: `[K]`, with evidence. quality, solution: None of a rule."""
 
     continuous: Float[np.ndarray, " K"]
     whole: Whole
-    solution: Solution | None
+    quality: Float[np.ndarray, " K"] | None = None
+    solution: Solution | None = None
 
 
 def allocate(
@@ -64,43 +69,29 @@ def allocate(
     posed = program.pose(scores.shapes)
     values = CONTROLS.named(control)(scores.values, jax.random.key(seed))
     found = share_out(posed, program, values, rule)
-    solution = found.solution
-    q = quality(positive_scores(values), floor=program.floor) if solution is not None else [None] * len(values)
-    held = [None] * len(values) if solution is None else [_HELD[int(side)] for side in np.asarray(solution.held)]
-    numbers = {} if solution is None else _numbers(posed, solution)
     provable = rule == PROGRAM and control == "none" and scores.bounded and not program.floor
-    return Allocation(
+    settings = plain(program)
+    allocation = Allocation(
         target=program.target,
-        units=tuple(
-            UnitAmount(
-                name=unit.name,
-                index=unit.index,
-                amount=int(found.whole.amount[k]),
-                cost=float(posed.cost[k]),
-                size=unit.weights,
-                continuous=float(found.continuous[k]),
-                score=float(values[k]),
-                quality=None if q[k] is None else float(q[k]),
-                maximum=float(posed.maximum[k]),
-                held=held[k],
-            )
-            for k, unit in enumerate(scores.shapes)
-        ),
+        units=tuple(_amount(shape, k, posed, values, found) for k, shape in enumerate(scores.shapes)),
         budget=Budget(
             requested=posed.requested, planned=float(posed.cost @ found.whole.amount), unit=posed.unit, realised=None
         ),
-        origin=replace(scores.origin, settings=asdict(program) | {"rule": rule, "control": control, "seed": seed}),
-        program=asdict(program),
+        origin=replace(scores.origin, settings=settings | {"rule": rule, "control": control, "seed": seed}),
+        program=settings,
         granularity=scores.granularity,
         rule=rule,
         control=control,
         score=scores.score,
         scores_sha256=scores.sha256,
-        whole=WholeEvidence(**{name: getattr(found.whole, name) for name in ("unspent", "gap", "exact", "status")}),
-        certificate=_certificate(posed, scores) if provable and posed.monotone is not None else None,
-        sweep=_sweep(posed, program, q) if solution is not None else (),
-        **numbers,
+        whole=WholeEvidence(
+            unspent=found.whole.unspent, gap=found.whole.gap, exact=found.whole.exact, status=found.whole.status
+        ),
+        certificate=_certificate(posed.monotone, posed, scores) if provable and posed.monotone else None,
     )
+    if found.solution is None or found.quality is None:
+        return allocation
+    return replace(_solved(allocation, posed, found.solution), sweep=_sweep(posed, program, found.quality))
 
 
 def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rule: str) -> SharedOut:
@@ -114,13 +105,14 @@ def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rul
     if rule == PROGRAM:
         q = np.asarray(quality(positive_scores(scores), floor=program.floor), np.float64)
         solution = posed.solve(q)
-        return SharedOut(posed.least + posed.scale * np.asarray(solution.amount), posed.whole(q), solution)
+        return SharedOut(posed.least + posed.scale * np.asarray(solution.amount), posed.whole(q), q, solution)
     published = RULES.named(rule)
     if program.target not in published.targets:
-        msg = f"the rule {rule!r} is of {' or '.join(published.targets)}, not of {program.target}."
+        fitting = ", ".join(rules_of(program.target))
+        msg = f"the rule {rule!r} is of {' or '.join(published.targets)}, not of {program.target}; there are {fitting}."
         raise ValueError(msg)
     amount = np.asarray(published.of(scores, posed.budget))
-    return SharedOut(posed.scale * amount.astype(np.float64), posed.rounded(amount), None)
+    return SharedOut(posed.scale * amount.astype(np.float64), posed.rounded(amount))
 
 
 def rules_of(target: str) -> list[str]:
@@ -134,32 +126,48 @@ def program_of(allocation: Allocation) -> Program:
     Raises:
       ValueError: if no program has its target, or the program has no such settings.
     """
-    settings = {name: tuple(x) if isinstance(x, list) else x for name, x in allocation.program.items()}
-    try:
-        return PROGRAMS.named(allocation.target)(**settings)
-    except TypeError as error:
-        msg = f"the allocation's program of {allocation.target} cannot be made again: {error}."
-        raise ValueError(msg) from error
+    kind, settings = PROGRAMS.named(allocation.target), allocation.program
+    unknown = sorted(settings.keys() - {field.name for field in fields(kind)})
+    if unknown:
+        msg = f"the program of {allocation.target} has no {', '.join(unknown)}; allocate again with this version."
+        raise ValueError(msg)
+    return msgspec.convert(settings, kind)
 
 
-def _numbers(posed: Posed, solution: Solution) -> dict:
+def _amount(shape: UnitShape, k: int, posed: Posed, values: Float[np.ndarray, " K"], found: SharedOut) -> UnitAmount:
+    return UnitAmount(
+        name=shape.name,
+        index=shape.index,
+        amount=int(found.whole.amount[k]),
+        cost=float(posed.cost[k]),
+        size=shape.weights,
+        continuous=float(found.continuous[k]),
+        score=float(values[k]),
+        quality=None if found.quality is None else float(found.quality[k]),
+        maximum=float(posed.maximum[k]) if np.isfinite(posed.maximum[k]) else None,
+        held=None if found.solution is None else _HELD.get(int(found.solution.held[k])),
+    )
+
+
+def _solved(allocation: Allocation, posed: Posed, solution: Solution) -> Allocation:
+    """The allocation with the evidence of its continuous program."""
     status = ProgramStatus(int(solution.status))
-    binds = status == ProgramStatus.OPTIMAL
-    return {
-        "dual": float(solution.dual),
-        "dual_meaning": posed.meaning,
-        "objective": float(solution.objective),
-        "gap": float(solution.gap),
-        "residual": float(solution.residual),
-        "status": status.name.lower(),
-        "remark": posed.remark if binds else None,
-    }
+    return replace(
+        allocation,
+        dual=float(solution.dual),
+        dual_meaning=posed.meaning,
+        objective=float(solution.objective),
+        gap=float(solution.gap),
+        residual=float(solution.residual),
+        status=status.name.lower(),
+        remark=posed.remark if status == ProgramStatus.OPTIMAL else None,
+    )
 
 
-def _certificate(posed: Posed, scores: Scores) -> Ranges:
+def _certificate(amounts: Amounts, posed: Posed, scores: Scores) -> Ranges:
     """Ranges of the amounts over all scores within their certified bounds [M19]."""
     scale = 1 / np.mean(scores.lower + scores.upper)  # the programs do not see the scale
-    found = certify(posed.monotone, scores.lower * scale, scores.upper * scale, ties=posed.ties, traceable=True)
+    found = certify(amounts, scores.lower * scale, scores.upper * scale, ties=posed.ties, traceable=True)
     return Ranges(
         least=tuple(found.least.tolist()),
         most=tuple(found.most.tolist()),
@@ -171,7 +179,7 @@ def _certificate(posed: Posed, scores: Scores) -> Ranges:
 def _sweep(posed: Posed, program: Program, q: Float[np.ndarray, " K"]) -> tuple[SweepPoint, ...]:
     if not program.sweep or posed.at is None:
         return ()
-    path = budget_path(lambda budget: posed.at(q, budget), np.asarray(program.sweep))
+    path = budget_path(partial(posed.at, q), np.asarray(program.sweep))
     amounts = posed.least + posed.scale * np.asarray(path.amount)
     return tuple(
         SweepPoint(

@@ -1,7 +1,7 @@
 """`compare`: any scores through any rules at one budget, and what each costs -> compare.json."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,13 @@ import jax
 import numpy as np
 from scipy.stats import spearmanr
 
-from curvjax.allocation import CONTROLS, Posed, Program
+from curvjax.allocation import CONTROLS, Posed, Program, Whole
 from curvjax.allocation.rules import RULES
-from curvjax.layers import Unit, UnitShape, module_path
-from curvjax.models import Decoder, Loaded, parameters
-from curvjax.records import ComparedScore, ComparedUnit, Comparison, Correlations, Cost, Method, Origin, Scores
+from curvjax.models import Loaded
+from curvjax.records import ComparedScore, ComparedUnit, Comparison, Correlations, Cost, Method, Origin, Scores, plain
 from curvjax.runs.allocate import PROGRAM, SharedOut, rules_of, share_out
 from curvjax.runs.evidence import Measured, measure_evidence
-from curvjax.runs.measure import ScoreSettings, units_of
+from curvjax.runs.measure import ScoreSettings, unit_shapes, units_of
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.stopwatch import timed_warm
 from curvjax.runs.text import Text
@@ -73,12 +72,12 @@ def compare(
         another model or partition; before anything is measured.
     """
     settings, measured = settings or CompareSettings(), measured or ScoreSettings()
-    plans = _require_known(settings, program.target)
+    _require_known(settings, program.target)
     units = units_of(loaded.model, measured)
     shapes = unit_shapes(loaded.model, units)
     posed = program.pose(shapes)
     needs = {field for name in settings.scores for field in SCORES[name].needs}
-    needs |= {field for name in plans for field in PLANS[name].needs}
+    needs |= {field for name in settings.plans for field in PLANS[name].needs}
     found = measure_evidence(
         loaded.model, text, units, needs, measured, validation=validation, gains=gains, progress=progress
     )
@@ -88,11 +87,11 @@ def compare(
         _by_rule(score, rule, control, posed, program, measured.seed)
         for score, rule, control in _ways(scores, settings)
     ]
-    methods += [_by_plan(name, found, program.budget, posed, cost) for name in plans]
+    methods += [_by_plan(name, found, program.budget, posed, cost) for name in settings.plans]
     record = Comparison(
         target=program.target,
-        program=asdict(program),
-        granularity=measured.granularity,
+        program=plain(program),
+        granularity=measured.partition,
         units=tuple(
             ComparedUnit(name=shape.name, index=shape.index, cost=float(posed.cost[k]), size=shape.weights)
             for k, shape in enumerate(shapes)
@@ -109,7 +108,7 @@ def compare(
         origin=Origin(
             model=loaded.origin,
             text=text.origin,
-            settings=asdict(settings) | asdict(measured),
+            settings=plain(settings) | plain(measured),
             cost=Cost(seconds=sum(each.seconds for each in found.costs), gradient_seconds=found.gradient_seconds),
         ),
     )
@@ -118,22 +117,7 @@ def compare(
     return record
 
 
-def unit_shapes(model: Decoder, units: Iterable[Unit]) -> tuple[UnitShape, ...]:
-    """What programs look at in units of a model."""
-    values = parameters(model)
-    return tuple(
-        UnitShape(
-            unit.name,
-            unit.index,
-            {module_path(path): values[path].shape for path in unit.paths if values[path].ndim == 2},
-            sum(values[path].size for path in unit.paths),
-            float(np.sqrt(sum(np.square(np.asarray(values[path], np.float64)).sum() for path in unit.paths))),
-        )
-        for unit in units
-    )
-
-
-def _require_known(settings: CompareSettings, target: str) -> tuple[str, ...]:
+def _require_known(settings: CompareSettings, target: str) -> None:
     SCORES.require(settings.scores)
     RULES.require(rule for rule in settings.rules if rule != PROGRAM)
     CONTROLS.require(settings.controls)
@@ -147,7 +131,6 @@ def _require_known(settings: CompareSettings, target: str) -> tuple[str, ...]:
     if not settings.rules and not settings.plans:
         msg = f"nothing shares out the budget: name rules ({', '.join(rules_of(target))}) or plans."
         raise ValueError(msg)
-    return settings.plans
 
 
 def _ways(scores: list[ComparedScore], settings: CompareSettings) -> list[tuple[ComparedScore | None, str, str]]:
@@ -206,9 +189,9 @@ def _by_plan(name: str, measured: Measured, total: float, posed: Posed, cost: Ma
     plan = PLANS[name]
 
     def planned() -> SharedOut:
-        share = np.asarray(plan.of(measured.evidence, total=total), np.float64)
-        whole = posed.rounded(share)._replace(amount=np.rint(share * posed.scale).astype(np.int64))
-        return SharedOut(share * posed.scale, whole, None)  # whole weights already, whatever the most of a unit
+        amount = posed.scale * np.asarray(plan.of(measured.evidence, total=total), np.float64)
+        whole = np.rint(amount).astype(np.int64)  # they are whole already, whatever the most of a unit
+        return SharedOut(amount, Whole(whole, posed.requested - float(posed.cost @ whole)))
 
     (found, refused), seconds = timed_warm(lambda: _attempt(planned))
     spent = sum(cost[field] for field in plan.needs) + seconds / measured.gradient_seconds
@@ -235,9 +218,9 @@ def _method(found: SharedOut | None, posed: Posed, **about: Any) -> Method:
     )
 
 
-def _correlations(columns: Iterable[tuple[str, tuple[float, ...] | None]]) -> Correlations:
+def _correlations(columns: Iterable[tuple[str, tuple[float | None, ...] | None]]) -> Correlations:
     """Spearman's rank correlation of every two columns; None where one is constant."""
-    known = {name: np.asarray(values) for name, values in columns if values is not None}
+    known = {name: np.asarray(values, np.float64) for name, values in columns if values is not None}
     matrix = tuple(tuple(_rank(first, second) for second in known.values()) for first in known.values())
     return Correlations(names=tuple(known), matrix=matrix)
 

@@ -1,6 +1,7 @@
 """`Evidence` for published scores: what they look at, measured on one model and one text, and what it costs."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -141,8 +142,10 @@ def _recorded(gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]) 
         raise ValueError(msg)
     found = {"gains": jnp.asarray(gains.values), "traces": jnp.asarray(gains.column("trace").values)}
     cost = gains.origin.cost
-    spent = {"seconds": cost.seconds, "gradient_equivalents": cost.gradient_equivalents or 0.0, "recorded": True}
-    return {field: (value, FieldCost(field=field, **spent)) for field, value in found.items()}
+    spent = FieldCost(
+        field="", seconds=cost.seconds, gradient_equivalents=cost.gradient_equivalents or 0.0, recorded=True
+    )
+    return {field: (value, replace(spent, field=field)) for field, value in found.items()}
 
 
 def _subject(

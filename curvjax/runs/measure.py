@@ -1,18 +1,19 @@
 """What is measured of a model and how closely; and the gradient in whose time costs are quoted."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 from flax import nnx
 
 from curvjax.curvature import absolute, of_largest_eigenvalue, of_mean_eigenvalue, trust_radius
 from curvjax.curvature.damping import LayerPolicy
 from curvjax.data import Batch, microbatches
-from curvjax.layers import Unit, layer_units, mapped_units, module_units
+from curvjax.layers import Unit, UnitShape, layer_units, mapped_units, module_path, module_units
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import cross_entropy
 from curvjax.records import read_json
@@ -74,6 +75,11 @@ class ScoreSettings:
         POLICIES[self.policy](self.damping)
 
     @property
+    def partition(self) -> str:
+        """What the units are: "layer", "module", or the user's own."""
+        return "custom" if self.units else self.granularity
+
+    @property
     def damping_words(self) -> str:
         """The policy and its number."""
         return f"{self.policy.replace('-', ' ')} {self.damping:g}"
@@ -99,6 +105,23 @@ def units_of(model: Decoder, settings: ScoreSettings) -> tuple[Unit, ...]:
         msg = "the model has no decoder layer to measure."
         raise ValueError(msg)
     return units
+
+
+def unit_shapes(model: Decoder, units: Iterable[Unit]) -> tuple[UnitShape, ...]:
+    """What programs look at in units of a model."""
+    values = parameters(model)
+    return tuple(_shape(unit, {path: values[path] for path in unit.paths}) for unit in units)
+
+
+def _shape(unit: Unit, values: Mapping[str, jax.Array]) -> UnitShape:
+    projections = {}
+    for path, value in values.items():
+        if value.ndim == 2:
+            rows, columns = value.shape
+            projections[module_path(path)] = (rows, columns)
+    norm2 = sum(float(np.sum(np.square(np.asarray(value, np.float64)))) for value in values.values())
+    count = sum(value.size for value in values.values())
+    return UnitShape(unit.name, unit.index, projections, count, float(np.sqrt(norm2)))
 
 
 def split_rows(batch: Batch, rows: int) -> list[Batch]:

@@ -1,12 +1,13 @@
 """`refine`: further products for exactly those units whose whole amount is still open -> tighter gains."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from curvjax.allocation import Program, Refined
@@ -17,7 +18,7 @@ from curvjax.curvature.layered import LayeredModel, Passes, run_passes
 from curvjax.layers import Unit
 from curvjax.models import Loaded
 from curvjax.models.layered import layered_model
-from curvjax.records import Bracket, Refinement, Scores, UnitScore
+from curvjax.records import Bracket, Refinement, Scores, UnitScore, plain
 from curvjax.runs.measure import ScoreSettings, split_rows, units_of
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.text import Text
@@ -96,7 +97,7 @@ def refine(
         done = runs[k].spent - before.spent
         left -= done
         progress("further products", settings.products - left, settings.products)
-        found = _read(runs[k].state, [evidence[k].chosen.damping])
+        found = _read(runs[k].state, [evidence[k].chosen])
         return (float(found.lower[0]), float(found.upper[0])) if done == wanted else None
 
     progress("further products", 0, settings.products)
@@ -120,12 +121,11 @@ def _same_settings(loaded: Loaded, text: Text, gains: Scores) -> ScoreSettings:
         found = f"{gains.score!r} of {kept.get('curvature')!r}"
         msg = f"only gains of the ggn can be refined by further products; these are {found}."
         raise ValueError(msg)
-    if gains.origin.text != text.origin:
-        before = gains.origin.text
-        msg = f"the text is not that of the gains, {before}; give the same --data, --tokens, --length and --text-seed."
+    read = gains.origin.text
+    if read is None or replace(read, source=text.origin.source) != text.origin:
+        msg = f"the text is not that of the gains, {read}; give the same --data, --tokens, --length and --text-seed."
         raise ValueError(msg)
-    names = {field.name for field in fields(ScoreSettings)}
-    return ScoreSettings(**{name: tuple(x) if isinstance(x, list) else x for name, x in kept.items() if name in names})
+    return msgspec.convert(plain(kept), ScoreSettings)
 
 
 def _provable(gains: Scores, program: Program) -> Callable:
@@ -152,14 +152,15 @@ def _advanced(run: _Run, matvec: Callable, products: int) -> _Run:
     return _Run(state, run.spent + done, run.seconds + time.perf_counter() - started)
 
 
-def _read(state: Lanczos, dampings: list[float], rtol: float = 0.0) -> Gain:
+def _read(state: Lanczos, brackets: Sequence[Bracket], rtol: float = 0.0) -> Gain:
+    dampings = np.asarray([bracket.damping for bracket in brackets], np.float64)
     return jax.tree.map(np.asarray, gain_of(state, Absolute(jnp.asarray(dampings)), rtol=rtol))
 
 
 def _refined(unit: UnitScore, run: _Run | None, found: Refined, k: int, rtol: float) -> UnitScore:
     if run is None or unit.gain is None:
         return unit
-    read = _read(run.state, [bracket.damping for bracket in unit.gain.brackets], rtol)
+    read = _read(run.state, unit.gain.brackets, rtol)
     brackets = [_tighter(bracket, read, i) for i, bracket in enumerate(unit.gain.brackets)]
     lower, upper = float(found.lower[k]), float(found.upper[k])
     brackets[0] = replace(brackets[0], lower=lower, upper=upper)

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -15,12 +15,12 @@ from curvjax.curvature import Status, UnitGain, run_passes
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.curvature.placement import layer_gains_over_devices
 from curvjax.data import Batch
-from curvjax.layers import Unit, module_path
+from curvjax.layers import Unit
 from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Cost, GainEvidence, Origin, Scores, UnitScore, digest, plain
 from curvjax.runs.evidence import measure_evidence
-from curvjax.runs.measure import POLICIES, ScoreSettings, full_gradient_seconds, split_rows, units_of
+from curvjax.runs.measure import POLICIES, ScoreSettings, full_gradient_seconds, split_rows, unit_shapes, units_of
 from curvjax.runs.partial import Partial, resumable
 from curvjax.runs.processes import ALONE, Team
 from curvjax.runs.progress import Progress, silent
@@ -62,8 +62,8 @@ def score(
       The scores.
 
     Raises:
-      ValueError: if the score is unknown; if loss or gradients are not finite; if a gain has no bracket; or if a file
-        of finished units is damaged.
+      ValueError: if the score is unknown, or lacks its validation rows; if several processes have no directory; if loss
+        or gradients are not finite; if a gain has no bracket; or if a file of finished units is damaged.
       OSError: if a file cannot be written.
       TimeoutError: if other processes are lost.
     """
@@ -72,31 +72,25 @@ def score(
     if name == GAIN:
         return gains(loaded, text, settings, directory, progress=progress, team=team)
     started = time.perf_counter()
-    units, entry, values = units_of(loaded.model, settings), SCORES[name], parameters(loaded.model)
+    units, entry = units_of(loaded.model, settings), SCORES[name]
     found = measure_evidence(loaded.model, text, units, entry.needs, settings, validation=validation, progress=progress)
-    scored, cost = np.asarray(entry.of(found.evidence), np.float64), sum(each.seconds for each in found.costs)
-    return _written(
-        Scores(
-            score=name,
-            source=entry.source,
-            granularity="custom" if settings.units else settings.granularity,
-            units=tuple(
-                UnitScore(value=float(value), **_shape(unit, values)) for unit, value in zip(units, scored, strict=True)
-            ),
-            origin=Origin(
-                model=loaded.origin,
-                text=text.origin,
-                settings=asdict(settings),
-                cost=Cost(
-                    seconds=cost,
-                    gradient_seconds=found.gradient_seconds,
-                    gradient_equivalents=cost / found.gradient_seconds,
-                    wall_seconds=time.perf_counter() - started,
-                ),
-            ),
-        ),
-        directory,
+    values, seconds = np.asarray(entry.of(found.evidence), np.float64), sum(each.seconds for each in found.costs)
+    cost = Cost(
+        seconds=seconds,
+        gradient_seconds=found.gradient_seconds,
+        gradient_equivalents=seconds / found.gradient_seconds,
+        wall_seconds=time.perf_counter() - started,
     )
+    scores = Scores(
+        score=name,
+        source=entry.source,
+        granularity=settings.partition,
+        units=tuple(map(UnitScore.of, unit_shapes(loaded.model, units), values.tolist())),
+        origin=Origin(model=loaded.origin, text=text.origin, settings=plain(settings), cost=cost),
+    )
+    if directory is not None:
+        scores.save(Path(directory) / f"{name}.json")
+    return scores
 
 
 def gains(
@@ -109,11 +103,14 @@ def gains(
     team: Team = ALONE,
 ) -> Scores:
     """The certified gain of every unit; see `score`."""
-    units = units_of(loaded.model, settings)
-    run = digest({"model": loaded.sha256, "text": text.origin, "settings": settings})
     if directory is None:
-        return _gains(loaded, text, units, settings, run, progress)
-    directory = Path(directory)
+        if team.count > 1:
+            msg = f"{team.count} processes share the units through a directory; name one."
+            raise ValueError(msg)
+        with TemporaryDirectory() as passing:
+            return gains(loaded, text, settings, passing, progress=progress)
+    units, directory = units_of(loaded.model, settings), Path(directory)
+    run = digest({"model": loaded.sha256, "text": text.origin, "settings": settings, "units": units})
     target, partial = directory / "gains.json", Partial(directory, run, process=team.index)
     finished = _finished(target, run)
     if finished is None:
@@ -143,22 +140,6 @@ def gains(
         scores.save(target)
     partial.remove()
     return Scores.load(target)  # the same value whether measured now or before
-
-
-def _gains(
-    loaded: Loaded, text: Text, units: tuple[Unit, ...], settings: ScoreSettings, run: str, progress: Progress
-) -> Scores:
-    """Without a directory: nothing is kept but the result."""
-    started = time.perf_counter()
-    gradient_seconds, rows = _yardstick(loaded.model, text.batch, settings, {}, progress), {}
-    progress("certified gains", 0, len(units))
-    with closing(_measure(loaded.model, text.batch, list(units), settings)) as measured:
-        for found, seconds in measured:
-            rows[found.unit.name] = _row(found, loaded, settings, seconds, gradient_seconds)
-            progress("certified gains", len(rows), len(units))
-    _require_brackets(rows)
-    ordered = [rows[unit.name] for unit in units]
-    return _scores(ordered, loaded, text, settings, run, gradient_seconds, time.perf_counter() - started)
 
 
 def _yardstick(
@@ -248,18 +229,6 @@ def _by_name(partial: Partial) -> dict[str, UnitScore]:
     return {row.name: row for row in rows}
 
 
-def _shape(unit: Unit, values: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """What budgets look at in a unit."""
-    norm2 = sum(float(np.sum(np.square(np.asarray(values[path], np.float64)))) for path in unit.paths)
-    return {
-        "name": unit.name,
-        "index": unit.index,
-        "parameters": sum(values[path].size for path in unit.paths),
-        "parameter_norm": float(np.sqrt(norm2)),
-        "projections": {module_path(path): values[path].shape for path in unit.paths if values[path].ndim == 2},
-    }
-
-
 def _row(
     found: UnitGain, loaded: Loaded, settings: ScoreSettings, seconds: float, gradient_seconds: float
 ) -> UnitScore:
@@ -277,9 +246,10 @@ def _row(
         )
         for label, lower, upper, damping, step, status in zip(labels, *both, strict=True)
     )
-    return UnitScore(
-        **_shape(found.unit, parameters(loaded.model)),
-        value=_known(brackets[0].middle),
+    (shape,) = unit_shapes(loaded.model, [found.unit])
+    return UnitScore.of(
+        shape,
+        _known(brackets[0].middle),
         lower=brackets[0].lower,
         upper=brackets[0].upper,
         gain=GainEvidence(
@@ -317,20 +287,14 @@ def _scores(
         wall_seconds=wall,
     )
     precision = str(next(iter(parameters(loaded.model).values())).dtype)
-    about = asdict(settings) | {"precision": precision, "run_sha256": run}
+    about = plain(settings) | {"precision": precision, "run_sha256": run}
     return Scores(
         score=GAIN,
         source=SCORES[GAIN].source,
-        granularity="custom" if settings.units else settings.granularity,
+        granularity=settings.partition,
         units=tuple(rows),
         origin=Origin(model=loaded.origin, text=text.origin, settings=about, cost=cost),
     )
-
-
-def _written(scores: Scores, directory: str | Path | None) -> Scores:
-    if directory is not None:
-        scores.save(Path(directory) / f"{scores.score}.json")
-    return scores
 
 
 def _finished(target: Path, run: str) -> Scores | None:

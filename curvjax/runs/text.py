@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,12 @@ from curvjax.data import packed as packed_rows
 from curvjax.models import Loaded
 from curvjax.records import TextOrigin
 
-Settings = TypeVar("Settings")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Settings = TypeVar("Settings", bound=_Dataclass)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,10 @@
 """`transfer`: scores of two texts -> transfer.json, what allocating by the one costs when judged by the other."""
 
-from dataclasses import asdict
-
 import numpy as np
 from scipy.stats import spearmanr
 
-from curvjax.allocation import Program, quality, transfer_regret
-from curvjax.records import Scores, Transfer, TransferUnit
+from curvjax.allocation import Program, positive_scores, quality, transfer_regret
+from curvjax.records import Scores, Transfer, TransferUnit, plain
 
 
 def transfer(source: Scores, target: Scores, program: Program) -> Transfer:
@@ -32,34 +30,36 @@ def transfer(source: Scores, target: Scores, program: Program) -> Transfer:
             f"quadratic penalty; no ties, allowed values or patterns. Got {program}."
         )
         raise ValueError(msg)
-    qualities = [np.asarray(quality(scores.values, floor=program.floor)) for scores in (source, target)]
-    found = transfer_regret(posed.paper, *qualities)
+    first, second = (
+        np.asarray(quality(positive_scores(scores.values), floor=program.floor)) for scores in (source, target)
+    )
+    found = transfer_regret(posed.paper, first, second)
     several = len(source.units) > 1
-    evidence = {name: value for name, value in found._asdict().items() if name not in ("source", "target")}
-    named = {
-        name: evidence.pop(name)
-        for name in ("regret", "a_posteriori", "bound", "conditioned", "drift", "condition_number")
-    }
     return Transfer(
         source_text=source.origin.text,
         target_text=target.origin.text,
         source_sha256=source.sha256,
         target_sha256=target.sha256,
-        program={"target": program.target} | asdict(program),
+        program=plain(program) | {"target": program.target},
         granularity=source.granularity,
-        evidence=evidence,
+        regret=found.regret,
+        a_posteriori=found.a_posteriori,
+        bound=found.bound,
+        conditioned=found.conditioned,
+        drift=found.drift,
+        condition_number=found.condition_number,
+        evidence={name: getattr(found, name) for name in ("lipschitz", "strong_convexity", "interior")},
         rank_correlation=float(spearmanr(source.values, target.values).statistic) if several else None,
         units=tuple(
             TransferUnit(
                 name=unit.name,
                 index=unit.index,
-                quality=tuple(float(q[k]) for q in qualities),
-                amount=tuple(float(amount[k]) for amount in (found.source, found.target)),
+                quality=(float(first[k]), float(second[k])),
+                amount=(float(found.source[k]), float(found.target[k])),
             )
             for k, unit in enumerate(source.units)
         ),
         origin=source.origin,
-        **{name: None if value is None else float(value) for name, value in named.items()},
     )
 
 

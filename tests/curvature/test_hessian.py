@@ -7,7 +7,6 @@ from jax.flatten_util import ravel_pytree
 
 from curvjax.curvature import (
     Status,
-    dense_gain,
     eigenvalue_range,
     hessian,
     hessian_product,
@@ -23,6 +22,7 @@ from curvjax.curvature.gain import gain_of
 from curvjax.layers import layer_units, module_units
 from curvjax.models.layered import layered_model
 from curvjax.models.parameters import parameters
+from curvjax.testing import dense_gain
 from tests.curvature.tiny import dense_hessian, random_batch, tiny_decoder
 
 BATCHES = [random_batch(1), random_batch(2)]

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from curvjax.curvature import Status, absolute, dense_gain, run_passes, unit_gradient
+from curvjax.curvature import Status, absolute, run_passes, unit_gradient
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.layers import layer_units
 from curvjax.models.parameters import parameters
+from curvjax.testing import dense_gain
 from tests.curvature.tiny import dense_hessian, random_batch
 
 

@@ -8,8 +8,6 @@ from jax.flatten_util import ravel_pytree
 from curvjax.curvature import (
     Status,
     absolute,
-    dense_gain,
-    dense_ggn,
     each_layer_gain,
     ggn_product,
     layer_gains,
@@ -26,6 +24,7 @@ from curvjax.data.batch import Batch
 from curvjax.layers import module_units
 from curvjax.models.layered import cross_entropy
 from curvjax.models.parameters import parameters
+from curvjax.testing import dense_gain, dense_ggn
 from tests.curvature.tiny import LAYERS, VOCAB, random_batch
 
 BATCHES = [random_batch(1), random_batch(2)]

@@ -1,13 +1,14 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.artefacts import GAINS_SCHEMA, read_record
-from curvjax.models import load_model, weights_hash
+from curvjax.models import load_model
+from curvjax.records import Scores
 from curvjax.runs import score as scoring
-from curvjax.runs.progress import silent
-from tests.runs.tiny import SETTINGS, save_tiny_model, texts
+from tests.runs.tiny import SETTINGS, rows, save_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -33,18 +34,23 @@ def quick_gradient(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def scored(loaded, tmp_path_factory):
-    """Directory of an uninterrupted `score` of `texts(8)`."""
+def text(loaded):
+    return rows(loaded)
+
+
+@pytest.fixture(scope="session")
+def scored(loaded, text, tmp_path_factory):
+    """Directory of an uninterrupted `score`."""
     directory = tmp_path_factory.mktemp("scored")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "full_gradient_seconds", lambda *_: 1.0)
-        scoring.score(loaded, texts(8), SETTINGS, directory, source="texts", progress=silent)
+        scoring.score(loaded, text, settings=SETTINGS, directory=directory)
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gains(scored):
-    return read_record(scored / "gains.json", schema=GAINS_SCHEMA)
+    return Scores.load(scored / "gains.json")
 
 
 @pytest.fixture(scope="session")
@@ -68,8 +74,7 @@ def shallow(tmp_path_factory):
     return load_model(save_tiny_model(tmp_path_factory.mktemp("models") / "shallow", layers=2))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shallow_gains(gains, shallow):
     """The first two layers' gains, as if they were the shallow model's."""
-    model = gains["model"] | {"name": "shallow", "weights_sha256": weights_hash(shallow.model), "layers": 2}
-    return gains | {"model": model, "units": gains["units"][:2]}
+    return replace(gains, units=gains.units[:2], origin=replace(gains.origin, model=shallow.origin))

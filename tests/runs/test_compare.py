@@ -1,39 +1,37 @@
-import json
+from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from curvjax.runs.calibration import calibration_batch
 from scipy.stats import spearmanr
 
-from curvjax.artefacts import COMPARE_SCHEMA, read_record
-from curvjax.models import weights_hash
+from curvjax.allocation import Bits, Experts, Ranks, Sparsity
+from curvjax.records import Comparison, FieldCost
 from curvjax.runs import compare as comparing
 from curvjax.runs import evidence as measuring
-from curvjax.runs.budgets import RULES
-from curvjax.runs.compare import PLANS_OF, CompareSettings, compare
-from curvjax.runs.evidence import EvidenceSettings
+from curvjax.runs.allocate import rules_of
+from curvjax.runs.compare import CompareSettings, compare
+from curvjax.runs.measure import ScoreSettings, units_of
+from curvjax.runs.text import with_validation
 from curvjax.scores import PLANS, SCORES, Evidence
-from tests.runs.tiny import texts
+from tests.runs.stand_ins import drawn_gradients
+from tests.runs.tiny import ROWS, rows, texts
 
-MEASURED = EvidenceSettings(tokens=32, length=16, stream_tokens=20, seed=3)
+MEASURED = ScoreSettings(stream_tokens=20, seed=3)
 SETTINGS = CompareSettings(
     scores=("gradient-norm", "layer-card-energy", "zd"),
-    rules=("program", "uniform", "reversed", "alphapruning", "ecoflap", "atp"),
+    rules=("program", "uniform", "alphapruning", "ecoflap", "atp"),
+    controls=("none", "reversed"),
     plans=("lamp", "magnitude-global"),
 )
+HALF = Sparsity(0.5)
 
 
-@pytest.fixture(autouse=True)
-def drawn_gradients(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _drawn_gradients():
     """The whole model's gradient takes long to compile; numbers stand for it."""
-
-    def drawn(model, parts, kernels):
-        keys = jax.random.split(jax.random.key(1), len(kernels))
-        return {path: jax.random.normal(key, kernels[path].shape) for key, path in zip(keys, kernels, strict=True)}, 0.5
-
-    monkeypatch.setattr(measuring, "_timed_gradients", drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "_timed_gradients", drawn_gradients)
+        yield
 
 
 @pytest.fixture
@@ -45,186 +43,175 @@ def nothing_measured(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def kept():
-    return {}
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("compare") / "compare.json"
 
 
-@pytest.fixture
-def record(kept, loaded, tmp_path):
-    if not kept:
-        kept["record"] = compare(loaded, texts(16), SETTINGS, MEASURED, tmp_path / "compare.json", source="texts")
-        kept["file"] = read_record(tmp_path / "compare.json", schema=COMPARE_SCHEMA)
-    return kept["record"]
+@pytest.fixture(scope="module")
+def record(loaded, text, path):
+    return compare(loaded, text, HALF, SETTINGS, MEASURED, path=path)
 
 
 def method(record, name):
-    return next(method for method in record["methods"] if method["name"] == name)
+    return next(method for method in record.methods if method.name == name)
 
 
-def test_the_record_reads_back_and_says_what_was_compared(record, kept, loaded):
-    assert kept["file"] == json.loads(json.dumps(record))
-    assert record["model"] == {"name": loaded.name, "weights_sha256": weights_hash(loaded.model), "layers": 12}
-    assert record["data"].keys() == {"source", "sha256", "tokens", "validation_tokens"}
-    assert (record["data"]["source"], record["data"]["validation_tokens"]) == ("texts", 0)
-    assert record["settings"]["scores"] == SETTINGS.scores
-    assert record["evidence"]["stream_tokens"] == 20
-    assert [(unit["name"], unit["index"], unit["weight"]) for unit in record["units"]] == [
-        (f"layers.{k}", k, 1920.0) for k in range(12)
+def score_of(record, name):
+    return next(score for score in record.scores if score.name == name)
+
+
+def test_the_record_reads_back_and_says_what_was_compared(record, path, loaded, text):
+    assert Comparison.load(path) == record
+    assert (record.origin.model, record.origin.text) == (loaded.origin, text.origin)
+    assert (record.validation_tokens, record.granularity, record.target) == (0, "layer", "sparsity")
+    assert record.origin.settings["scores"] == list(SETTINGS.scores)
+    assert record.origin.settings["stream_tokens"] == 20
+    assert [(unit.name, unit.index, unit.size, unit.cost) for unit in record.units] == [
+        (f"layers.{k}", k, 1920, 1.0) for k in range(12)
     ]
-    assert record["budget"] == {"requested": 0.5 * 12 * 1920, "unit": "weights removed"}
-    assert record.keys() >= {"versions", "machine", "gradient_seconds"}
+    assert (record.requested, record.unit) == (0.5 * 12 * 1920, "weights removed")
 
 
 def test_every_score_goes_through_every_rule_and_what_looks_at_no_score_stands_once(record):
-    pairs = [
-        f"{score} + {rule}" for score in SETTINGS.scores for rule in ("program", "reversed", "alphapruning", "ecoflap")
-    ]
-    assert [method["name"] for method in record["methods"]] == [*pairs, "uniform", "atp", "lamp", "magnitude-global"]
+    names = [f"{score} + {rule}" for score in SETTINGS.scores for rule in ("program", "alphapruning", "ecoflap")]
+    names += [f"{score} + reversed + program" for score in SETTINGS.scores]
+    assert [method.name for method in record.methods] == [*names, "uniform", "atp", "lamp", "magnitude-global"]
     for name in ("uniform", "atp", "lamp"):
-        assert (method(record, name)["score"], method(record, name)["rule"]) == (None, name)
-    assert (method(record, pairs[0])["score"], method(record, pairs[0])["rule"]) == ("gradient-norm", "program")
+        assert (method(record, name).score, method(record, name).rule) == (None, name)
+    assert (method(record, names[0]).score, method(record, names[0]).rule) == ("gradient-norm", "program")
+    assert method(record, "zd + reversed + program").control == "reversed"
 
 
-def test_scores_are_those_of_the_evidence(record, loaded):
+def test_scores_are_those_of_the_evidence(record, loaded, text):
     found = measuring.measure_evidence(
-        loaded.model,
-        comparing._texts(texts(16), loaded, MEASURED, validation=False),
-        comparing.UNITS["layer"](comparing.parameters(loaded.model)),
-        ["kernels", "gradients", "moments"],
-        MEASURED,
+        loaded.model, text, units_of(loaded.model, MEASURED), ["kernels", "gradients", "moments"], MEASURED
     )
-    for name, score in record["scores"].items():
-        np.testing.assert_allclose(score["values"], SCORES[name].of(found.evidence), rtol=1e-6)
-        assert (score["needs"], score["source"]) == (list(SCORES[name].needs), SCORES[name].source)
+    for score in record.scores:
+        np.testing.assert_allclose(score.values, SCORES[score.name].of(found.evidence), rtol=1e-6)
+        assert (score.needs, score.source) == (SCORES[score.name].needs, SCORES[score.name].source)
     lamp = PLANS["lamp"].of(found.evidence, total=0.5)
-    np.testing.assert_allclose(method(record, "lamp")["amounts"], lamp, rtol=1e-9)
+    np.testing.assert_allclose(method(record, "lamp").amounts, 1920 * lamp, rtol=1e-9)
 
 
 def test_amounts_spend_the_budget_and_follow_the_score(record):
-    for found in record["methods"]:
-        if found["refused"] is None:
-            assert found["spent"] == pytest.approx(record["budget"]["requested"], rel=1e-9)
-            assert found["spent"] == pytest.approx(1920 * sum(found["amounts"]))
-            np.testing.assert_allclose(found["amounts"], found["continuous"], atol=1 / 1920)
-    values = record["scores"]["gradient-norm"]["values"]
-    assert spearmanr(values, method(record, "gradient-norm + program")["continuous"])[0] == pytest.approx(-1)
-    assert spearmanr(values[::-1], method(record, "gradient-norm + reversed")["continuous"])[0] == pytest.approx(-1)
+    for found in record.methods:
+        if found.refused is None:
+            assert found.spent == sum(found.amounts) == record.requested
+            assert all(type(amount) is int for amount in found.amounts)
+            np.testing.assert_allclose(found.amounts, found.continuous, atol=1)
+    values = score_of(record, "gradient-norm").values
+    for name, seen in (("program", values), ("reversed + program", values[::-1])):
+        assert spearmanr(seen, method(record, f"gradient-norm + {name}").continuous)[0] == pytest.approx(-1)
 
 
 def test_what_a_rule_refuses_stands_with_its_reason(record):
-    assert max(record["scores"]["zd"]["values"]) < 0  # minus a share
+    assert max(score_of(record, "zd").values) < 0  # minus a share
     refused = method(record, "zd + ecoflap")
-    assert refused["amounts"] is refused["continuous"] is refused["spent"] is None
-    assert "q must be at least 0" in refused["refused"]
-    assert [found["name"] for found in record["methods"] if found["refused"]] == ["zd + ecoflap"]
+    assert refused.amounts is refused.continuous is refused.spent is None
+    assert "q must be at least 0" in refused.refused
+    assert [found.name for found in record.methods if found.refused] == ["zd + ecoflap"]
 
 
 def test_costs_add_up_over_the_fields_of_a_score(record):
-    fields = {cost["field"]: cost["gradient_equivalents"] for cost in record["costs"]}
+    fields = {cost.field: cost.gradient_equivalents for cost in record.costs}
     assert fields.keys() == {"kernels", "gradients", "moments"}
-    for name, score in record["scores"].items():
-        assert score["evidence_gradients"] == pytest.approx(sum(fields[field] for field in SCORES[name].needs))
-        assert score["gradient_equivalents"] == score["evidence_gradients"] + score["own_gradients"]
-        assert method(record, f"{name} + program")["gradient_equivalents"] == score["gradient_equivalents"]
-    assert method(record, "uniform")["gradient_equivalents"] == 0
-    assert method(record, "lamp")["gradient_equivalents"] >= fields["kernels"]
+    for score in record.scores:
+        assert score.evidence_gradients == pytest.approx(sum(fields[field] for field in SCORES[score.name].needs))
+        assert score.gradient_equivalents == score.evidence_gradients + score.own_gradients
+        assert method(record, f"{score.name} + program").gradient_equivalents == score.gradient_equivalents
+    assert method(record, "uniform").gradient_equivalents == 0
+    assert method(record, "lamp").gradient_equivalents >= fields["kernels"]
 
 
 def test_rank_correlations_are_spearmans(record):
-    found = record["rank_correlation"]["scores"]
-    assert found["names"] == list(SETTINGS.scores)
-    for i, one in enumerate(found["names"]):
-        for j, other in enumerate(found["names"]):
-            expected = spearmanr(record["scores"][one]["values"], record["scores"][other]["values"])[0]
-            assert found["matrix"][i][j] == pytest.approx(expected)
-    amounts = record["rank_correlation"]["amounts"]
-    assert amounts["names"] == [found["name"] for found in record["methods"] if not found["refused"]]
-    row = amounts["matrix"][amounts["names"].index("uniform")]
-    assert row == [None] * len(row)  # a constant has no order
+    found = record.of_scores
+    assert found.names == SETTINGS.scores
+    for i, one in enumerate(record.scores):
+        for j, other in enumerate(record.scores):
+            assert found.matrix[i][j] == pytest.approx(spearmanr(one.values, other.values)[0])
+    amounts = record.of_amounts
+    assert amounts.names == tuple(found.name for found in record.methods if not found.refused)
+    row = amounts.matrix[amounts.names.index("uniform")]
+    assert row == (None,) * len(row)  # a constant has no order
 
 
-@pytest.mark.parametrize(("target", "budget"), [("rank", 2.0), ("experts", 3.0)])
-def test_capacity_is_shared_out_by_every_rule(loaded, target, budget):
-    settings = CompareSettings(
-        target=target, budget=budget, scores=("gradient-norm",), rules=("program", *RULES[target]), plans=()
-    )
-    found = compare(loaded, texts(16), settings, MEASURED, source="texts")
-    assert [method["refused"] for method in found["methods"]] == [None] * len(found["methods"])
-    for each in found["methods"]:
-        assert all(isinstance(amount, int) for amount in each["amounts"])
-        if each["rule"] != "floor":
-            assert sum(each["amounts"]) == 12 * budget
-    assert found["budget"]["unit"] == {"rank": "adapter parameters", "experts": "experts"}[target]
+@pytest.mark.parametrize("program", [Ranks(2), Experts(3), Bits(4)], ids=lambda program: program.target)
+def test_capacity_is_shared_out_by_every_rule(loaded, text, program):
+    settings = CompareSettings(scores=("gradient-norm",), rules=tuple(rules_of(program.target)))
+    found = compare(loaded, text, program, settings, MEASURED)
+    assert [method.refused for method in found.methods] == [None] * len(found.methods)
+    for each in found.methods:
+        assert all(type(amount) is int for amount in each.amounts)
+        if each.rule != "floor" and program.target != "bits":
+            assert sum(each.amounts) == 12 * program.budget
+    assert found.unit == {"rank": "adapter parameters", "experts": "experts", "bits": "bits"}[program.target]
 
 
-def test_a_gains_record_is_used_with_its_own_cost(loaded, record):
-    gains = {
-        "model": {"name": "tiny", "weights_sha256": weights_hash(loaded.model)},
-        "units": [
-            {"name": f"layers.{k}", "trace": 1.0, "gains": [{"lower": 1.0 + k, "upper": 2.0 + k}]} for k in range(12)
-        ],
-        "totals": {"seconds": 3.0, "gradient_equivalents": 40.0},
-    }
+def test_a_gains_record_is_used_with_its_own_cost(loaded, text, gains):
     settings = CompareSettings(scores=("gain",), rules=("program",))
-    found = compare(loaded, texts(16), settings, MEASURED, source="texts", gains=gains)
-    assert found["scores"]["gain"]["values"] == [1.5 + k for k in range(12)]
-    assert found["scores"]["gain"]["evidence_gradients"] == 40.0
-    assert found["costs"][0]["recorded"]
+    found = compare(loaded, text, HALF, settings, MEASURED, gains=gains)
+    (score,) = found.scores
+    assert score.values == tuple(gains.values)
+    assert score.evidence_gradients == gains.origin.cost.gradient_equivalents
+    assert found.costs[0].recorded
 
 
-def test_a_score_without_a_value_refuses_for_all_its_methods(loaded, monkeypatch):
-    empty = measuring.Measured(Evidence(()), (measuring.Cost("stream", 1.0, 2.0),), 0.5)
+def test_a_score_without_a_value_refuses_for_all_its_methods(loaded, text, monkeypatch):
+    empty = measuring.Measured(Evidence(()), (FieldCost(field="stream", seconds=1.0, gradient_equivalents=2.0),), 0.5)
     monkeypatch.setattr(comparing, "measure_evidence", lambda *_, **__: empty)
     settings = CompareSettings(scores=("shortgpt",), rules=("program", "uniform"))
-    found = compare(loaded, texts(16), settings, MEASURED, source="texts")
-    assert found["scores"]["shortgpt"]["values"] is None
-    assert "needs at least one unit" in found["scores"]["shortgpt"]["refused"]
-    assert "needs at least one unit" in method(found, "shortgpt + program")["refused"]
-    assert method(found, "uniform")["refused"] is None
+    found = compare(loaded, text, HALF, settings, MEASURED)
+    assert found.scores[0].values is None
+    assert "needs at least one unit" in found.scores[0].refused
+    assert "needs at least one unit" in method(found, "shortgpt + program").refused
+    assert method(found, "uniform").refused is None
+    assert Comparison.from_json(found.to_json()) == found
 
 
-def test_the_validation_gradient_comes_from_other_documents(loaded, monkeypatch):
+def test_the_validation_text_is_handed_on_and_counted(loaded, monkeypatch):
     asked = {}
 
-    def measure(model, texts, units, needs, settings, **_):
-        asked.update(texts=texts, needs=needs)
-        return measuring.Measured(Evidence(()), (measuring.Cost("grams", 1.0, 2.0),), 0.5)
+    def measure(model, text, units, needs, settings, *, validation, **_):
+        asked.update(text=text, needs=needs, validation=validation)
+        cost = FieldCost(field="grams", seconds=1.0, gradient_equivalents=2.0)
+        return measuring.Measured(Evidence(()), (cost,), 0.5)
 
     monkeypatch.setattr(comparing, "measure_evidence", measure)
-    documents = texts(16)
-    found = compare(loaded, documents, CompareSettings(scores=("layerif",)), MEASURED, source="texts")
-    fourth = [document for k, document in enumerate(documents) if k in {3, 7, 11, 15}]
-    others = [document for document in documents if document not in fourth]
-    for batch, chosen in zip(asked["texts"], (others, fourth), strict=True):
-        expected = calibration_batch(chosen, loaded, tokens=32, length=16)
-        assert all(jnp.array_equal(x, y) for x, y in zip(batch, expected, strict=True))
-    assert asked["needs"] == {"grams"}
-    assert found["data"]["validation_tokens"] == int(asked["texts"].validation.weights.sum())
+    calibration, validation = with_validation(rows(loaded, texts(16)), loaded, ROWS)
+    settings = CompareSettings(scores=("layerif",))
+    found = compare(loaded, calibration, HALF, settings, MEASURED, validation=validation)
+    assert (asked["text"], asked["validation"], asked["needs"]) == (calibration, validation, {"grams"})
+    assert found.validation_tokens == validation.origin.tokens > 0
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("program", "settings", "message"),
     [
-        ({"scores": ("owl", "zeta")}, r"unknown scores: zeta; there are gain, gradient-norm, "),
-        ({"rules": ("layerif",)}, r"unknown rules of sparsity: layerif; there are program, uniform, .*owl"),
-        ({"target": "rank", "rules": ("owl",)}, r"unknown rules of rank: owl; there are program, .*layerif"),
-        ({"plans": ("rdp",)}, r"unknown plans of sparsity: rdp; there are lamp, magnitude-global"),
-        ({"target": "rank", "budget": 2.0, "plans": ("lamp",)}, r"unknown plans of rank: lamp; there are none"),
-        ({"rules": ()}, r"nothing shares out the budget: name rules \(program, uniform"),
-        ({"budget": 0.97}, "out of reach"),
-        ({"target": "rank", "budget": 100.0}, "a mean rank of 100 with a minimum of 1 is out of reach"),
+        (HALF, {"scores": ("owl", "zeta")}, "unknown scores: zeta; there are "),
+        (HALF, {"rules": ("zeta",)}, "unknown rules: zeta; there are "),
+        (HALF, {"controls": ("zeta",)}, "unknown controls: zeta; there are none, permuted"),
+        (HALF, {"plans": ("zeta",)}, "unknown plans: zeta; there are "),
+        (HALF, {"rules": ("layerif",)}, "rules layerif are not of sparsity; there are program, .*owl"),
+        (Ranks(2), {"rules": ("owl",)}, "rules owl are not of rank; there are program, .*layerif"),
+        (HALF, {"plans": ("rdp",)}, "plans rdp are not of sparsity; there are lamp, magnitude-global"),
+        (Ranks(2), {"plans": ("lamp",)}, "plans lamp are not of rank; there are none"),
+        (HALF, {"rules": ()}, r"nothing shares out the budget: name rules \(program, "),
+        (Sparsity(0.97), {}, "out of reach"),
+        (Ranks(100), {}, "a mean rank of 100 with a minimum of 1 is out of reach"),
+        (Ranks(2, frozen=("layers.12",)), {}, "1 frozen units are not in the scores"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_measured(loaded, nothing_measured, settings, message):
+def test_bad_input_is_refused_before_anything_is_measured(loaded, text, nothing_measured, program, settings, message):
     with pytest.raises(ValueError, match=message):
-        compare(loaded, texts(16), CompareSettings(**settings), MEASURED, source="texts")
+        compare(loaded, text, program, CompareSettings(**settings), MEASURED)
 
 
-def test_too_few_documents_are_refused_before_anything_is_measured(loaded, nothing_measured):
-    with pytest.raises(ValueError, match=r"1 documents fill 1 rows of 16 tokens; 2 are needed"):
-        compare(loaded, texts(1), CompareSettings(), MEASURED, source="texts")
+def test_gains_of_another_model_are_refused(loaded, text, gains, stranger):
+    others = replace(gains, origin=replace(gains.origin, model=stranger.origin))
+    with pytest.raises(ValueError, match="the gains record was made for model 'stranger'"):
+        compare(loaded, text, HALF, CompareSettings(scores=("gain",)), MEASURED, gains=others)
 
 
-def test_plans_of_a_target_are_known():
-    assert {name for names in PLANS_OF.values() for name in names} <= set(PLANS)
-    assert all("to remove" in PLANS[name].amount for name in PLANS_OF["sparsity"])
+def test_plans_of_a_target_say_what_they_remove():
+    assert {name for name, plan in PLANS.items() if plan.target} == {"lamp", "magnitude-global"}
+    assert all("to remove" in plan.amount for plan in PLANS.values() if plan.target == "sparsity")

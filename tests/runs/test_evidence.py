@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -6,24 +7,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from curvjax.curvature import dense_ggn, vectors
+from curvjax.curvature import vectors
 from curvjax.curvature.interactions import ggn_interactions
 from curvjax.data import Batch
 from curvjax.layers import layer_units, module_units
 from curvjax.models import Decoder, DecoderConfig, parameters, weights_hash, with_parameters
+from curvjax.records import Bracket, Cost, GainEvidence, ModelOrigin, Origin, Scores, TextOrigin, UnitScore
 from curvjax.runs import evidence as measuring
-from curvjax.runs.evidence import (
-    FIELDS,
-    EvidenceSettings,
-    Texts,
-    measure_evidence,
-    rounding_error,
-    slope_keys,
-)
+from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error, slope_keys
+from curvjax.runs.measure import ScoreSettings, unit_shapes
+from curvjax.runs.text import Text
 from curvjax.scores import Evidence
+from curvjax.testing import dense_ggn
 
-SETTINGS = EvidenceSettings(
-    tokens=24, length=6, rows=2, stream_tokens=9, step=1e-5, directions=2, policy="absolute", damping=0.1, rtol=1e-6,
+SETTINGS = ScoreSettings(
+    rows=2, stream_tokens=9, step=1e-5, directions=2, policy="absolute", damping=0.1, rtol=1e-6,
     probes=60, seed=1,
 )  # fmt: skip
 
@@ -55,7 +53,8 @@ def decoder():
 
 @pytest.fixture(scope="module")
 def texts():
-    return Texts(batch_of(1), batch_of(2))
+    """For calibration and for validation."""
+    return [Text(batch, TextOrigin(source="drawn", sha256="", tokens=0), ()) for batch in (batch_of(1), batch_of(2))]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def units(decoder):
 @pytest.fixture(scope="module")
 def measured(decoder, texts, units):
     """Everything but the gains, whose compilation alone takes as long as all others'."""
-    return measure_evidence(decoder, texts, units, FIELDS.keys() - {"gains"}, SETTINGS)
+    return measure_evidence(decoder, texts[0], units, FIELDS.keys() - {"gains"}, SETTINGS, validation=texts[1])
 
 
 def test_padding_and_an_empty_row_change_no_field(decoder, texts, units, measured):
@@ -107,13 +106,13 @@ def row_losses(decoder, values, batch):
 def row_gradients(decoder, texts):
     """Of each text `path -> [B, ...]`, gradients of each row's summed loss."""
     jacobian = jax.jit(jax.jacrev(lambda values, batch: row_losses(decoder, values, batch)))
-    return [jacobian(parameters(decoder), batch) for batch in texts]
+    return [jacobian(parameters(decoder), text.batch) for text in texts]
 
 
 @pytest.fixture(scope="module")
 def ggn(decoder, texts):
     """The ggn of the mean loss in the parameters of the layers, and each parameter's place in it."""
-    batch = texts.calibration
+    batch = texts[0].batch
     values = {path: value for path, value in parameters(decoder).items() if path.startswith("layers.")}
 
     def logits(inside):
@@ -143,14 +142,14 @@ def test_kernels_are_the_projections_of_the_units(evidence, decoder):
 
 
 def test_gradients_are_those_of_the_mean_loss(evidence, row_gradients, texts):
-    count = texts.calibration.weights.sum()
+    count = texts[0].batch.weights.sum()
     assert evidence.gradients.keys() == evidence.kernels.keys()
     for path, gradient in evidence.gradients.items():
         np.testing.assert_allclose(gradient, row_gradients[0][path].sum(axis=0) / count, rtol=1e-9, atol=1e-12)
 
 
 def test_moments_and_stream_are_those_of_the_layers_run_by_hand(evidence, decoder, texts):
-    batch = texts.calibration
+    batch = texts[0].batch
     real, x, streams = np.asarray(batch.segments) > 0, decoder.embed(batch.tokens, batch.positions), []
     for k, block in enumerate(decoder.layers):
         streams.append(x)
@@ -174,7 +173,7 @@ def test_moments_and_stream_are_those_of_the_layers_run_by_hand(evidence, decode
 
 
 def test_grams_are_products_of_row_gradients_and_of_the_validation_gradient(evidence, row_gradients, texts, units):
-    counts, validation = texts.calibration.weights.sum(axis=1), texts.validation.weights.sum()
+    counts, validation = texts[0].batch.weights.sum(axis=1), texts[1].batch.weights.sum()
     for unit, gram in zip(units, evidence.grams, strict=True):
         assert gram.unit == unit
         rows, other = (
@@ -188,7 +187,7 @@ def test_grams_are_products_of_row_gradients_and_of_the_validation_gradient(evid
 
 
 def test_slopes_are_derivatives_along_their_directions(evidence, decoder, texts, units, row_gradients):
-    values, count = parameters(decoder), texts.calibration.weights.sum()
+    values, count = parameters(decoder), texts[0].batch.weights.sum()
     assert evidence.slopes.shape == (3, 2)
     for k, unit in enumerate(units):
         varied = {path.removeprefix(f"layers.{k}."): values[path] for path in unit.paths}
@@ -218,7 +217,7 @@ def test_traces_and_interactions_are_those_of_the_dense_ggn(evidence, ggn, units
 def test_interactions_of_projections_are_those_of_the_dense_ggn(decoder, texts, ggn, evidence, quick_gradients):
     matrix, places = ggn
     modules = [unit for unit in module_units(parameters(decoder)) if unit.name.endswith(("q_proj", "down_proj"))]
-    found = measure_evidence(decoder, texts, tuple(modules), ["interactions"], SETTINGS).evidence.interactions
+    found = measure_evidence(decoder, texts[0], tuple(modules), ["interactions"], SETTINGS).evidence.interactions
     edits = np.zeros((6, len(matrix)))
     for k, unit in enumerate(modules):
         edits[k, places[unit.paths[0]]] = np.ravel(rounding_error(evidence.kernels[unit.paths[0]]))
@@ -232,8 +231,7 @@ def test_edits_of_no_unit_are_refused(decoder, units):
 
 def test_microbatches_change_nothing(decoder, texts, units, evidence):
     needs = ["gradients", "moments", "stream"]
-    settings = EvidenceSettings(**{name: getattr(SETTINGS, name) for name in vars(SETTINGS)} | {"rows": 0})
-    whole = measure_evidence(decoder, texts, units, needs, settings).evidence
+    whole = measure_evidence(decoder, texts[0], units, needs, replace(SETTINGS, rows=0)).evidence
     for name in needs:
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-9),
@@ -245,7 +243,7 @@ def test_microbatches_change_nothing(decoder, texts, units, evidence):
 def test_only_what_is_needed_is_measured(decoder, texts, units, quick_gradients):
     told = []
     found = measure_evidence(
-        decoder, Texts(texts.calibration), units, ["stream", "kernels"], SETTINGS, progress=lambda *x: told.append(x)
+        decoder, texts[0], units, ["stream", "kernels"], SETTINGS, progress=lambda *x: told.append(x)
     )
     known = {name for name in Evidence._fields if getattr(found.evidence, name) is not None}
     assert known == {"units", "kernels", "stream"}
@@ -262,12 +260,12 @@ def test_gains_are_the_middles_of_their_brackets(decoder, texts, units, monkeypa
         return SimpleNamespace(gain=SimpleNamespace(lower=lower, upper=upper))
 
     monkeypatch.setattr(measuring, "layer_gains", layer_gains)
-    found = measure_evidence(decoder, texts, units, ["gains"], SETTINGS)
+    found = measure_evidence(decoder, texts[0], units, ["gains"], SETTINGS)
     assert found.evidence.gains.tolist() == [2.0, 2.5, 3.0]
     assert asked.pop("damping")(None).values.tolist() == [0.1]
     assert asked == {
         "rtol": 1e-6, "max_iterations": 100, "probes": 60, "seed": 1, "units": units,
-        "count": texts.calibration.weights.sum(),
+        "count": texts[0].batch.weights.sum(),
     }  # fmt: skip
 
 
@@ -283,14 +281,28 @@ def test_costs_are_quoted_in_gradients(measured):
 
 
 def gains_record(decoder, units):
-    rows = [{"name": u.name, "trace": 7.0 + u.index, "gains": [{"lower": 1.0, "upper": 2.0 + u.index}]} for u in units]
-    model = {"name": "tiny", "weights_sha256": weights_hash(decoder)}
-    return {"model": model, "units": rows, "totals": {"seconds": 3.0, "gradient_equivalents": 40.0}}
+    bracket = {"label": "", "damping": 1.0, "step_norm": 1.0, "iterations": 4, "status": "converged"}
+    rows = [
+        UnitScore.of(
+            shape,
+            1.5 + 0.5 * shape.index,
+            lower=1.0,
+            upper=2.0 + shape.index,
+            gain=GainEvidence(
+                gradient_norm2=1.0, trace=7.0 + shape.index, trace_standard_error=0.1, largest_ritz=1.0, products=4,
+                seconds=1.0, gradient_equivalents=2.0, brackets=(Bracket(lower=1.0, upper=2.0, **bracket),),
+            ),
+        )
+        for shape in unit_shapes(decoder, units)
+    ]  # fmt: skip
+    model = ModelOrigin(name="tiny", sha256=weights_hash(decoder))
+    origin = Origin(model=model, cost=Cost(seconds=3.0, gradient_equivalents=40.0))
+    return Scores(score="gain", source="", granularity="layer", units=tuple(rows), origin=origin)
 
 
 def test_a_gains_record_stands_for_gains_and_traces(decoder, texts, units, quick_gradients):
     gains = gains_record(decoder, units)
-    found = measure_evidence(decoder, texts, units, ["gains", "traces", "kernels"], SETTINGS, gains=gains)
+    found = measure_evidence(decoder, texts[0], units, ["gains", "traces", "kernels"], SETTINGS, gains=gains)
     assert found.evidence.gains.tolist() == [1.5, 2.0, 2.5]
     assert found.evidence.traces.tolist() == [7.0, 8.0, 9.0]
     assert [(c.seconds, c.gradient_equivalents, c.recorded) for c in found.costs[1:]] == [(3.0, 40.0, True)] * 2
@@ -298,37 +310,21 @@ def test_a_gains_record_stands_for_gains_and_traces(decoder, texts, units, quick
 
 def test_a_gains_record_of_another_model_or_partition_is_refused(decoder, texts, units):
     gains = gains_record(decoder, units)
-    stranger = gains | {"model": {"name": "stranger", "weights_sha256": "0" * 64}}
+    stranger = replace(gains, origin=replace(gains.origin, model=ModelOrigin(name="stranger", sha256="0" * 64)))
     with pytest.raises(ValueError, match=r"the gains record was made for model 'stranger'"):
-        measure_evidence(decoder, texts, units, ["gains"], SETTINGS, gains=stranger)
+        measure_evidence(decoder, texts[0], units, ["gains"], SETTINGS, gains=stranger)
     with pytest.raises(ValueError, match=r"has 2 units, layers\.0, \.\.\.; asked for are 3, layers\.0"):
-        measure_evidence(decoder, texts, units, ["gains"], SETTINGS, gains=gains | {"units": gains["units"][:2]})
+        measure_evidence(decoder, texts[0], units, ["gains"], SETTINGS, gains=replace(gains, units=gains.units[:2]))
 
 
 def test_an_unknown_field_is_refused(decoder, texts, units):
     with pytest.raises(ValueError, match=r"unknown fields of evidence \['hessian'\]; there are kernels, gradients"):
-        measure_evidence(decoder, texts, units, ["hessian"], SETTINGS)
+        measure_evidence(decoder, texts[0], units, ["hessian"], SETTINGS)
 
 
 def test_grams_without_a_second_text_are_refused(decoder, texts, units):
     with pytest.raises(ValueError, match="give validation rows, other than the calibration rows"):
-        measure_evidence(decoder, Texts(texts.calibration), units, ["grams"], SETTINGS)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"step": 0}, "step must be positive, got 0"),
-        ({"directions": 0}, "directions must be positive"),
-        ({"stream_tokens": 0}, "stream_tokens must be positive"),
-        ({"tokens": 8, "length": 16}, "tokens >= length"),
-        ({"rows": -1}, "rows >= 0"),
-        ({"probes": 1}, "probes >= 2"),
-    ],
-)
-def test_settings_out_of_range_are_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        EvidenceSettings(**setting)
+        measure_evidence(decoder, texts[0], units, ["grams"], SETTINGS)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

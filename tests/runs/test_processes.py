@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from curvjax.artefacts import GAINS_SCHEMA, read_record
+from curvjax.records import Scores
 from curvjax.runs import score as scoring
 from curvjax.runs.processes import ALONE, ProcessSettings, join
 from tests.runs.stand_ins import stand_in_gains
@@ -28,10 +28,9 @@ team = join(
 
 from curvjax.models import load_model
 from curvjax.runs import score
-from curvjax.runs.progress import silent
 from tests.runs.stand_ins import stand_in_gains
 from tests.runs.test_processes import QUICK
-from tests.runs.tiny import texts
+from tests.runs.tiny import rows
 
 each_layer_gain = score.CURVATURES["ggn"] if gains == "true" else stand_in_gains
 
@@ -47,7 +46,8 @@ if gains != "true":
 score.full_gradient_seconds = lambda *_: 1.0
 score.CURVATURES = {"ggn": measured}
 try:
-    score.score(load_model(model), texts(8), QUICK, out, source="texts", progress=silent, team=team)
+    loaded = load_model(model)
+    score.score(loaded, rows(loaded), settings=QUICK, directory=out, team=team)
 except TimeoutError as error:
     raise SystemExit(str(error))
 """
@@ -113,8 +113,8 @@ def test_two_processes_share_the_units_and_change_no_number(model_directory, tmp
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["gains.json"]
     ((status, every, _),) = ended(started(model_directory, tmp_path / "one", address, 0, processes=1, gains="true"))
     assert (status, every) == (0, named(*range(12)))
-    found, single = (read_record(tmp_path / name / "gains.json", schema=GAINS_SCHEMA) for name in ("two", "one"))
-    assert found["settings_sha256"] == single["settings_sha256"]
+    found, single = (Scores.load(tmp_path / name / "gains.json") for name in ("two", "one"))
+    assert found.origin.settings == single.origin.settings
     assert untimed(found) == untimed(single)
 
 
@@ -136,7 +136,7 @@ def test_a_lost_process_is_named_by_its_layers_and_the_rest_is_kept(
     assert not (tmp_path / "gains.json").exists()
     record = run(loaded, tmp_path, settings=QUICK)
     assert measured == named(9, 11)
-    assert [unit["index"] for unit in record["units"]] == list(range(12))
+    assert [unit.index for unit in record.units] == list(range(12))
     assert [path.name for path in tmp_path.iterdir()] == ["gains.json"]
 
 
@@ -157,6 +157,11 @@ def test_a_process_that_never_comes_is_waited_for_no_longer_than_asked(model_dir
     assert (status, units) == (1, [])
     assert f"curvjax: process 1 waited 2 s in vain for all 2 processes to begin at {address}" in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_processes_without_a_directory_are_refused(loaded, text):
+    with pytest.raises(ValueError, match="2 processes share the units through a directory; name one"):
+        scoring.score(loaded, text, settings=QUICK, team=ALONE._replace(count=2))
 
 
 def test_one_process_joins_nothing():

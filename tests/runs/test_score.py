@@ -1,33 +1,40 @@
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from curvjax.runs.calibration import calibration_batch
 
-from curvjax.artefacts import GAINS_SCHEMA, digest, read_record
 from curvjax.curvature.placement import DeviceGain
-from curvjax.data import Document
-from curvjax.models import load_model, weights_hash
+from curvjax.models import load_model, parameters
+from curvjax.records import Scores, digest
+from curvjax.runs import evidence as measuring
 from curvjax.runs import score as scoring
+from curvjax.runs.measure import ScoreSettings, full_gradient_seconds, units_of
 from curvjax.runs.progress import silent
-from curvjax.runs.score import ScoreSettings, full_gradient_seconds, score
-from tests.runs.stand_ins import STATUS_OPEN_ENDED, stand_in_gains
-from tests.runs.tiny import SETTINGS, texts
+from curvjax.runs.score import score
+from curvjax.runs.text import with_validation
+from curvjax.scores import SCORES
+from tests.runs.stand_ins import STATUS_OPEN_ENDED, drawn_gradients, stand_in_gains
+from tests.runs.tiny import ROWS, SETTINGS, rows, texts
 
 DIED_AFTER = 3
 
 
 def run(loaded, directory, *, settings=SETTINGS, documents=None, progress=silent):
-    return score(loaded, documents or texts(8), settings, directory, source="texts", progress=progress)
+    return score(loaded, rows(loaded, documents), settings=settings, directory=directory, progress=progress)
 
 
-def untimed(record):
+def untimed(scores):
     """Digests of the units without what a clock decides."""
-    clock = {"seconds", "gradient_equivalents"}
-    return [digest({name: value for name, value in unit.items() if name not in clock}) for unit in record["units"]]
+    timeless = [
+        dataclasses.replace(unit, gain=dataclasses.replace(unit.gain, seconds=0.0, gradient_equivalents=0.0))
+        for unit in scores.units
+    ]
+    return [digest(unit) for unit in timeless]
 
 
 @pytest.fixture
@@ -63,67 +70,64 @@ def killed(label, done, total):
         raise KeyboardInterrupt
 
 
-def test_gains_have_every_field_of_the_format(gains, loaded):
-    assert gains["schema"] == GAINS_SCHEMA
-    assert gains["model"]["weights_sha256"] == weights_hash(loaded.model)
-    assert gains["model"] | {"weights_sha256": ""} == {
-        "name": "tiny",
-        "weights_sha256": "",
-        "parameters": 64 * 16 + 16 + 12 * (2 * 16 + 1920),
-        "layers": 12,
-    }
-    assert gains["data"].keys() == {"source", "sha256", "tokens", "sequences", "length"}
-    assert (gains["data"]["sequences"], gains["data"]["length"], gains["data"]["tokens"]) == (2, 16, 28)
-    assert (gains["curvature"], gains["granularity"], gains["rtol"], gains["precision"], gains["seed"]) == (
-        "ggn",
-        "layer",
-        0.2,
-        "float32",
-        0,
-    )
-    assert gains["policy"] == {"name": "trust_radius", "value": 0.02}
-    unit_fields = {"name", "index", "parameters", "parameter_norm", "gradient_norm2", "trace", "trace_standard_error"}
-    unit_fields |= {"projections", "largest_ritz", "products", "seconds", "gradient_equivalents", "gains"}
-    gain_fields = {"label", "damping", "lower", "upper", "step_norm", "iterations", "status"}
-    for unit in gains["units"]:
-        assert unit.keys() == unit_fields
-        assert all(gain.keys() == gain_fields for gain in unit["gains"])
-        assert [gain["label"] for gain in unit["gains"]] == ["trust radius 0.02", "1", "0.1"]
-        assert [gain["damping"] for gain in unit["gains"][1:]] == [1.0, 0.1]
-        assert unit["parameters"] == 2 * 16 + 1920
-    assert gains["totals"].keys() == {
-        "products",
-        "seconds",
-        "wall_seconds",
-        "gradient_seconds",
-        "gradient_equivalents",
-        "largest_relative_gap",
-        "peak_memory_bytes",
-    }
-    assert gains["totals"]["products"] == sum(unit["products"] for unit in gains["units"])
-    assert gains["versions"]["jax"]
-    assert gains["machine"]["cores"]
+def test_gains_say_what_they_are_of_and_what_they_cost(gains, loaded, text):
+    origin = gains.origin
+    assert (gains.score, gains.granularity) == ("gain", "layer")
+    assert origin.model == loaded.origin
+    assert (origin.model.name, origin.model.layers) == ("tiny", 12)
+    assert origin.model.parameters == 64 * 16 + 16 + 12 * (2 * 16 + 1920)
+    assert origin.text == text.origin
+    assert (origin.text.sequences, origin.text.length, origin.text.tokens) == (2, 16, 28)
+    asked = dataclasses.asdict(SETTINGS) | {"grid": [1.0, 0.1], "precision": "float32"}
+    assert asked.items() <= origin.settings.items()
+    for unit in gains.units:
+        assert [bracket.label for bracket in unit.gain.brackets] == ["trust radius 0.02", "1", "0.1"]
+        assert [bracket.damping for bracket in unit.gain.brackets[1:]] == [1.0, 0.1]
+        assert unit.parameters == 2 * 16 + 1920
+        assert unit.value == unit.gain.chosen.middle
+    assert origin.cost.products == sum(unit.gain.products for unit in gains.units)
+    assert origin.cost.seconds == pytest.approx(sum(unit.gain.seconds for unit in gains.units))
+    assert origin.cost.gradient_equivalents == pytest.approx(origin.cost.seconds)
+    assert origin.versions["jax"]
+    assert origin.machine["cores"]
 
 
 def test_units_are_in_integer_layer_order(gains):
-    assert [unit["name"] for unit in gains["units"]] == [f"layers.{index}" for index in range(12)]
-    assert [unit["index"] for unit in gains["units"]] == list(range(12))
-    assert all(name.startswith("layers.10.") for name in gains["units"][10]["projections"])
+    assert [unit.name for unit in gains.units] == [f"layers.{index}" for index in range(12)]
+    assert [unit.index for unit in gains.units] == list(range(12))
+    assert all(name.startswith("layers.10.") for name in gains.units[10].projections)
 
 
 def test_brackets_are_ordered_and_as_narrow_as_asked(gains):
-    chosen = [unit["gains"][0] for unit in gains["units"]]
-    assert all(gain["status"] == "converged" for gain in chosen)
-    assert all(0 < gain["lower"] <= gain["upper"] for gain in chosen)
-    gaps = [(gain["upper"] - gain["lower"]) / gain["upper"] for gain in chosen]
-    assert max(gaps) <= SETTINGS.rtol
-    assert gains["totals"]["largest_relative_gap"] == max(gaps)
-    assert len({gain["lower"] for gain in chosen}) == 12
+    chosen = [unit.gain.chosen for unit in gains.units]
+    assert all(bracket.status == "converged" for bracket in chosen)
+    assert all(0 < bracket.lower <= bracket.upper for bracket in chosen)
+    assert max(bracket.gap for bracket in chosen) <= SETTINGS.rtol
+    assert len(set(gains.lower)) == 12
+    assert gains.bounded
+    assert [(unit.lower, unit.upper) for unit in gains.units] == [(one.lower, one.upper) for one in chosen]
 
 
 def test_no_step_is_longer_than_its_trust_radius(gains):
-    for unit in gains["units"]:
-        assert unit["gains"][0]["step_norm"] <= 0.02 * unit["parameter_norm"] * (1 + 1e-4)  # root found to 1e-6 in log
+    for unit in gains.units:  # root found to 1e-6 in log
+        assert unit.gain.chosen.step_norm <= 0.02 * unit.parameter_norm * (1 + 1e-4)
+
+
+def test_norms_and_shapes_are_those_of_the_parameters(gains, loaded):
+    values = parameters(loaded.model)
+    for unit in gains.units:
+        inside = [np.asarray(value) for path, value in values.items() if path.startswith(unit.name + ".")]
+        assert unit.parameter_norm == pytest.approx(np.linalg.norm(np.concatenate([x.ravel() for x in inside])))
+        assert unit.projections[f"{unit.name}.mlp.down_proj"] == (24, 16)
+        assert unit.shape.weights == sum(x.size for x in inside if x.ndim == 2)
+
+
+def test_without_a_directory_the_same_is_measured_and_nothing_written(loaded, text, stand_ins, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = score(loaded, text, settings=SETTINGS)
+    assert not list(tmp_path.iterdir())
+    assert Scores.from_json(found.to_json()) == found
+    assert untimed(score(loaded, text, settings=SETTINGS, directory=tmp_path)) == untimed(found)
 
 
 def test_a_finished_record_is_returned_without_a_product(loaded, scored, gains, never):
@@ -160,9 +164,8 @@ import os, signal, sys
 import tests.conftest
 from curvjax.models import load_model
 from curvjax.runs import score
-from curvjax.runs.progress import silent
 from tests.runs.stand_ins import stand_in_gains
-from tests.runs.tiny import SETTINGS, texts
+from tests.runs.tiny import SETTINGS, rows
 
 def dying(model, passes, units, **settings):
     for found in stand_in_gains(model, passes, units, **settings):
@@ -173,7 +176,8 @@ def dying(model, passes, units, **settings):
 score.run_passes = lambda *_, **__: None
 score.full_gradient_seconds = lambda *_: 1.0
 score.CURVATURES = {"ggn": dying}
-score.score(load_model(sys.argv[1]), texts(8), SETTINGS, sys.argv[2], source="texts", progress=silent)
+loaded = load_model(sys.argv[1])
+score.score(loaded, rows(loaded), settings=SETTINGS, directory=sys.argv[2])
 """
 
 
@@ -187,7 +191,7 @@ def test_a_process_killed_without_warning_loses_no_finished_unit(model_directory
     assert len(partial.read_text().splitlines()) == 1 + DIED_AFTER
     record = run(load_model(model_directory), tmp_path)
     assert measured == [f"layers.{index}" for index in range(DIED_AFTER, 12)]
-    assert [unit["index"] for unit in record["units"]] == list(range(12))
+    assert [unit.index for unit in record.units] == list(range(12))
 
 
 @pytest.mark.parametrize(
@@ -210,21 +214,21 @@ def test_another_model_reuses_nothing(loaded, stranger, tmp_path, stand_ins, mea
     run(loaded, tmp_path)
     record = run(stranger, tmp_path)
     assert len(measured) == 24
-    assert record["model"]["weights_sha256"] == weights_hash(stranger.model)
-    assert digest(read_record(tmp_path / "gains.json", schema=GAINS_SCHEMA)) == digest(record)
+    assert record.origin.model == stranger.origin
+    assert Scores.load(tmp_path / "gains.json") == record
 
 
 def test_modules_are_seven_units_a_layer_in_layer_order(loaded, tmp_path, stand_ins):
     record = run(loaded, tmp_path, settings=dataclasses.replace(SETTINGS, granularity="module"))
-    names = [unit["name"] for unit in record["units"]]
+    names = [unit.name for unit in record.units]
     assert len(names) == 7 * 12
-    assert [unit["index"] for unit in record["units"]] == [index for index in range(12) for _ in range(7)]
+    assert [unit.index for unit in record.units] == [index for index in range(12) for _ in range(7)]
     assert {name.removeprefix("layers.11.") for name in names[-7:]} == {
         *(f"self_attn.{kind}_proj" for kind in "qkvo"),
         *(f"mlp.{kind}_proj" for kind in ("gate", "up", "down")),
     }
-    assert all(list(unit["projections"]) == [unit["name"]] for unit in record["units"])
-    assert record["granularity"] == "module"
+    assert all(list(unit.projections) == [unit.name] for unit in record.units)
+    assert record.granularity == "module"
 
 
 def test_a_unit_without_a_bracket_is_refused_by_name_and_status(loaded, tmp_path, stand_ins):
@@ -241,27 +245,16 @@ def test_a_unit_without_a_bracket_is_refused_by_name_and_status(loaded, tmp_path
         ({"damping": float("nan")}, "damping must be positive, got nan"),
         ({"rtol": -0.1}, "rtol must be positive, got -0.1"),
         ({"max_products": 0}, "max_products must be positive, got 0"),
-        ({"tokens": 0}, "tokens must be positive, got 0"),
-        ({"length": 0}, "length must be positive, got 0"),
-        ({"rows": -1}, "got rows -1, 512 and 256 tokens"),
-        ({"tokens": 100, "length": 200}, "tokens >= length, got rows 0, 100 and 200 tokens"),
+        ({"rows": -1}, "need rows >= 0 and probes >= 2, got rows -1"),
+        ({"probes": 1}, "and 1 probes"),
+        ({"step": 0}, "step must be positive, got 0"),
+        ({"directions": 0}, "directions must be positive"),
+        ({"stream_tokens": 0}, "stream_tokens must be positive"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, match):
     with pytest.raises(ValueError, match=match):
         ScoreSettings(**wrong)
-
-
-def test_too_little_text_is_refused_with_both_numbers(loaded, tmp_path):
-    settings = dataclasses.replace(SETTINGS, tokens=64)
-    with pytest.raises(ValueError, match="3 documents fill 3 rows of 16 tokens; 4 are needed"):
-        run(loaded, tmp_path, settings=settings, documents=texts(3))
-
-
-def test_calibration_goes_on_past_short_documents(loaded):
-    short = [Document(f"short/{number}", "w1 w2") for number in range(40)]
-    batch = calibration_batch([*short, *texts(2)], loaded, tokens=48, length=16)
-    assert batch.tokens.shape == (3, 16)
 
 
 def test_rows_at_a_time_change_the_passes_and_not_the_batch(loaded, tmp_path, monkeypatch, stand_ins):
@@ -273,8 +266,7 @@ def test_rows_at_a_time_change_the_passes_and_not_the_batch(loaded, tmp_path, mo
 
 
 def test_the_yardstick_is_a_time(shallow):
-    batch = calibration_batch(texts(2), shallow, tokens=32, length=16)
-    assert 0 < full_gradient_seconds(shallow.model, batch, 1) < 60
+    assert 0 < full_gradient_seconds(shallow.model, rows(shallow).batch, 1) < 60
 
 
 def test_many_devices_finish_in_any_order(loaded, tmp_path, monkeypatch):
@@ -296,9 +288,9 @@ def test_many_devices_finish_in_any_order(loaded, tmp_path, monkeypatch):
     assert ended == [12]  # no device goes on with what nobody waits for
     record = run(loaded, tmp_path)
     assert ended == [12, 12 - DIED_AFTER]
-    assert [unit["index"] for unit in record["units"]] == list(range(12))
-    assert [unit["gradient_norm2"] for unit in record["units"]] == [2.0 + k for k in range(12)]
-    assert {unit["seconds"] for unit in record["units"]} == {0.5}
+    assert [unit.index for unit in record.units] == list(range(12))
+    assert [unit.gain.gradient_norm2 for unit in record.units] == [2.0 + k for k in range(12)]
+    assert {unit.gain.seconds for unit in record.units} == {0.5}
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "empirical-fisher", "kfac"])
@@ -307,10 +299,104 @@ def test_other_curvatures_make_the_same_record(loaded, tmp_path, curvature):
         SETTINGS, curvature=curvature, policy="absolute", damping=1e8, granularity="layer", max_products=20, rtol=0.5
     )
     record = run(loaded, tmp_path, settings=settings)
-    assert record["curvature"] == curvature
-    assert [unit["index"] for unit in record["units"]] == list(range(loaded.config.num_layers))
-    for unit in record["units"]:
-        first = unit["gains"][0]
-        assert 0 < first["lower"] <= first["upper"]
-        assert first["status"] == "converged"
-    assert read_record(tmp_path / "gains.json", schema=GAINS_SCHEMA) == record
+    assert record.origin.settings["curvature"] == curvature
+    assert [unit.index for unit in record.units] == list(range(loaded.config.num_layers))
+    for unit in record.units:
+        assert 0 < unit.lower <= unit.upper
+        assert unit.gain.chosen.status == "converged"
+    assert Scores.load(tmp_path / "gains.json") == record
+
+
+@pytest.fixture(scope="module")
+def everything(shallow):
+    """Both texts, and all that any score looks at, measured once."""
+    both = with_validation(rows(shallow, texts(16)), shallow, ROWS)
+    needs = {field for name, entry in SCORES.items() if name != "gain" for field in entry.needs}
+    units = units_of(shallow.model, SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "_timed_gradients", drawn_gradients)
+        found = measuring.measure_evidence(shallow.model, both[0], units, needs, SETTINGS, validation=both[1])
+    return *both, found
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_is_had_by_its_name(name, shallow, everything, stand_ins, monkeypatch, tmp_path):
+    text, validation, found = everything
+
+    def measured(model, text, units, needs, settings, **_):
+        others = {field: None for field in found.evidence._fields if field not in ("units", *needs)}
+        costs = tuple(cost for cost in found.costs if cost.field in needs)
+        return found._replace(evidence=found.evidence._replace(**others), costs=costs)
+
+    monkeypatch.setattr(scoring, "measure_evidence", measured)
+    scores = score(shallow, text, name, SETTINGS, validation=validation, directory=tmp_path)
+    assert Scores.load(tmp_path / ("gains.json" if name == "gain" else f"{name}.json")) == scores
+    assert (scores.score, scores.source) == (name, SCORES[name].source)
+    assert [unit.name for unit in scores.units] == ["layers.0", "layers.1"]
+    if name != "gain":
+        np.testing.assert_array_equal(scores.values, SCORES[name].of(found.evidence))
+        assert not scores.bounded
+        cost = scores.origin.cost
+        assert cost.gradient_equivalents == pytest.approx(cost.seconds / 0.5)
+
+
+def test_a_score_measures_what_it_needs_alone(shallow, everything, monkeypatch):
+    monkeypatch.setattr(measuring, "_timed_gradients", drawn_gradients)
+    told = []
+    scores = score(shallow, everything[0], "owl", SETTINGS, progress=lambda *now: told.append(now))
+    np.testing.assert_allclose(scores.values, SCORES["owl"].of(everything[2].evidence), rtol=1e-6)
+    assert told[-1] == ("evidence", 2, 2)
+
+
+def test_an_unknown_score_and_one_without_its_second_text_are_refused(loaded, text, never):
+    with pytest.raises(ValueError, match="unknown scores: zeta; there are "):
+        score(loaded, text, "zeta")
+    with pytest.raises(ValueError, match="give validation rows, other than the calibration rows"):
+        score(loaded, text, "layerif")
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """A file of units, the last layer's first."""
+    names = {f"heads.{k}": [f"layers.{k}.self_attn.{kind}_proj.kernel" for kind in "qk"] for k in (11, 10, 2)}
+    path = tmp_path / "units.json"
+    path.write_text(json.dumps(names | {"norm": ["layers.1.input_layernorm.scale"]}))
+    return path
+
+
+def test_units_of_the_user_are_scored_in_layer_order(loaded, tmp_path, stand_ins, measured, groups):
+    mine = dataclasses.replace(SETTINGS, units=str(groups))
+    scores = run(loaded, tmp_path / "out", settings=mine)
+    assert [unit.name for unit in scores.units] == ["norm", "heads.2", "heads.10", "heads.11"]
+    assert [unit.index for unit in scores.units] == [1, 2, 10, 11]
+    assert (scores.granularity, scores.values.tolist()) == ("custom", [2.0, 3.0, 11.0, 12.0])
+    assert scores.units[0].projections == {}
+    assert list(scores.units[1].projections) == ["layers.2.self_attn.q_proj", "layers.2.self_attn.k_proj"]
+    measured.clear()
+    groups.write_text(json.dumps({"other": ["layers.3.mlp.up_proj.kernel"]}))
+    assert [unit.name for unit in run(loaded, tmp_path / "out", settings=mine).units] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "match"),
+    [
+        (None, ValueError, r"units\.json must be a JSON file \{name: \[parameter paths\]\}, such as \['embed"),
+        ("[1]", ValueError, "must be a JSON file"),
+        ('{"a": "layers.0.x"}', ValueError, "must be a JSON file"),
+        ('{"a": [1]}', ValueError, "must be a JSON file"),
+        ("{", ValueError, "is not valid JSON"),
+        ('{"a": ["layers.99.x"]}', KeyError, r"group 'a' names 1 parameters that the model lacks, e\.g\. \['layers"),
+        (
+            '{"a": ["layers.0.mlp.up_proj.kernel", "layers.1.mlp.up_proj.kernel"]}',
+            ValueError,
+            r"group 'a' must lie in exactly one layer; .* layers \[0, 1\]",
+        ),
+    ],
+)
+def test_units_that_the_model_does_not_have_are_refused(loaded, tmp_path, never, content, error, match):
+    path = tmp_path / "units.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=match):
+        run(loaded, tmp_path / "out", settings=dataclasses.replace(SETTINGS, units=str(path)))
+    assert not (tmp_path / "out").exists()

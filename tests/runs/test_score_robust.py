@@ -1,6 +1,5 @@
 """What can go wrong in a scoring run is an error that says so or a status, and costs no finished unit."""
 
-import dataclasses
 import errno
 import os
 import pickle
@@ -15,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.artefacts import digest, write_record
 from curvjax.models import parameters, with_parameters
+from curvjax.records import Scores, digest, write_json
+from curvjax.runs import measure
 from curvjax.runs import partial as partial_module
 from curvjax.runs import score as scoring
 from curvjax.runs.progress import silent
 from tests.runs.test_score import run, untimed
-from tests.runs.tiny import texts
 
 WATCHED = {partial_module.__file__, scoring.__file__}
 
@@ -77,7 +76,7 @@ class Tracer:
 
     def __call__(self, frame, event, _):
         code = frame.f_code
-        if code.co_filename not in WATCHED and code is not write_record.__code__:
+        if code.co_filename not in WATCHED and code is not write_json.__code__:
             return None
         if event == "line":
             self.seen += 1
@@ -224,7 +223,7 @@ def test_a_full_disk_is_told_and_costs_no_finished_unit(loaded, tmp_path, gains,
 
 def test_a_full_disk_at_the_very_end_loses_no_unit(loaded, tmp_path, gains, replayed, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "write_record", full_disk)
+        patch.setattr(Scores, "save", full_disk)
         with pytest.raises(OSError, match=r"gains\.json cannot be written: No space left on device"):
             run(loaded, tmp_path)
     replayed.clear()
@@ -279,11 +278,11 @@ def test_weights_that_are_not_finite_are_named(loaded, tmp_path):
 def test_a_model_that_does_not_look_at_its_layers_gains_nothing(loaded, tmp_path):
     blind = changed(loaded, lambda path, value: 0 * value if path == "embed_tokens.embedding" else value)
     record = run(blind, tmp_path)
-    for unit in record["units"]:
-        assert unit["gradient_norm2"] == 0
-        for gain in unit["gains"]:
-            assert (gain["status"], gain["lower"], gain["upper"], gain["step_norm"]) == ("converged", 0.0, 0.0, 0.0)
-    assert record["totals"]["largest_relative_gap"] == 0
+    for unit in record.units:
+        assert unit.gain.gradient_norm2 == 0
+        for found in unit.gain.brackets:
+            assert (found.status, found.lower, found.upper, found.step_norm) == ("converged", 0.0, 0.0, 0.0)
+            assert found.gap == 0
 
 
 def test_a_layer_of_zeros_has_no_trust_radius(loaded, tmp_path):
@@ -296,30 +295,6 @@ def test_a_layer_of_zeros_has_no_trust_radius(loaded, tmp_path):
 
 
 def test_a_model_without_layers_is_refused_by_name(loaded, tmp_path, monkeypatch, never):
-    monkeypatch.setattr(scoring, "UNITS", {"layer": lambda paths: ()})
-    with pytest.raises(ValueError, match="the model 'tiny' has no decoder layer to measure"):
+    monkeypatch.setattr(measure, "layer_units", lambda paths: ())
+    with pytest.raises(ValueError, match="the model has no decoder layer to measure"):
         run(loaded, tmp_path)
-
-
-class Shifted:
-    """A tokenizer of another model: every id is another."""
-
-    def __init__(self, tokenizer, by):
-        self.tokenizer, self.by, self.eos_id = tokenizer, by, tokenizer.eos_id
-
-    def encode(self, text):
-        return [number + self.by for number in self.tokenizer.encode(text)]
-
-
-@pytest.mark.parametrize("by", [10, -10])
-def test_tokens_that_the_model_lacks_are_refused_with_their_numbers(loaded, tmp_path, never, by):
-    ids = np.concatenate([loaded.tokenizer.encode(text.text) for text in texts(2)]) + by
-    with pytest.raises(ValueError, match=rf"ids run from {min(0, ids.min())} to {ids.max()}, the model's from 0 to 63"):
-        run(loaded._replace(tokenizer=Shifted(loaded.tokenizer, by)), tmp_path, documents=texts(2))
-    assert not list(tmp_path.iterdir())
-
-
-def test_rows_longer_than_the_learned_positions_are_refused(loaded, tmp_path, never):
-    learned = loaded._replace(config=dataclasses.replace(loaded.config, rope=None, max_positions=8))
-    with pytest.raises(ValueError, match="rows of 16 tokens need as many positions; the model has learned 8"):
-        run(learned, tmp_path)

@@ -1,12 +1,13 @@
 import logging
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.scores import PLANS, SCORES, Evidence
+from curvjax.scores import PLANS, SCORES, Evidence, Score, plan, score
 from tests.scores.problems import LAYERS, draw, reordered
 
 ORDER = [3, 11, 0, 7, 1, 10, 2, 9, 4, 6, 5, 8]
@@ -100,3 +101,47 @@ def test_a_sign_is_explained_where_it_is_turned(name):
     """A score that is minus the published measure says so, with the word in its docstring."""
     text = re.sub(r"\s+", " ", SCORES[name].of.__doc__)
     assert ("negative" in text and text.startswith("Minus")) == (SCORES[name].sign == -1)
+
+
+def one_of_the_units(evidence):
+    return jnp.ones(len(evidence.units))
+
+
+def test_a_score_enters_itself_with_its_decorator_and_returns_the_function():
+    try:
+        assert score("test-ones", needs=("kernels",), source="ours", sign=-1)(one_of_the_units) is one_of_the_units
+        assert SCORES["test-ones"] == Score(one_of_the_units, ("kernels",), "ours", -1)
+        assert score("test-ones", needs=(), source="ours")(one_of_the_units)  # from the same module: replaced
+        assert SCORES.named("test-ones").needs == ()
+    finally:
+        del SCORES["test-ones"]
+
+
+@pytest.mark.parametrize(
+    ("enter", "taken", "place"),
+    [
+        (partial(score, needs=(), source=""), "owl", "curvjax.scores.owl"),
+        (partial(plan, needs=(), total="", amount="", source=""), "lamp", "curvjax.scores.lamp"),
+    ],
+)
+def test_a_name_that_another_module_has_taken_is_refused(enter, taken, place):
+    with pytest.raises(ValueError, match=rf"'{taken}' already, of {place}; choose another name"):
+        enter(taken)(one_of_the_units)
+
+
+@pytest.mark.parametrize(
+    "enter", [partial(score, source=""), partial(plan, total="", amount="", source="")], ids=["score", "plan"]
+)
+def test_what_evidence_does_not_have_is_refused(enter):
+    with pytest.raises(
+        ValueError, match=r"mine needs \['hessians'\], which evidence does not have; its fields are ker"
+    ):
+        enter("mine", needs=("kernels", "hessians"))
+    assert "mine" not in SCORES.keys() | PLANS.keys()
+
+
+def test_unknown_names_are_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match=r"unknown scores: zeta, eta; there are .*owl"):
+        SCORES.require(["owl", "zeta", "eta"])
+    with pytest.raises(ValueError, match=r"unknown plans: zeta; there are .*lamp"):
+        PLANS.named("zeta")

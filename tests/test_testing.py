@@ -3,8 +3,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.curvature import dense_gain, dense_ggn, dense_matrix
+from curvjax.testing import dense_gain, dense_ggn, dense_matrix, tiny_model, tiny_scores, tiny_texts
 from tests.curvature.problems import SPECTRA, exact_gain, gradient, symmetric
+
+
+def test_tiny_scores_are_exact_gains_in_layer_order():
+    scores = tiny_scores(np.arange(1.0, 13.0))
+    assert [unit.name for unit in scores.units] == [f"layers.{k}" for k in range(12)]
+    assert scores.bounded
+    assert scores.values.tolist() == scores.lower.tolist() == scores.upper.tolist() == list(range(1, 13))
+    assert {unit.shape.weights for unit in scores.units} == {16 * 40}
+
+
+def test_the_tiny_model_knows_the_words_of_its_texts():
+    loaded, documents = tiny_model(layers=2), tiny_texts(3)
+    assert loaded.origin.layers == len(loaded.model.layers) == 2
+    assert len({document.text for document in documents}) == 3
+    assert min(min(loaded.tokenizer.encode(document.text)) for document in documents) > 1  # none is unknown
+    assert tiny_model(layers=2, seed=2).sha256 != loaded.sha256 == tiny_model(layers=2).sha256
 
 
 def test_matrix_of_a_product_on_pytrees():
