@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from curvjax.records.origin import Origin
 from curvjax.records.scores import require_order
-from curvjax.records.value import Value, LEFT_OUT
+from curvjax.records.value import LEFT_OUT, Value
 
 
 @dataclass(frozen=True, kw_only=True)
