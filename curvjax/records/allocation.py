@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -133,7 +133,7 @@ class Allocation(Value):
         """cost @ amount."""
         return float(sum(unit.cost * unit.amount for unit in self.units))
 
-    def realised(self, total: float) -> Self:
+    def realised(self, total: float) -> "Allocation":
         """The same, with what a rebuilt model has of the budget."""
         return replace(self, budget=replace(self.budget, realised=float(total)))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -160,7 +160,7 @@ class Scores(Value):
         """`[K]` what programs look at."""
         return tuple(unit.shape for unit in self.units)
 
-    def column(self, score: str) -> Self:
+    def column(self, score: str) -> "Scores":
         """The scores of another name that were measured on the way: `gradient-norm` and `trace` beside `gain`.
 
         Raises:

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import numpy as np
 
 _PACKAGES = ("curvjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "gguf", "tokenizers")
 
+
+Kind = TypeVar("Kind", bound="Value")  # not Self, which run-time checks of single methods cannot read
 
 LEFT_OUT = {"left_out": True}
 """Metadata of fields that stay in memory: models and arrays, which are saved in forms of their own."""
@@ -34,7 +36,7 @@ class Value:
         return {"schema": self.schema} | plain(self)
 
     @classmethod
-    def from_json(cls, record: Any, *, source: str | Path = "the record") -> Self:
+    def from_json(cls: type[Kind], record: Any, *, source: str | Path = "the record") -> Kind:
         """The value that `to_json` gave.
 
         Args:
@@ -63,7 +65,7 @@ class Value:
         return write_json(path, self.to_json())
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[Kind], path: str | Path) -> Kind:
         """The value in `path`.
 
         Raises:

@@ -23,4 +23,3 @@ from curvjax.report.page import write_report as write_report
 from curvjax.report.run_directory import RunDirectory as RunDirectory
 from curvjax.report.run_directory import read_run as read_run
 from curvjax.report.style import save_figure as save_figure
-from curvjax.report.summary import summary_markdown as summary_markdown

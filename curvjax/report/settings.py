@@ -1,16 +1,18 @@
 """The few settings that a report has words for, read from those of a value's origin."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import msgspec
 
 from curvjax.records import plain
 
+Kind = TypeVar("Kind", bound="_Chosen")
+
 
 class _Chosen:
     @classmethod
-    def of(cls, settings: dict[str, Any]) -> Self:
+    def of(cls: type[Kind], settings: dict[str, Any]) -> Kind:
         """These of all settings.
 
         Raises:

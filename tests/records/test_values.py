@@ -197,7 +197,7 @@ def test_an_allocation_adds_up():
     assert value.amounts == {"layers.0": 3, "layers.1": 6}
     assert value.spent == 18.0
     np.testing.assert_array_equal(value.shares, [0.25, 0.5])
-    assert value.realised(17).budget.realised == 17.0
+    assert value.realised(17.0).budget.realised == 17.0
     assert not value.certificate.unique
     assert replace(value.certificate, certified=2).unique
     value.require_target({"rank", "experts"}, need="adapting needs")

@@ -19,7 +19,7 @@ def program(q):
 
 
 def test_the_path_is_drawn_by_what_is_spent():
-    path = budget_path(lambda b: allocate_capacity(Q, cost=1.0, budget=b, alpha=0.0), [20.0, 5.0, 10.0])
+    path = budget_path(lambda b: allocate_capacity(Q, cost=1.0, budget=b, alpha=0.0), np.array([20.0, 5.0, 10.0]))
     curve, price = path_figure(path, unit="parameters").axes
     np.testing.assert_allclose(curve.lines[0].get_xdata(), [5, 10, 20])
     assert (np.diff(curve.lines[0].get_ydata()) < 0).all()

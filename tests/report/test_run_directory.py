@@ -56,10 +56,12 @@ def test_an_allocation_over_other_units_is_refused(run_dir):
         read_run(run_dir(replace(records, allocations=(replace(ranks, units=ranks.units[:2]),))))
 
 
-@pytest.mark.parametrize(("stage", "field"), [("adaptation", "ranks"), ("pruning", "sparsities")])
-def test_an_arm_of_another_length_is_refused(run_dir, stage, field):
+@pytest.mark.parametrize(
+    ("stage", "field", "short"), [("adaptation", "ranks", (1, 2)), ("pruning", "sparsities", (0.1, 0.2))]
+)
+def test_an_arm_of_another_length_is_refused(run_dir, stage, field, short):
     records = run_of(3)
     first, second, *rest = getattr(records, stage).arms
-    records = with_stage(records, stage, arms=(first, replace(second, **{field: (1, 2)}), *rest))
+    records = with_stage(records, stage, arms=(first, replace(second, **{field: short}), *rest))
     with pytest.raises(ValueError, match=rf"{stage} arm 'uniform' has 2 {field}, but gains.json has 3"):
         read_run(run_dir(records))

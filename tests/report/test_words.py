@@ -49,13 +49,18 @@ def test_averaging_seeds_does_not_shrink_the_standard_error():
 
 
 def test_paired_differences_keep_arms_metrics_and_sparsities_apart():
-    found = paired_differences([pair(1, 1), pair(1, 1, "accuracy"), pair(1, 1, sparsity=0.5), pair(1, 1, sparsity=0.6)])
+    found = paired_differences([
+        pair(1.0, 1.0),
+        pair(1.0, 1.0, "accuracy"),
+        pair(1.0, 1.0, sparsity=0.5),
+        pair(1.0, 1.0, sparsity=0.6),
+    ])
     assert len(found) == 4
 
 
 def test_an_unknown_metric_is_refused():
     with pytest.raises(ValueError, match="no metric 'bleu'; a report knows"):
-        paired_differences([pair(1, 1, "bleu")])
+        paired_differences([pair(1.0, 1.0, "bleu")])
 
 
 def test_the_headline_follows_the_numbers():
