@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 COMMANDS = {
     "run": ("outcomes.Run", "gains, budgets, fine-tunes and pruning against controls, and the report"),
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given or given[0] in ("-h", "--help"):
         print(_help())
         raise SystemExit(0 if given else 2)
-    warnings.showwarning = _print_warning
+    warnings.showwarning = _print_warning  # ty: ignore[invalid-assignment] it takes all of the arguments
     try:
         _run(given[0], given[1:])
     except (ValueError, KeyError, OSError, ImportError) as error:
@@ -61,7 +62,8 @@ def _run(name: str, arguments: list[str]) -> None:
     module, _, kind = COMMANDS[name][0].partition(".")
     command = with_choices(getattr(import_module(f"curvjax.commands.{module}"), kind), arguments)
     config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    tyro.cli(command, prog=f"curvjax {name}", args=arguments, config=config)()
+    run: Any = tyro.cli(command, prog=f"curvjax {name}", args=arguments, config=config)
+    run()
 
 
 def _help() -> str:

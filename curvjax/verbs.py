@@ -28,7 +28,17 @@ from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import LoRA, Surgery
 
 __all__ = [
-    *("adapt", "allocate", "compare", "evaluate", "load", "read", "rebuild", "refine", "save", "score", "transfer"),
+    "adapt",
+    "allocate",
+    "compare",
+    "evaluate",
+    "load",
+    "read",
+    "rebuild",
+    "refine",
+    "save",
+    "score",
+    "transfer",
 ]
 
 
@@ -252,11 +262,10 @@ def evaluate(
       >>> cj.evaluate(model, ["demo:squad"], tokens=128, length=64).texts["demo:squad"].tokens > 100
       True
     """
-    subject = model
     if isinstance(model, Rebuilt):
-        subject = model.source._replace(model=model.model, config=model.model.config)
+        model = model.source._replace(model=model.model, config=model.model.config)
     chosen = changed(EvaluateSettings(), settings)
-    return _evaluate.evaluate(subject, texts, tasks, chosen, adapter=adapter, shots=shots, progress=progress)
+    return _evaluate.evaluate(model, texts, tasks, chosen, adapter=adapter, shots=shots, progress=progress)
 
 
 def save(

@@ -46,7 +46,7 @@ class Allocate:
 
     def __call__(self) -> None:
         """Run the command."""
-        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
         scores = Scores.load(self.scores)
         scores = scores.column(self.score) if self.score else scores
         found = allocate(scores, with_costs(program), rule=self.rule, control=self.control, seed=self.seed)
@@ -80,7 +80,7 @@ class Compare:
 
     def __call__(self) -> None:
         """Run the command."""
-        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
         SCORES.require(self.settings.scores)
         PLANS.require(self.settings.plans)
         gains = None if self.gains is None else Scores.load(self.gains)

@@ -52,7 +52,7 @@ class Rebuild:
 
     def __call__(self) -> None:
         """Run the command."""
-        method: Any = self.surgery  # ty: ignore[unresolved-attribute] added by `with_choices`
+        method: Any = self.surgery  # ty: ignore[missing-attribute] added by `with_choices`
         require_new(self.out)
         allocation = Allocation.load(self.allocation)
         allocation.require_target(method.targets, need=f"{method.name} needs")
@@ -148,7 +148,7 @@ class Adapt:
 
     def __call__(self) -> None:
         """Run the command."""
-        method: Any = self.surgery  # ty: ignore[unresolved-attribute] added by `with_choices`
+        method: Any = self.surgery  # ty: ignore[missing-attribute] added by `with_choices`
         allocation = Allocation.load(self.allocation)
         allocation.require_target(method.targets, need=f"{method.name} needs")
         if self.merge and "experts" in method.targets:  # said before training, not after
@@ -160,13 +160,13 @@ class Adapt:
             found = adapt(loaded, allocation, method, documents, self.settings, self.out, progress=progress)
         print(f"{found.evidence['adapter_parameters']:,} adapter parameters, as planned")
         tell(self.out / "adapter")
-        forms = {"tokenizer": loaded.tokenizer, "beside": loaded.beside}
         if self.checkpoint:
             if not is_checkpoint(self.out / "checkpoint"):  # one that is there is of this run, as the adapter is
-                save_rebuilt(found.model, self.out / "checkpoint", **forms)
+                save_rebuilt(found.model, self.out / "checkpoint", tokenizer=loaded.tokenizer, beside=loaded.beside)
             tell(self.out / "checkpoint")
         if self.merge:
-            save_hf(dense_equivalent(found.model), self.out / "merged", **forms)
+            merged = dense_equivalent(found.model)
+            save_hf(merged, self.out / "merged", tokenizer=loaded.tokenizer, beside=loaded.beside)
             tell(self.out / "merged")
 
 

@@ -87,7 +87,7 @@ class Refine:
 
     def __call__(self) -> None:
         """Run the command."""
-        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
         gains = Scores.load(self.gains)
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
@@ -121,7 +121,7 @@ class Transfer:
 
     def __call__(self) -> None:
         """Run the command."""
-        program: Any = self.program  # ty: ignore[unresolved-attribute] added by `with_choices`
+        program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
         record = transfer(Scores.load(self.source), Scores.load(self.against), program)
         for name in ("regret", "a_posteriori", "bound", "conditioned", "drift", "condition_number"):
             print(f"{name.replace('_', ' '):18s} {getattr(record, name):.4g}")

@@ -6,7 +6,7 @@ Such a class enters itself with `rebuilt_module`, and says of itself all that lo
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
@@ -28,7 +28,7 @@ class RebuiltModule(Protocol):
         ...
 
     @classmethod
-    def blank(cls, plain: nnx.Module, facts: Facts) -> nnx.Module:
+    def blank(cls, plain: Any, facts: Facts) -> nnx.Module:
         """One of these facts in place of the plain module, arrays zero; called in a trace, so that none is made."""
         ...
 
@@ -43,7 +43,7 @@ class RebuiltModule(Protocol):
 
 KINDS: Registry[type[RebuiltModule]] = Registry("kind of module")
 
-Kind = TypeVar("Kind", bound=type)
+Kind = TypeVar("Kind", bound=type[RebuiltModule])
 
 
 def rebuilt_module(kind: Kind) -> Kind:
@@ -64,9 +64,18 @@ class ModuleSize(NamedTuple):
     flops: int
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """A module whose arrays do not say by themselves what it computes with."""
+
+    def size(self) -> ModuleSize:
+        """What it takes."""
+        ...
+
+
 def module_size(module: nnx.Module) -> ModuleSize:
     """What a module takes: what its class says (`size`), else its arrays, each matrix a product."""
-    if hasattr(module, "size"):
+    if isinstance(module, Sized):
         return module.size()
     arrays = jax.tree.leaves(nnx.state(module))
     flops = 2 * sum(array.size for array in arrays if array.ndim > 1)

@@ -27,7 +27,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType({
     "nll": Metric("Test loss", "test loss", "nats per token", 1.0, True),
 })
 
-OF_TASKS: Mapping[str, Callable[[TaskOutcome], tuple[float, float]]] = MappingProxyType({
+OF_TASKS: Mapping[str, Callable[[TaskOutcome], tuple[float, float | None]]] = MappingProxyType({
     "gold_nll": lambda task: (task.gold_nll, task.gold_nll_standard_error),
     "accuracy": lambda task: (task.accuracy, task.accuracy_standard_error),
     "accuracy_per_character": lambda task: (task.accuracy_per_character, task.accuracy_per_character_standard_error),

@@ -121,6 +121,14 @@ def _paired(arms: list[AdaptedArm]) -> list[Pair]:
         for metric, column in _COLUMNS.items():
             each = [np.asarray(getattr(x, column), float) for x in (by_name["curvature", seed], theirs)]
             difference, error = clustered_mean(each[0] - each[1], np.ones(each[0].size))
-            names = {"arm": "curvature", "against": arm, "seed": seed, "metric": metric}
-            pairs.append(Pair(**names, difference=float(difference), standard_error=known(error)))
+            pairs.append(
+                Pair(
+                    arm="curvature",
+                    against=arm,
+                    seed=seed,
+                    metric=metric,
+                    difference=float(difference),
+                    standard_error=known(error),
+                )
+            )
     return pairs

@@ -86,7 +86,9 @@ def task_accuracy(
     )
 
 
-def text_outcome(found: Perplexity, *, cut: tuple[int, ...] = (0, 0, 0), speed: Speed | None = None) -> TextOutcome:
+def text_outcome(
+    found: Perplexity, *, cut: tuple[int, int, int] = (0, 0, 0), speed: Speed | None = None
+) -> TextOutcome:
     """A `Perplexity` for records."""
     low, high, _, degrees = found.interval
     return TextOutcome(
@@ -96,7 +98,7 @@ def text_outcome(found: Perplexity, *, cut: tuple[int, ...] = (0, 0, 0), speed: 
         perplexity=found.perplexity,
         interval=(known(low), known(high)),
         degrees=degrees,
-        cut=tuple(cut),
+        cut=cut,
         row_nll=tuple(found.row_nll.tolist()),
         row_tokens=tuple(found.row_tokens.tolist()),
         speed=speed,
@@ -167,7 +169,7 @@ def evaluate(
         chosen, label = sample(documents[source], len(documents[source]), seed=settings.seed), f"perplexity, {source}"
         rows, told = text_rows(chosen, loaded, settings), labelled(progress, label)
         found, speed = _measured(lambda: perplexity(subject, rows.batch, rows_at_once=settings.rows, progress=told))
-        return text_outcome(found, cut=tuple(rows.cut), speed=speed)
+        return text_outcome(found, cut=(rows.cut.prompts, rows.cut.tokens, rows.cut.completions), speed=speed)
 
     def on_task(name: str) -> TaskOutcome:
         questions, examples = asked[name]

@@ -238,12 +238,10 @@ def _ordered(allocation: Allocation, family: Family) -> list[UnitAmount]:
         index = layer_index(unit.name)
         within = unit.name.removeprefix(layer_prefix(index)).removeprefix(".")
         if not 0 <= index < layers or (within and within not in family.projections):
-            msg = f"unit {unit['name']!r} is neither one of the model's {layers} layers nor a projection in one."
+            msg = f"unit {unit.name!r} is neither one of the model's {layers} layers nor a projection in one."
             raise ValueError(msg)
         if names.count(unit.name) > 1 or (within and layer_prefix(index) in names):
-            msg = (
-                f"unit {unit['name']!r} comes twice, or its layer is a unit too; one amount is needed, allocate again."
-            )
+            msg = f"unit {unit.name!r} comes twice, or its layer is a unit too; one amount is needed, allocate again."
             raise ValueError(msg)
         return index, module_order(family, within) if within else -1
 
@@ -253,7 +251,7 @@ def _ordered(allocation: Allocation, family: Family) -> list[UnitAmount]:
 def _planned_ranks(allocation: Allocation, family: Family, settings: ExportSettings) -> dict[str, int]:
     """Rank of every projection chosen, its own or that of its layer, checked against what the units can take."""
     units = _ordered(allocation, family)
-    _require_sides({unit.name: unit.amount for unit in units}, {unit.name: unit.maximum for unit in units})
+    _require_sides({unit.name: unit.amount for unit in units}, {unit.name: unit.maximum or 0.0 for unit in units})
     paths = {}
     for unit in units:
         layer = layer_prefix(layer_index(unit.name))

@@ -55,7 +55,7 @@ class Surgery(Protocol):
 
 SURGERIES: Registry[type[Surgery]] = Registry("method")
 
-Kind = TypeVar("Kind", bound=type)
+Kind = TypeVar("Kind", bound=type[Surgery])
 
 
 def surgery(kind: Kind) -> Kind:
