@@ -33,8 +33,8 @@ class Rebuilt(Value):
 
     method: its name in `curvjax.surgery.SURGERIES`; settings: its own. target: what units have. total: realised, in the
     budget's unit. before, after: sizes of the units named. evidence: of the method, JSON. origin: of the model that was
-    rebuilt. In memory only, model: the decoder; arrays: what is saved beside it, by name (masks); source: the model that
-    was rebuilt, as loaded, whose tokenizer and files go along.
+    rebuilt. In memory only, model: the decoder; arrays: what is saved beside it, by name (masks); source: the model
+    that was rebuilt, as loaded, whose tokenizer and files go along.
     """
 
     schema: ClassVar[str] = "curvjax.rebuilt-model/1"
