@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from curvjax.allocation import PROGRAMS, Bits, Budget, Experts, Posed, Ranks, Sparsity, Whole, program
+from curvjax.allocation.program import tied_units
 from curvjax.allocation.rules import RULES
 from curvjax.records import Allocation, Scores
 from curvjax.runs.allocate import allocate, program_of, rules_of
@@ -259,19 +260,25 @@ def test_exact_scores_are_certified_in_full(gains):
 
 @pytest.mark.parametrize("tie", ["none", "layer", "projection"])
 def test_sparsities_are_certified_with_ties_and_without(modules, tie):
-    """Against scores drawn within their bounds: none leaves the ranges, and they are not loose by a factor."""
+    """The ends of a range are had where a unit's group lies at one end of its bounds and all others at the other."""
     narrow = replace(modules, units=tuple(replace(u, upper=1.2 * u.lower, value=1.1 * u.lower) for u in modules.units))
     sparsity = Sparsity(0.5, tie=tie)
-    found = allocate(narrow, sparsity)
-    least, most = np.asarray(found.certificate.least), np.asarray(found.certificate.most)
-    rng = np.random.default_rng(1)
-    for _ in range(3):
-        values = rng.uniform(narrow.lower, narrow.upper)
-        drawn = replace(narrow, units=tuple(replace(u, value=v) for u, v in zip(narrow.units, values, strict=True)))
-        middle = np.asarray([unit.continuous for unit in allocate(drawn, sparsity).units])
-        assert (least - 1e-6 <= middle).all()
-        assert (middle <= most + 1e-6).all()
-    assert 0 < found.certificate.widest == (most - least).max() < 0.2 * LAYER_WEIGHTS
+
+    def continuous(values):
+        units = tuple(replace(unit, value=value) for unit, value in zip(narrow.units, values, strict=True))
+        return np.asarray([unit.continuous for unit in allocate(replace(narrow, units=units), sparsity).units])
+
+    ranges = allocate(narrow, sparsity).certificate
+    groups = np.arange(84) if tie == "none" else tied_units(narrow.shapes, tie)
+    for group in (0, groups.max()):
+        own = groups == group
+        most = continuous(np.where(own, narrow.lower, narrow.upper))  # less is lost where scores are larger
+        least = continuous(np.where(own, narrow.upper, narrow.lower))
+        np.testing.assert_allclose(np.asarray(ranges.most)[own], most[own], rtol=1e-9)
+        np.testing.assert_allclose(np.asarray(ranges.least)[own], least[own], rtol=1e-9)
+    drawn = continuous(np.random.default_rng(1).uniform(narrow.lower, narrow.upper))
+    assert (np.asarray(ranges.least) <= drawn).all()
+    assert (drawn <= np.asarray(ranges.most)).all()
 
 
 @pytest.mark.parametrize(
