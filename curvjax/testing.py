@@ -50,9 +50,7 @@ def tiny_scores(values: Sequence[float]) -> Scores:
         shape = UnitShape(name, k, projections, parameters=16 * 40, norm=1.0)
         units.append(UnitScore.of(shape, float(value), lower=float(value), upper=float(value)))
     model = ModelOrigin(name="tiny", sha256="0" * 64, parameters=len(units) * 16 * 40, layers=len(units))
-    return Scores(
-        score="gain", source="made up", granularity="layer", units=tuple(units), origin=Origin(model=model)
-    )
+    return Scores(score="gain", source="made up", granularity="layer", units=tuple(units), origin=Origin(model=model))
 
 
 def tiny_model(*, seed: int = 1, layers: int = CONFIG.num_layers) -> Loaded:
