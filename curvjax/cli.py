@@ -35,7 +35,7 @@ def main() -> None:
         "Which layers of a language model deserve capacity, how much, and can you prove it? Certified "
         "curvature-adjusted gains, convex budgets, model surgery."
     )
-    warnings.showwarning = _print_warning
+    warnings.showwarning = _print_warning  # ty: ignore[invalid-assignment]
     try:
         command = tyro.cli(  # inside: settings out of range are refused as they are made
             Command,
