@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from curvjax import load_model
 from curvjax.allocation import (
     BASELINES,
     CAPACITY_RULES,
@@ -31,7 +30,7 @@ from curvjax.allocation import (
 from curvjax.curvature import layer_gains, run_passes, trust_radius
 from curvjax.data import pack, read_documents, take
 from curvjax.layers import module_units
-from curvjax.models import parameters
+from curvjax.models import load_model, parameters
 from curvjax.models.layered import layered_model
 from curvjax.report import path_figure, ranges_figure, save_figure
 

@@ -8,6 +8,7 @@ import pytest
 from curvjax.models import load_model
 from curvjax.records import Scores
 from curvjax.runs import score as scoring
+from tests.runs.stand_ins import stand_in_gains
 from tests.runs.tiny import SETTINGS, rows, save_tiny_model
 
 
@@ -54,6 +55,22 @@ def gains(scored):
 
 
 @pytest.fixture(scope="session")
+def modules(gains):
+    """The layers' gains as if each projection of layers 0 to 11 had its own, of unequal costs."""
+    units = tuple(
+        replace(
+            unit,
+            name=path,
+            projections={path: shape},
+            **{end: (k + 1) * getattr(unit, end) for end in ("value", "lower", "upper")},
+        )
+        for unit in gains.units
+        for k, (path, shape) in enumerate(unit.projections.items())
+    )
+    return replace(gains, granularity="module", units=units)
+
+
+@pytest.fixture(scope="session")
 def logits():
     """Function from a model to its logits on fixed tokens."""
     tokens = jax.random.randint(jax.random.key(1), (2, 8), 0, 60)
@@ -78,3 +95,31 @@ def shallow(tmp_path_factory):
 def shallow_gains(gains, shallow):
     """The first two layers' gains, as if they were the shallow model's."""
     return replace(gains, units=gains.units[:2], origin=replace(gains.origin, model=shallow.origin))
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """No product may be made."""
+    for name in ("run_passes", "CURVATURES", "full_gradient_seconds"):
+        monkeypatch.setattr(scoring, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Names of the units that are really measured."""
+    names, original = [], scoring.CURVATURES["ggn"]
+
+    def record(model, passes, units, **settings):
+        for found in original(model, passes, units, **settings):
+            names.append(found.unit.name)
+            yield found
+
+    monkeypatch.setattr(scoring, "CURVATURES", {"ggn": record})
+    return names
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Gains without curvature, for what does not depend on their values."""
+    monkeypatch.setattr(scoring, "run_passes", lambda *_, **__: None)
+    monkeypatch.setattr(scoring, "CURVATURES", {"ggn": stand_in_gains})

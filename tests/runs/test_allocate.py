@@ -1,10 +1,9 @@
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from curvjax.allocation import PROGRAMS, Bits, Budget, Experts, Posed, Ranks, Sparsity, Whole, program
+from curvjax.allocation import PROGRAMS, Bits, Experts, Ranks, Sparsity
 from curvjax.allocation.rules import RULES
 from curvjax.records import Allocation, Scores
 from curvjax.runs.allocate import allocate, program_of, rules_of
@@ -37,22 +36,6 @@ def with_unit(scores, k, **changes):
     units = list(scores.units)
     units[k] = replace(units[k], **changes)
     return replace(scores, units=tuple(units))
-
-
-@pytest.fixture(scope="module")
-def modules(gains):
-    """The layers' gains as if each projection of layers 0 to 11 had its own, of unequal costs."""
-    units = tuple(
-        replace(
-            unit,
-            name=path,
-            projections={path: shape},
-            **{end: (k + 1) * getattr(unit, end) for end in ("value", "lower", "upper")},
-        )
-        for unit in gains.units
-        for k, (path, shape) in enumerate(unit.projections.items())
-    )
-    return replace(gains, granularity="module", units=units)
 
 
 def test_an_allocation_says_what_it_is_of_and_comes_back_from_its_file(gains, tmp_path):
@@ -131,54 +114,6 @@ def test_negative_measures_enter_the_program_by_their_reciprocals():
     np.testing.assert_allclose(share, 0.4 * measure / measure.mean(), rtol=1e-9)
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Whole heads in proportion to scores, the rest to the first: a program of somebody else."""
-
-    target: ClassVar[str] = "heads of a test"
-
-    budget: float = 2.0
-    floor: float = 0.0
-    sweep: tuple[float, ...] = ()
-
-    def pose(self, units):
-        total, ones = self.budget * len(units), np.ones(len(units))
-        ranks = Ranks(self.budget, minimum=0, cost="units").pose(units)
-
-        def whole(q):
-            floors = np.floor(total * np.asarray(q)).astype(np.int64)
-            return Whole(floors, total - floors.sum())
-
-        return Posed(
-            cost=ones, maximum=total * ones, budget=Budget(ones, total, total * ones), requested=total, unit="heads",
-            meaning="", solve=ranks.solve, whole=whole, rounded=lambda amount: whole(amount / total), monotone=None,
-        )  # fmt: skip
-
-
-def test_a_program_made_outside_the_package_is_allocated_like_its_own():
-    program(Heads)
-    try:
-        found = allocate(tiny_scores(SCORES), Heads(4))
-        assert amounts(found) == np.floor(32 * np.asarray(SCORES) / sum(SCORES)).astype(int).tolist()
-        assert (found.target, found.budget.unit, found.certificate) == ("heads of a test", "heads", None)
-        assert found.whole.unspent == found.budget.requested - found.budget.planned > 0
-        assert program_of(Allocation.from_json(found.to_json())) == Heads(4)
-        uneven = allocate(tiny_scores(SCORES), Heads(4), control="reversed")
-        assert amounts(uneven) == amounts(found)[::-1]
-    finally:
-        del PROGRAMS["heads of a test"]
-    with pytest.raises(ValueError, match="unknown programs: heads of a test; there are bits, rank, "):
-        program_of(found)
-
-
-def test_a_program_with_settings_of_another_version_is_refused(gains):
-    found = allocate(gains, Ranks(2))
-    with pytest.raises(ValueError, match="the program of rank has no spread; allocate again"):
-        program_of(replace(found, program=found.program | {"spread": 1.0}))
-    with pytest.raises(ValueError, match=r"`budget`|\$\.budget"):
-        program_of(replace(found, program=found.program | {"budget": "two"}))
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("budget", [1.0, 2.0, 2.5, 5.0])
 def test_ranks_spend_their_budget_exactly(gains, budget, way):
@@ -240,77 +175,6 @@ def test_seeds_deal_differently_and_repeatably(gains):
 
     assert dealt(1) == dealt(1)
     assert len({tuple(dealt(seed)) for seed in (1, 2, 3)}) == 3
-
-
-@pytest.mark.parametrize("program", [Ranks(3), Experts(3)], ids=lambda program: program.target)
-def test_certified_ranges_contain_the_amounts(gains, program):
-    found = allocate(gains, program)
-    ranges = found.certificate
-    assert all(a <= b <= c for a, b, c in zip(ranges.least, amounts(found), ranges.most, strict=True))
-    equal = [a == c for a, c in zip(ranges.least, ranges.most, strict=True)]
-    assert (ranges.certified, ranges.unique) == (sum(equal), all(equal))
-
-
-def test_exact_scores_are_certified_in_full(gains):
-    exact = replace(gains, units=tuple(replace(unit, value=unit.lower, upper=unit.lower) for unit in gains.units))
-    certificate = allocate(exact, Ranks(3)).certificate
-    assert (certificate.certified, certificate.unique) == (12, True)
-
-
-@pytest.mark.parametrize("tie", ["none", "layer", "projection"])
-def test_sparsities_are_certified_with_ties_and_without(modules, tie):
-    """Against scores drawn within their bounds: none leaves the ranges, and they are not loose by a factor."""
-    narrow = replace(modules, units=tuple(replace(u, upper=1.2 * u.lower, value=1.1 * u.lower) for u in modules.units))
-    sparsity = Sparsity(0.5, tie=tie)
-    found = allocate(narrow, sparsity)
-    least, most = np.asarray(found.certificate.least), np.asarray(found.certificate.most)
-    rng = np.random.default_rng(1)
-    for _ in range(3):
-        values = rng.uniform(narrow.lower, narrow.upper)
-        drawn = replace(narrow, units=tuple(replace(u, value=v) for u, v in zip(narrow.units, values, strict=True)))
-        middle = np.asarray([unit.continuous for unit in allocate(drawn, sparsity).units])
-        assert (least - 1e-6 <= middle).all()
-        assert (middle <= most + 1e-6).all()
-    assert 0 < found.certificate.widest == (most - least).max() < 0.2 * LAYER_WEIGHTS
-
-
-@pytest.mark.parametrize(
-    ("program", "way"),
-    [
-        (Ranks(3), {"rule": "uniform"}),
-        (Ranks(3), {"control": "permuted"}),
-        (Ranks(3, alpha=1e-3), {}),
-        (Ranks(3, floor=0.1), {}),
-        (Ranks(3, tie="layer"), {}),  # whole amounts of tied units do not move one way
-        (Ranks(3, utility="power"), {}),
-        (Ranks(3, allowed=(2, 4)), {}),
-        (Sparsity(0.5, floor=0.1), {}),
-        (Sparsity(0.5, pattern=4), {}),
-        (Sparsity(0.5), {"rule": "owl"}),
-        (Sparsity(0.5), {"control": "reversed"}),
-        (Bits(4), {}),
-    ],
-)
-def test_nothing_is_certified_where_the_bounds_say_nothing(gains, program, way):
-    assert allocate(gains, program, **way).certificate is None
-
-
-@pytest.mark.parametrize(("score", "field"), [("trace", "trace"), ("gradient-norm", "gradient_norm2")])
-def test_other_columns_of_the_gains_decide_when_asked(gains, score, field):
-    found = allocate(gains.column(score), Ranks(3))
-    assert (found.score, found.certificate) == (score, None)
-    assert [unit.score for unit in found.units] == [getattr(unit.gain, field) for unit in gains.units]
-
-
-def test_columns_are_those_that_were_measured(gains):
-    assert gains.column("gain") is gains
-    trace = gains.column("trace")
-    assert trace.values.tolist() == [unit.gain.trace for unit in gains.units]
-    assert not trace.bounded
-    with pytest.raises(ValueError, match=r"scores 'gain', with the columns gain, gradient-norm, trace; score 'owl'"):
-        gains.column("owl")
-    with pytest.raises(ValueError, match="scores 'gain', with the columns gain; score 'trace' anew"):
-        tiny_scores(SCORES).column("trace")
 
 
 def test_minimum_zero_lets_a_unit_go_without(gains):

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -35,34 +34,6 @@ def untimed(scores):
         for unit in scores.units
     ]
     return [digest(unit) for unit in timeless]
-
-
-@pytest.fixture
-def never(monkeypatch):
-    """No product may be made."""
-    for name in ("run_passes", "CURVATURES", "full_gradient_seconds"):
-        monkeypatch.setattr(scoring, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """Names of the units that are really measured."""
-    names, original = [], scoring.CURVATURES["ggn"]
-
-    def record(model, passes, units, **settings):
-        for found in original(model, passes, units, **settings):
-            names.append(found.unit.name)
-            yield found
-
-    monkeypatch.setattr(scoring, "CURVATURES", {"ggn": record})
-    return names
-
-
-@pytest.fixture
-def stand_ins(monkeypatch):
-    """Gains without curvature, for what does not depend on their values."""
-    monkeypatch.setattr(scoring, "run_passes", lambda *_, **__: None)
-    monkeypatch.setattr(scoring, "CURVATURES", {"ggn": stand_in_gains})
 
 
 def killed(label, done, total):
@@ -353,50 +324,3 @@ def test_an_unknown_score_and_one_without_its_second_text_are_refused(loaded, te
         score(loaded, text, "zeta")
     with pytest.raises(ValueError, match="give validation rows, other than the calibration rows"):
         score(loaded, text, "layerif")
-
-
-@pytest.fixture
-def groups(tmp_path):
-    """A file of units, the last layer's first."""
-    names = {f"heads.{k}": [f"layers.{k}.self_attn.{kind}_proj.kernel" for kind in "qk"] for k in (11, 10, 2)}
-    path = tmp_path / "units.json"
-    path.write_text(json.dumps(names | {"norm": ["layers.1.input_layernorm.scale"]}))
-    return path
-
-
-def test_units_of_the_user_are_scored_in_layer_order(loaded, tmp_path, stand_ins, measured, groups):
-    mine = dataclasses.replace(SETTINGS, units=str(groups))
-    scores = run(loaded, tmp_path / "out", settings=mine)
-    assert [unit.name for unit in scores.units] == ["norm", "heads.2", "heads.10", "heads.11"]
-    assert [unit.index for unit in scores.units] == [1, 2, 10, 11]
-    assert (scores.granularity, scores.values.tolist()) == ("custom", [2.0, 3.0, 11.0, 12.0])
-    assert scores.units[0].projections == {}
-    assert list(scores.units[1].projections) == ["layers.2.self_attn.q_proj", "layers.2.self_attn.k_proj"]
-    measured.clear()
-    groups.write_text(json.dumps({"other": ["layers.3.mlp.up_proj.kernel"]}))
-    assert [unit.name for unit in run(loaded, tmp_path / "out", settings=mine).units] == ["other"]
-
-
-@pytest.mark.parametrize(
-    ("content", "error", "match"),
-    [
-        (None, ValueError, r"units\.json must be a JSON file \{name: \[parameter paths\]\}, such as \['embed"),
-        ("[1]", ValueError, "must be a JSON file"),
-        ('{"a": "layers.0.x"}', ValueError, "must be a JSON file"),
-        ('{"a": [1]}', ValueError, "must be a JSON file"),
-        ("{", ValueError, "is not valid JSON"),
-        ('{"a": ["layers.99.x"]}', KeyError, r"group 'a' names 1 parameters that the model lacks, e\.g\. \['layers"),
-        (
-            '{"a": ["layers.0.mlp.up_proj.kernel", "layers.1.mlp.up_proj.kernel"]}',
-            ValueError,
-            r"group 'a' must lie in exactly one layer; .* layers \[0, 1\]",
-        ),
-    ],
-)
-def test_units_that_the_model_does_not_have_are_refused(loaded, tmp_path, never, content, error, match):
-    path = tmp_path / "units.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(error, match=match):
-        run(loaded, tmp_path / "out", settings=dataclasses.replace(SETTINGS, units=str(path)))
-    assert not (tmp_path / "out").exists()

@@ -61,13 +61,6 @@ def replayed(recorded, monkeypatch):
     return names
 
 
-@pytest.fixture
-def never(monkeypatch):
-    """Nothing may be measured."""
-    for name in ("run_passes", "CURVATURES", "full_gradient_seconds"):
-        monkeypatch.setattr(scoring, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
-
-
 class Tracer:
     """Counts the lines of what measures and writes, and kills at one of them."""
 
