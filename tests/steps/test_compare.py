@@ -64,7 +64,7 @@ def method(record, name):
 def test_the_record_reads_back_and_says_what_was_compared(record, kept, loaded):
     assert kept["file"] == json.loads(json.dumps(record))
     assert record["model"] == {"name": loaded.name, "weights_sha256": weights_hash(loaded.model), "layers": 12}
-    assert record["data"].keys() == {"source", "sha256", "tokens", "validation_tokens"}
+    assert record["data"].keys() == {"source", "sha256", "tokens", "validation_tokens", "cut", *loaded.tokenizer.around}
     assert (record["data"]["source"], record["data"]["validation_tokens"]) == ("texts", 0)
     assert record["settings"]["scores"] == SETTINGS.scores
     assert record["evidence"]["stream_tokens"] == 20
@@ -88,7 +88,7 @@ def test_every_score_goes_through_every_rule_and_what_looks_at_no_score_stands_o
 def test_scores_are_those_of_the_evidence(record, loaded):
     found = measuring.measure_evidence(
         loaded.model,
-        comparing._texts(texts(16), loaded, MEASURED, validation=False),
+        comparing._texts(texts(16), loaded, MEASURED, validation=False)[0],
         comparing.UNITS["layer"](comparing.parameters(loaded.model)),
         ["kernels", "gradients", "moments"],
         MEASURED,

@@ -72,7 +72,16 @@ def test_gains_have_every_field_of_the_format(gains, loaded):
         "parameters": 64 * 16 + 16 + 12 * (2 * 16 + 1920),
         "layers": 12,
     }
-    assert gains["data"].keys() == {"source", "sha256", "tokens", "sequences", "length"}
+    assert gains["data"].keys() == {
+        "source",
+        "sha256",
+        "tokens",
+        "sequences",
+        "length",
+        "cut",
+        *loaded.tokenizer.around,
+    }
+    assert gains["data"]["begin_of_text"] == []
     assert (gains["data"]["sequences"], gains["data"]["length"], gains["data"]["tokens"]) == (2, 16, 28)
     assert (gains["curvature"], gains["granularity"], gains["rtol"], gains["precision"], gains["seed"]) == (
         "ggn",
