@@ -78,6 +78,12 @@ def test_programs_that_bounds_cannot_prove_are_refused(loaded, gains, program, m
     assert not list(tmp_path.iterdir())
 
 
+def test_gains_of_texts_that_began_otherwise_are_refused(loaded, gains, tmp_path):
+    begun = gains | {"data": gains["data"] | {"begin_of_text": ["<s>"]}}
+    with pytest.raises(ValueError, match=r"between \{'begin_of_text': \['<s>'\], .* give the same --begin-of-text"):
+        run(loaded, begun, tmp_path)
+
+
 def test_gains_of_something_else_are_refused(loaded, stranger, gains, tmp_path):
     with pytest.raises(ValueError, match="score and allocate again for this model"):
         run(stranger, gains, tmp_path)
