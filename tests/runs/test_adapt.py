@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from curvjax.data import pack
 from curvjax.models import load_arrays, parameters
 from curvjax.runs import adapt as adapting
 from curvjax.runs.adapt import AdaptSettings, adapt, allocated_amounts, load_adapter
@@ -108,7 +109,7 @@ def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, t
     held, learned = pieces(asked["selection"]), pieces(asked["batch"])
     assert held
     assert not held & learned
-    whole = adapting.pack(texts(6), loaded.tokenizer, length=16)
+    whole = pack(texts(6), loaded.tokenizer, length=16)
     assert held | learned == pieces(whole)
     chosen = {"select_every": 1, "patience": 3, "precision": "bfloat16", "devices": None, "tensorboard": False}
     assert chosen.items() <= asked.items()

@@ -1,12 +1,16 @@
+import json
+
 import numpy as np
 import pytest
+import tokenizers
 import tyro
 
 from curvjax.artefacts import EVALUATION_SCHEMA, read_record, write_record
 from curvjax.commands.outcomes import Evaluate
 from curvjax.data import sample, with_examples
 from curvjax.evaluation import ranked_choice
-from curvjax.models import weights_hash
+from curvjax.models import Tokenizer, save_hf, weights_hash
+from curvjax.models.tokenizer import with_ends
 from curvjax.runs import adapt as adapting
 from curvjax.runs import evaluate as evaluating
 from curvjax.runs.adapt import AdaptSettings, adapt
@@ -26,8 +30,8 @@ def evaluated(model_directory, tmp_path, monkeypatch):
     source = str(write_texts(tmp_path / "texts", texts(6)))
     monkeypatch.setattr(evaluating, "read_task", lambda name: questions(10))
 
-    def of(texts=(source,), tasks=(), adapter=None, settings=SETTINGS, shots=0):
-        return evaluate(str(model_directory), texts, tasks, adapter, settings, shots=shots, progress=silent)
+    def of(texts=(source,), tasks=(), adapter=None, settings=SETTINGS, model=model_directory, **switches):
+        return evaluate(str(model), texts, tasks, adapter, settings, progress=silent, **switches)
 
     return of
 
@@ -35,10 +39,15 @@ def evaluated(model_directory, tmp_path, monkeypatch):
 def test_an_evaluation_has_every_field(evaluated, loaded, tmp_path):
     record = evaluated(tasks=("sciq",))
     assert record["schema"] == EVALUATION_SCHEMA
-    assert record["model"] == {"name": "tiny", "weights_sha256": weights_hash(loaded.model), "adapter": None}
+    around = {"begin_of_text": [], "end_of_text": []}
+    assert record["model"] == {"name": "tiny", "weights_sha256": weights_hash(loaded.model), "adapter": None} | around
     (text,), task = record["texts"].values(), record["tasks"]["sciq"]
     speed = {"tokens_read", "seconds", "tokens_per_second", "tokens_per_second_without_compilation"}
-    assert text.keys() == speed | {"perplexity", "nll", "standard_error", "tokens", "row_nll", "row_tokens"}
+    statistics = {"perplexity", "nll", "standard_error", "interval", "tokens", "row_nll", "row_tokens", "cut"}
+    assert text.keys() == speed | statistics
+    assert text["cut"] == {"prompts": 0, "tokens": 0, "completions": 0}
+    assert text["interval"]["degrees"] == 2
+    assert text["interval"]["low"] < text["nll"] < text["interval"]["high"]
     assert text["perplexity"] == pytest.approx(np.exp(text["nll"]), rel=1e-12)
     assert text["tokens"] == text["row_tokens"].sum() == text["tokens_read"] == 3 * 14
     assert text["nll"] == pytest.approx(text["row_nll"].sum() / text["tokens"], rel=1e-12)
@@ -51,6 +60,36 @@ def test_an_evaluation_has_every_field(evaluated, loaded, tmp_path):
     assert task["gold_nll"] == pytest.approx(np.mean(task["question_gold_nll"]), rel=1e-12)
     write_record(tmp_path / "evaluation.json", record)
     assert read_record(tmp_path / "evaluation.json", schema=EVALUATION_SCHEMA)["texts"]
+
+
+def test_what_begins_texts_is_read_in_all_of_them_and_recorded(evaluated, loaded, tmp_path):
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(loaded.tokenizer.backend.to_str()), bos_id=0, eos_id=1)
+    with_ends(tokenizer.backend, begin=0, end=None)
+    save_hf(loaded.model, tmp_path / "begun", tokenizer=tokenizer)
+    plain, begun, never = (
+        evaluated(tasks=("sciq",), **switches)
+        for switches in (
+            {},
+            {"model": tmp_path / "begun"},
+            {"model": tmp_path / "begun", "begin_of_text": "never"},
+        )
+    )
+    assert begun["model"]["begin_of_text"] == ["<unk>"]
+    assert never["model"]["begin_of_text"] == []
+    for kind in ("texts", "tasks"):
+        (one,), (other,), (same,) = (record[kind].values() for record in (plain, begun, never))
+        assert other["tokens_read"] == one["tokens_read"] + (3 if kind == "texts" else 1)  # questions share theirs
+        loss = "nll" if kind == "texts" else "gold_nll"
+        assert other[loss] != pytest.approx(one[loss], rel=1e-4)
+        assert same[loss] == one[loss]
+
+
+def test_a_prompt_longer_than_a_row_is_counted_in_the_record(evaluated, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "w1 " * 20, "completion": "w2 w3"}))
+    with pytest.warns(UserWarning, match="1 of 1 prompts did not fit into rows of 16 tokens"):
+        record = evaluated(texts=(str(path),))
+    assert record["texts"][str(path)]["cut"] == {"prompts": 1, "tokens": 5, "completions": 0}
 
 
 def test_zero_tokens_and_questions_mean_all(evaluated):
