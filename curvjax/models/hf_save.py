@@ -50,7 +50,7 @@ def save_hf(
     """
     directory, origin = Path(directory).resolve(), origin or Origin()
     require_replaceable(directory)
-    config, tensors = hf_entries(model.config, origin), _stored(model, origin)
+    tensors, config = _stored(model, origin), hf_entries(model.config, origin)
     config |= _dtype_entries(config, tensors)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
