@@ -191,7 +191,7 @@ _UNIT: Mapping[str, Expected] = {
     "index": _WHOLE,
     "amount": _NUMBER,
     "cost": _NUMBER,
-    "maximum": _NUMBER,
+    "maximum": (lambda value: value is None or _is_number(value), "a finite number, or null where there is no limit"),
     "gains": _LIST,
 }
 

@@ -1,5 +1,6 @@
 """`export`: allocations, adapters and models as files that PEFT, llm-compressor and transformers load."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,7 +253,8 @@ def _ordered(allocation: Record, family: Family) -> list[Record]:
 def _planned_ranks(allocation: Record, family: Family, settings: ExportSettings) -> dict[str, int]:
     """Rank of every projection chosen, its own or that of its layer, checked against what the units can take."""
     units = _ordered(allocation, family)
-    _require_sides({u["name"]: u["amount"] for u in units}, {u["name"]: u["maximum"] for u in units})
+    limits = {u["name"]: math.inf if u["maximum"] is None else u["maximum"] for u in units}
+    _require_sides({u["name"]: u["amount"] for u in units}, limits)
     paths = {}
     for unit in units:
         layer = layer_prefix(layer_index(unit["name"]))
