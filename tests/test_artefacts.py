@@ -114,6 +114,7 @@ def changed(record, place, value):
         (["units", 0, "amount"], 1.5, r"units\[0\]\.amount must be a whole number; found 1.5"),
         (["units", 0, "cost"], None, r"units\[0\]\.cost must be a finite number; found None"),
         (["units", 0, "cost"], float("nan"), r"units\[0\]\.cost must be a finite number; found nan"),
+        (["units", 0, "maximum"], "4", r"units\[0\]\.maximum must be a finite number, or null .*; found '4'"),
         (["target"], "width", "target must be one of rank, bits, sparsity, experts; found 'width'"),
         (["model"], "tiny", "model must be an object; found 'tiny'"),
         (["model", "layers"], True, r"model\.layers must be a whole number; found True"),
