@@ -45,10 +45,21 @@ ALLOWED = {
 # Rooms that know arrays and callables only, so neither modules, nor data, nor files.
 ARITHMETIC = {
     "curvature": {"jax", "jaxtyping", "numpy"},
-    "allocation": {"jax", "jaxtyping", "numpy", "scipy"},
+    "allocation": {"jax", "jaxtyping", "numpy"},
     "scores": {"jax", "jaxtyping", "numpy"},
 }
-PURE_STANDARD = {"collections", "dataclasses", "enum", "functools", "heapq", "itertools", "math", "types", "typing"}
+PURE_STANDARD = {
+    "collections",
+    "dataclasses",
+    "enum",
+    "fractions",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "types",
+    "typing",
+}
 CLOCKS_AND_THREADS = {"contextlib", "queue", "threading", "time"}  # work dealt out to devices
 
 
