@@ -5,7 +5,6 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from curvjax.artefacts import (
     ALLOCATION_SCHEMA,
     digest,

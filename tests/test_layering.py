@@ -49,7 +49,7 @@ ALLOWED = {
 # Rooms that know arrays and callables only, so neither modules, nor data, nor files.
 ARITHMETIC = {
     "curvature": {"jax", "jaxtyping", "numpy"},
-    "allocation": {"jax", "jaxtyping", "numpy", "scipy"},
+    "allocation": {"jax", "jaxtyping", "numpy"},
     "scores": {"jax", "jaxtyping", "numpy"},
 }
 PURE_STANDARD = {

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import tyro
-
 from curvjax.artefacts import machine, versions, write_record
+from curvjax.steps.score import calibration_batch
+
 from curvjax.curvature import ggn_product, host_loop, run_lanczos, run_passes, trust_radius, unit_gradient, vectors
 from curvjax.curvature.damping import Layer
 from curvjax.curvature.layered import unit_parameters
@@ -22,7 +23,6 @@ from curvjax.data import read_documents, sample
 from curvjax.layers import layer_units
 from curvjax.models import load_model, parameters, weights_hash
 from curvjax.models.layered import layered_model
-from curvjax.steps.score import calibration_batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,13 @@ from curvjax.models import (
     with_parameters,
 )
 from curvjax.models.hf_config import config_from_hf
-from curvjax.models.side_files import described_side_files, hf_entries, in_dtype, side_files_description, side_files_from_gguf
+from curvjax.models.side_files import (
+    described_side_files,
+    hf_entries,
+    in_dtype,
+    side_files_description,
+    side_files_from_gguf,
+)
 from curvjax.models.tokenizer import Tokenizer
 from curvjax.surgery import drop_layers
 from tests.models.families import FAMILIES, golden, weights, write_checkpoint

@@ -3,13 +3,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from curvjax.runs.program import AllocateSettings
 
 from curvjax.data import pack
 from curvjax.models import load_arrays, parameters
 from curvjax.runs import adapt as adapting
 from curvjax.runs.adapt import AdaptSettings, adapt, allocated_amounts, load_adapter
 from curvjax.runs.allocate import allocate
-from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
 from curvjax.surgery import adapter_size, lora_experts, lora_parameters, lora_ranks, projections
 from tests.runs.stand_ins import stand_in_fit

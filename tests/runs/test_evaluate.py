@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tokenizers
 import tyro
-
 from curvjax.artefacts import EVALUATION_SCHEMA, read_record, write_record
+from curvjax.runs.program import AllocateSettings
+
 from curvjax.commands.outcomes import Evaluate
 from curvjax.data import sample, with_examples
 from curvjax.evaluation import ranked_choice
@@ -16,7 +17,6 @@ from curvjax.runs import evaluate as evaluating
 from curvjax.runs.adapt import AdaptSettings, adapt
 from curvjax.runs.allocate import allocate
 from curvjax.runs.evaluate import EvaluateSettings, evaluate, shown, text_perplexity
-from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
 from tests.runs.stand_ins import stand_in_fit
 from tests.runs.tiny import questions, texts, write_texts

@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
-
 from curvjax.artefacts import ALLOCATION_SCHEMA, write_record
+
 from curvjax.interop import PeftAdapter, load_peft
 from curvjax.models import load_model, parameters, save_hf, weights_hash
 from curvjax.runs import adapt as adapting

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
-
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
+from curvjax.runs.factorize import FactorizeSettings, factorize_ranks, save_thinner
+from curvjax.runs.program import AllocateSettings
+
 from curvjax.models import load_model, model_hash, parameters, submodules
 from curvjax.runs import factorize as factorizing
 from curvjax.runs.allocate import allocate
-from curvjax.runs.factorize import FactorizeSettings, factorize_ranks, save_thinner
 from curvjax.runs.open import open_model
-from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
 from curvjax.surgery import FactorizedLinear
 from tests.runs.tiny import texts

@@ -2,13 +2,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
+from curvjax.runs.program import AllocateSettings
+from curvjax.runs.prune import PruneSettings, prune, require_new, save_pruned, without_layers
+
 from curvjax.models import load_model, parameters
 from curvjax.runs.allocate import allocate
-from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
-from curvjax.runs.prune import PruneSettings, prune, require_new, save_pruned, without_layers
 from curvjax.surgery import load_masks
 from tests.runs.tiny import texts
 

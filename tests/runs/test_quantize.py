@@ -1,11 +1,11 @@
 import jax
 import numpy as np
 import pytest
-
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
+from curvjax.runs.quantize import QuantizeSettings, quantize, save_quantized
+
 from curvjax.models import load_model, model_hash, parameters, weights_hash
 from curvjax.runs.progress import silent
-from curvjax.runs.quantize import QuantizeSettings, quantize, save_quantized
 from curvjax.surgery import Format, add_lora, decoded, dequantized, nearest
 from tests.runs.tiny import texts
 

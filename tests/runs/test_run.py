@@ -2,8 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from curvjax.artefacts import ALLOCATION_SCHEMA, RUN_SCHEMA, read_record
+from curvjax.runs.prune import PruneSettings
+
 from curvjax.data import read_documents, split_documents
 from curvjax.runs import adapt as adapting
 from curvjax.runs import compare_adapters, compare_pruning, settings
@@ -12,7 +13,6 @@ from curvjax.runs import score as scoring
 from curvjax.runs.adapt import AdaptSettings
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.progress import silent
-from curvjax.runs.prune import PruneSettings
 from curvjax.runs.run import run
 from curvjax.runs.settings import RunSettings, quick
 from tests.runs.stand_ins import stand_in_fit

@@ -2,15 +2,15 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
+from curvjax.runs.program import AllocateSettings
+from curvjax.runs.prune import PruneSettings, without_layers
+from curvjax.runs.shrink import prune_structures, save_smaller
+
 from curvjax.models import load_model, model_hash, parameters
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
-from curvjax.runs.program import AllocateSettings
 from curvjax.runs.progress import silent
-from curvjax.runs.prune import PruneSettings, without_layers
-from curvjax.runs.shrink import prune_structures, save_smaller
 from tests.runs.tiny import texts
 
 SETTINGS = PruneSettings(method="channels", tokens=32, length=16, rows=2)

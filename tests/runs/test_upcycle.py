@@ -1,14 +1,14 @@
 import jax
 import numpy as np
 import pytest
-
 from curvjax.artefacts import ALLOCATION_SCHEMA, read_record
+from curvjax.runs.program import AllocateSettings
+from curvjax.runs.upcycle import UpcycleSettings, save_grown, upcycle_experts
+
 from curvjax.models import model_hash, parameters
 from curvjax.runs import upcycle as upcycling
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
-from curvjax.runs.program import AllocateSettings
-from curvjax.runs.upcycle import UpcycleSettings, save_grown, upcycle_experts
 from curvjax.surgery import ExpertMLP
 from tests.runs.tiny import texts
 
