@@ -93,15 +93,9 @@ def _solve(
     maximum: Float[Array, " K"],
     size_neutral: Bool[Array, ""],
     groups: Int[Array, " K"] | None,
-<<<<<<< HEAD
 ) -> Solution:
-    best = jnp.max(q)  # q^kappa can leave the range where its ratios do not
-    weight = jnp.where(size_neutral, size, 1.0) * (q / best) ** kappa
-=======
-) -> Allocation:
     middle = power_midway(q)  # q^kappa can leave the range where its ratios do not
     weight = jnp.where(size_neutral, size / power_midway(size), 1.0) * (q / middle) ** kappa
->>>>>>> i9-alloc
     total = sparsity * jnp.sum(size)
     sound = jnp.all((q > 0) & (weight > 0) & (maximum <= 1)) & (sparsity <= 1) & (kappa >= 0)
     weight = jnp.where(sound, weight, jnp.nan)  # told by status
