@@ -65,8 +65,8 @@ def mask_prices(
         p_k = (1/n_k) dR/dx_k  ~  -sum_{i in band} g_i w_i / (number of weights in the band)
 
     over the weights whose place lies within `band` of the unit's share, as a share of all places: those that go next
-    and those that went last. g is the gradient at the pruned model in all weights, w their dense values: removing a weight
-    that is there moves it by -w, and putting one back by +w, so that both tell the same slope.
+    and those that went last. g is the gradient at the pruned model in all weights, w their dense values: removing a
+    weight that is there moves it by -w, and putting one back by +w, so that both tell the same slope.
 
     Args:
       order: of the weights.
