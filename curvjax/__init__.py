@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from curvjax.surgery import Factorize as Factorize
     from curvjax.surgery import Heads as Heads
     from curvjax.surgery import LoRA as LoRA
-    from curvjax.surgery import LoRAExperts as LoRAExperts
+    from curvjax.surgery import LoRAMixture as LoRAMixture
     from curvjax.surgery import Magnitude as Magnitude
     from curvjax.surgery import Nearest as Nearest
     from curvjax.surgery import SparseGPT as SparseGPT
@@ -63,7 +63,7 @@ _HOME = {
     "curvjax.records": ("Allocation", "Comparison", "Outcome", "Rebuilt", "Scores"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
-        *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAExperts", "Magnitude", "Nearest", "SparseGPT"),
+        *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "SparseGPT"),
         *("Structured", "Upcycle", "Wanda", "surgery"),
     ),
     "curvjax.verbs": (

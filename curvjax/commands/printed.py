@@ -41,17 +41,14 @@ def allocation_lines(found: Allocation) -> list[str]:
 
 
 def rebuilt_lines(found: Rebuilt) -> list[str]:
-    """What a surgery did, in numbers: the amounts realised, and the sizes before and after."""
+    """What a surgery did: the amounts realised, the sizes before and after, and what it says itself."""
     before, after = found.before, found.after
     lines = [f"{found.method}: {found.total:,.0f} realised as planned, {found.target} of {len(found.units)} units"]
     for name in ("parameters", "bytes", "flops"):
         then, now = getattr(before, name), getattr(after, name)
         if then != now:
             lines.append(f"{name} of these units: {now:,}, before {then:,} ({now / then:.1%})")
-    for name, told in found.evidence.items():
-        if isinstance(told, int | float) and told:
-            lines.append(f"{name.replace('_', ' ')}: {told:,.6g}")
-    return lines
+    return [*lines, *found.remarks]
 
 
 def outcome_table(found: Outcome) -> Table:

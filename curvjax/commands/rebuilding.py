@@ -136,7 +136,7 @@ class Adapt:
     data: str = "task:sciq"
     """Training text, or prompts and completions; as for `curvjax score`."""
     method: str = "lora"
-    """lora (ranks), lora-experts (experts). Its settings are flags."""
+    """lora (ranks), lora-mixture (experts). Its settings are flags."""
     out: Path = Path("runs/adapted")
     """Directory for adapter/, checkpoints and metrics.jsonl."""
     merge: bool = False
@@ -158,7 +158,8 @@ class Adapt:
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
             found = adapt(loaded, allocation, method, documents, self.settings, self.out, progress=progress)
-        print(f"{found.evidence['adapter_parameters']:,} adapter parameters, as planned")
+        for line in rebuilt_lines(found):
+            print(line)
         tell(self.out / "adapter")
         if self.checkpoint:
             if not is_checkpoint(self.out / "checkpoint"):  # one that is there is of this run, as the adapter is

@@ -32,9 +32,11 @@ class Rebuilt(Value):
     """What a surgery made.
 
     method: its name in `curvjax.surgery.SURGERIES`; settings: its own. target: what units have. total: realised, in the
-    budget's unit. before, after: sizes of the units named. evidence: of the method, JSON. origin: of the model that was
-    rebuilt. In memory only, model: the decoder; arrays: what is saved beside it, by name (masks); source: the model
-    that was rebuilt, as loaded, whose tokenizer and files go along.
+    budget's unit. before, after: sizes of the units named. remarks: what else is to be said, in words. evidence: of the
+    method, JSON. origin: of the model that was rebuilt. model_sha256: of the model as it was saved, by which later
+    records name it; only_checkpoint: why no Hugging Face directory could hold it; both None before. In memory only,
+    model: the decoder; arrays: what is saved beside it, by name (masks); source: the model that was rebuilt, as loaded,
+    whose tokenizer and files go along.
     """
 
     schema: ClassVar[str] = "curvjax.rebuilt-model/1"
@@ -45,8 +47,11 @@ class Rebuilt(Value):
     total: float
     before: Size
     after: Size
+    remarks: tuple[str, ...] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    model_sha256: str | None = None
+    only_checkpoint: str | None = None
     model: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
     arrays: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)
     source: Any = field(default=None, compare=False, repr=False, metadata=LEFT_OUT)

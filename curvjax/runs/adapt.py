@@ -71,7 +71,7 @@ def adapt(
     Args:
       loaded: the base model and its tokenizer.
       allocation: ranks or experts of that model.
-      method: `LoRA` or `LoRAExperts`, with which adapters are born.
+      method: `LoRA` or `LoRAMixture`, with which adapters are born.
       documents: training documents.
       settings: how to train.
       directory: receives training/ with checkpoints and metrics.jsonl, and adapter/.

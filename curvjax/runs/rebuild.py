@@ -6,7 +6,7 @@ from pathlib import Path
 
 from curvjax.interop import new_folder
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Loaded, config_to_hf, rounded, save_hf
+from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, rounded, save_hf
 from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.text import Text
@@ -17,12 +17,13 @@ from curvjax.surgery import Surgery, dense_equivalent, drop_layers, renumbered, 
 class Saved:
     """directory: of everything; a Hugging Face directory unless `only_here`. checkpoint: within it, None if left out.
 
-    only_here: why only the checkpoint can hold the model; "" where both can.
+    only_here: why only the checkpoint can hold the model; "" where both can. sha256: of the model written.
     """
 
     directory: Path
     checkpoint: Path | None
     only_here: str
+    sha256: str
 
 
 def rebuild(
@@ -138,8 +139,8 @@ def save(
         saved = save_forms(found.model, found.source, new, checkpoint=checkpoint)
         if found.arrays:
             save_masks(found.arrays, new / "masks.safetensors")
-        about = {"only_checkpoint": saved.only_here or None}
-        replace(found, evidence=found.evidence | about).save(new / "rebuilt.json")
+        about = replace(found, model_sha256=saved.sha256, only_checkpoint=saved.only_here or None)
+        about.save(new / "rebuilt.json")
         if allocation is not None:
             allocation.realised(found.total + allocation.dropped_weights).save(new / "allocation.json")
     directory = Path(directory)
@@ -157,7 +158,7 @@ def save_forms(model: Decoder, loaded: Loaded, directory: str | Path, *, checkpo
     at = directory / "checkpoint" if checkpoint or dense is None else None
     if at is not None:
         save_rebuilt(model, at, tokenizer=tokenizer, beside=beside)
-    return Saved(directory, at, only_here)
+    return Saved(directory, at, only_here, model_hash(model))
 
 
 def _dense(model: Decoder) -> tuple[Decoder | None, str]:

@@ -4,6 +4,7 @@ from curvjax.registry import import_all
 from curvjax.surgery.adapters import SCALES as SCALES
 from curvjax.surgery.adapters import STARTS as STARTS
 from curvjax.surgery.adapters import LoRA as LoRA
+from curvjax.surgery.adapters import LoRAMixture as LoRAMixture
 from curvjax.surgery.codes import Codes as Codes
 from curvjax.surgery.codes import Format as Format
 from curvjax.surgery.codes import decoded as decoded

@@ -82,10 +82,10 @@ class LoRA:
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
-class LoRAExperts:
+class LoRAMixture:
     """Mixtures of their unit's number of LoRA experts on each projection; see `add_experts`."""
 
-    name: ClassVar[str] = "lora-experts"
+    name: ClassVar[str] = "lora-mixture"
     targets: ClassVar[tuple[str, ...]] = ("experts",)
     reads_text: ClassVar[bool] = False
 
@@ -122,7 +122,7 @@ class LoRAExperts:
 
 
 def _adapted(
-    method: LoRA | LoRAExperts,
+    method: LoRA | LoRAMixture,
     model: Decoder,
     born: Decoder,
     amounts: Mapping[str, int],
@@ -139,4 +139,5 @@ def _adapted(
     realised = {name: min(found.get(path, 0) for path in paths) for name, paths in units.items()}
     counts = Counts({name: int(amounts[name]) for name in units}, realised, float(sum(counted.values())))
     target = method.targets[0]
-    return account(method, target, (model, born), counts, evidence={"adapter_parameters": sum(counted.values())})
+    remarks = [f"{sum(counted.values()):,} adapter parameters"]
+    return account(method, target, (model, born), counts, remarks=remarks)

@@ -53,10 +53,8 @@ def upcycled_costs(model: nnx.Module) -> dict[str, Cost]:
     for path, mlp in submodules(model).items():
         if isinstance(mlp, ExpertMLP):
             maps = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-            biases = sum(one.bias.size for one in maps if one.bias is not None)
-            cost = _mixture_cost(sum(one.kernel.size for one in maps), mlp.router)
-            shared = biases // mlp.router.weight.shape[1] * mlp.router.top_k
-            found[path] = cost._replace(parameters=cost.parameters + biases, active=cost.active + shared)
+            products = mlp.router.weight.size + sum(one.kernel.size for one in maps)
+            found[path] = Cost(mlp.parameters, mlp.active, 2 * products)
     return found
 
 

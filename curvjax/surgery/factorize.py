@@ -398,7 +398,6 @@ class Factorize:
 
     name: ClassVar[str] = "factorize"
     targets: ClassVar[tuple[str, ...]] = ("rank",)
-    reads_text: ClassVar[bool] = True
 
     metric: Literal["svd", "aware", "asvd"] = "aware"
     """Nearest in the weights; nearest in the outputs, by the second moment of the inputs (SVD-LLM's whitening); or with
@@ -407,6 +406,11 @@ class Factorize:
     """Exponent of the mean sizes in asvd; 0 is svd."""
     rows: int = 4
     """Rows in memory at a time."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the metric looks at inputs."""
+        return self.metric != "svd"
 
     def __call__(
         self,
@@ -431,14 +435,16 @@ class Factorize:
             {name: sum(of[path] for path in paths) for name, paths in units.items()}
             for of in (planned, whole | found.parameters)
         ]
+        left = [path for path in asked if path not in ranks]
+        why = "left as they are: at their rank, factors are not smaller than the kernel"
         evidence = {
-            "parameters_before": sum(whole.values()),
             "ranks": ranks,
-            "left": [path for path in asked if path not in ranks],
+            "left": left,
             "errors": {path: float(factors.error) for path, factors in found.factors.items()},
         }
         total = Counts(*counts, sum(counts[1].values()))
-        return account(self, "rank", (model, found.model), total, evidence=evidence)
+        remarks = [f"{len(left)} {why}"] if left else []
+        return account(self, "rank", (model, found.model), total, remarks=remarks, evidence=evidence)
 
     def _cut(
         self, model: Decoder, ranks: Mapping[str, int], batch: Batch | None, progress: Progress | None

@@ -118,5 +118,9 @@ def pruned_units(method: Surgery, model: Decoder, found: Pruned) -> Rebuilt:
     plan = found.plan
     planned = {unit.name: sum(plan.counts[path] for path in unit.paths) for unit in plan.units}
     evidence = {"already_zero": sum(plan.already.values()), "excess": plan.excess}
-    counts = Counts(planned, zeros, sum(zeros.values()))
-    return account(method, "sparsity", (model, found.model), counts, evidence=evidence, arrays=found.masks)
+    counts, models = Counts(planned, zeros, sum(zeros.values())), (model, found.model)
+    remarks = [f"{found.achieved.total:.4%} of the projections' weights are zero"]
+    if more := plan.excess:
+        few = f"{', '.join(list(more)[:3])}{', ...' if len(more) > 3 else ''}"
+        remarks.append(f"{sum(more.values()):,} zeros that were there stay, beyond what was asked of {few}")
+    return account(method, "sparsity", models, counts, remarks=remarks, evidence=evidence, arrays=found.masks)

@@ -1,6 +1,6 @@
 """What a surgery is: how a model is rebuilt to amounts, as one value; and the count of what was rebuilt."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -21,14 +21,17 @@ Progress = Callable[[int, int], None]
 class Surgery(Protocol):
     """A frozen dataclass that rebuilds a model so that each unit has its amount, exactly or not at all.
 
-    name: by which commands and records call it. targets: of the programs whose amounts it takes. reads_text: whether it
-    needs calibration rows.
+    name: by which commands and records call it. targets: of the programs whose amounts it takes.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
-    reads_text: ClassVar[bool]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs calibration rows; where settings do not matter, a class says so by `ClassVar[bool]`."""
+        ...
 
     def __call__(
         self,
@@ -82,6 +85,7 @@ def account(
     models: tuple[Decoder, Decoder],
     counts: Counts,
     *,
+    remarks: Sequence[str] = (),
     evidence: Mapping[str, Any] | None = None,
     arrays: Mapping[str, jax.Array] | None = None,
 ) -> Rebuilt:
@@ -92,6 +96,7 @@ def account(
       target: what units have.
       models: before and after.
       counts: of the units, in layer order.
+      remarks: what else is to be said, in words.
       evidence: of the method, for the record.
       arrays: what is saved beside the model.
 
@@ -117,6 +122,7 @@ def account(
         target=target,
         units=tuple(units),
         total=float(counts.total),
+        remarks=tuple(remarks),
         before=before,
         after=after,
         evidence=dict(evidence or {}),

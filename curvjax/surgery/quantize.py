@@ -285,7 +285,8 @@ def quantized_units(method: Surgery, model: Decoder, widths: Mapping[str, int], 
     units = [dict(zip(fields, row, strict=True)) for row in zip(*storage, strict=True)]
     evidence = {"storage": {"bytes": storage.total, "bits_per_weight": storage.bits_per_weight, "units": units}}
     counts = Counts({name: int(widths[name]) for name in realised}, realised, float(total))
-    return account(method, "bits", (model, found.model), counts, evidence=plain(evidence))
+    remarks = [f"{storage.total:,} bytes, {storage.bits_per_weight:.3f} bits per weight with scales and zeros"]
+    return account(method, "bits", (model, found.model), counts, remarks=remarks, evidence=plain(evidence))
 
 
 @surgery

@@ -66,10 +66,6 @@ def shrink_plan(model: Decoder, shares: Mapping[str, float | int], *, channels: 
     if not (channels or heads):
         msg = "nothing may go: allow channels, heads or both."
         raise ValueError(msg)
-    wrong = [f"{unit}: {share}" for unit, share in shares.items() if not 0 <= share < 1]
-    if wrong:
-        msg = f"shares to remove must be at least 0 and below 1; got {wrong[:3]}."
-        raise ValueError(msg)
     require_plain(model)
     asked, attention = _asked(model, shares)
     layers = list(asked)
@@ -80,7 +76,7 @@ def shrink_plan(model: Decoder, shares: Mapping[str, float | int], *, channels: 
     if heads and not channels:
         by_heads = _whole(goal, head_cost, head_most, layers, "key heads")
     elif heads:
-        most = np.minimum(head_most, (goal // head_cost).astype(np.int64))
+        most = np.minimum(head_most, np.floor(goal / head_cost + 1e-9).astype(np.int64))
         part = np.minimum(np.array(list(attention.values())), most * head_cost)
         by_heads = _whole(part, head_cost, most, layers, "key heads")
     left = goal - by_heads * head_cost
@@ -127,6 +123,10 @@ def _asked(model: Decoder, amounts: Mapping[str, float | int]) -> tuple[dict[str
         unit.name: sum(linears[module_path(p)].kernel.size for p in unit.paths) for unit in kernel_units(model, amounts)
     }
     shares = {name: x / sizes[name] if isinstance(x, Integral) else x for name, x in amounts.items()}
+    wrong = [f"{name}: {amounts[name]} of {sizes[name]:,}" for name, share in shares.items() if not 0 <= share < 1]
+    if wrong:
+        msg = f"shares to remove must be at least 0 and below 1, and weights fewer than the unit has; got {wrong[:3]}."
+        raise ValueError(msg)
     for path, share in by_projection(model, shares).items():
         layer, weights = layer_prefix(layer_index(path)), share * linears[path].kernel.size
         asked[layer] = asked.get(layer, 0.0) + weights
@@ -213,7 +213,11 @@ class Channels:
         realised = {name: left[name] for name in plan.weights}
         evidence = {"asked": plan.asked, "channels": plan.channels, "heads": plan.heads}
         counts = Counts(dict(plan.weights), realised, float(sum(realised.values())))
-        return account(self, "sparsity", (model, smaller), counts, evidence=evidence)
+        went = " and ".join(
+            f"{sum(many.values()):,} {what}" for what, many in (("channels", plan.channels), ("key heads", plan.heads))
+        )
+        remarks = [f"{went} are gone: {plan.total - plan.asked:+,.0f} weights from the {plan.asked:,.0f} allocated"]
+        return account(self, "sparsity", (model, smaller), counts, remarks=remarks, evidence=evidence)
 
 
 @surgery

@@ -90,6 +90,17 @@ class ExpertMLP(nnx.Module):
         mixture.trained = facts[TRAINED]
         return mixture
 
+    @property
+    def parameters(self) -> int:
+        """Numbers in all of its arrays."""
+        return sum(array.size for array in self.matrices().values())
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token goes through, all of the router included."""
+        router = self.router.weight
+        return router.size + (self.parameters - router.size) // router.shape[1] * self.router.top_k
+
     def matrices(self) -> dict[str, nnx.Variable]:
         """All arrays of router and experts, by name."""
         maps = {"gate_proj": self.gate_proj, "up_proj": self.up_proj, "down_proj": self.down_proj}
@@ -185,10 +196,14 @@ class Upcycle:
         grown = upcycle(model, amounts, key=jax.random.key(self.seed), top_k=self.top_k)
         mlps = {name: grown.layers[layer_index(name)].mlp for name in amounts}
         realised = {name: mlp.router.weight.shape[1] if isinstance(mlp, ExpertMLP) else 1 for name, mlp in mlps.items()}
-        evidence = {"moved": _moved(model, grown, rows)}
-        return account(
-            self, "experts", (model, grown), Counts(amounts, realised, sum(realised.values())), evidence=evidence
-        )
+        moved, counts = _moved(model, grown, rows), Counts(amounts, realised, sum(realised.values()))
+        mixtures = [mlp for mlp in mlps.values() if isinstance(mlp, ExpertMLP)]
+        active, held = (sum(getattr(mlp, what) for mlp in mixtures) for what in ("active", "parameters"))
+        remarks = [
+            f"a token goes through {active:,} of the {held:,} parameters of mixtures",
+            f"logits are equal: the largest change is {moved:.1e} of the largest",
+        ]
+        return account(self, "experts", (model, grown), counts, remarks=remarks, evidence={"moved": moved})
 
 
 def _moved(model: Decoder, grown: Decoder, batch: Batch) -> float:
