@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 
 from curvjax import cli
-from curvjax.artefacts import (
-    ALLOCATION_SCHEMA,
-    COMPARE_SCHEMA,
-    EVALUATION_SCHEMA,
-    GAINS_SCHEMA,
-    read_record,
-    write_record,
-)
+from curvjax.commands import scoring as commands
+from curvjax.layers import layer_index
 from curvjax.models import load_model, weights_hash
+from curvjax.records import Allocation, Budget, Comparison, ModelOrigin, Origin, Outcome, Rebuilt, Scores, UnitAmount
 from curvjax.runs import adapt as adapting
 from curvjax.runs import evidence as measuring
 from curvjax.runs import score as scoring
@@ -25,41 +20,32 @@ from tests.runs.tiny import save_tiny_model, texts, write_texts
 
 OPTIONS = {
     "run": ("--out", "--quick", "--task", "--sparsities", "--score.rtol", "--adapt.steps", "--seed"),
-    "score": ("--data", "--out", "--granularity", "--rtol", "--rows", "--processes", "--process", "--coordinator"),
-    "allocate": (
-        "--out",
-        "--target",
-        "--budget",
-        "--baseline",
-        "--minimum",
-        "--kappa",
-        "--allowed",
-        "--sweep",
-        "--cost",
-    ),
+    "score": ("--data", "--score", "--out", "--granularity", "--rtol", "--processes", "--process", "--coordinator"),
+    "allocate": ("--out", "--target", "--rule", "--control", "--budget", "--minimum", "--sweep", "--cost"),
     "refine": ("--data", "--out", "--products", "--stride", "--longest", "--target", "--budget"),
-    "transfer": ("--out", "--target", "--budget", "--floor", "--kappa"),
-    "compare": ("--data", "--gains", "--out", "--target", "--budget", "--scores", "--rules", "--plans", "--directions"),
-    "adapt": ("--data", "--out", "--merge", "--checkpoint", "--steps", "--learning-rate", "--scaling"),
+    "transfer": ("--out", "--target", "--budget", "--floor"),
+    "compare": ("--data", "--gains", "--target", "--budget", "--scores", "--rules", "--plans", "--directions"),
+    "adapt": ("--data", "--out", "--merge", "--checkpoint", "--steps", "--learning-rate", "--method", "--scaling"),
     "prune": ("--data", "--out", "--checkpoint", "structured", "--method", "--pattern", "--drop", "--tokens"),
     "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),
-    "factorize": ("--data", "--out", "--method", "svd", "aware", "asvd", "--alpha", "--tokens"),
+    "factorize": ("--data", "--out", "--metric", "svd", "aware", "asvd", "--alpha", "--tokens"),
     "upcycle": ("--data", "--out", "--top-k", "--seed"),
+    "rebuild": ("--data", "--out", "--method", "--drop", "--checkpoint", "--pattern"),
     "evaluate": ("--data", "--tasks", "--adapter", "--out", "--questions"),
     "export": ("--to", "peft-config", "recipe", "--adapter", "--model", "--out", "--projections", "--base"),
     "report": ("gains.json",),
+    "methods": (),
 }
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """Function that runs the command in this process; its exit status (0 where it returns), output and errors."""
 
     def of(*words):
-        monkeypatch.setattr(sys, "argv", ["curvjax", *map(str, words)])
         status = 0
         try:
-            cli.main()
+            cli.main([*map(str, words)])
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()
@@ -105,9 +91,43 @@ def test_help_names_the_options(command, name):
     assert [option for option in OPTIONS[name] if option not in output] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (("allocate", "--target", "sparsity"), ("--kappa", "--max-sparsity")),
+        (("allocate", "--target=bits"), ("--allowed",)),
+        (("rebuild", "--method", "gptq"), ("--group", "--act-order")),
+        (("adapt", "--method", "lora-mixture"), ("--rank", "--top-k")),
+    ],
+)
+def test_the_settings_of_what_is_chosen_are_flags(command, words, options):
+    status, output, _ = command(*words, "--help")
+    assert status == 0
+    assert [option for option in options if option not in output] == []
+
+
+@pytest.mark.parametrize("words", [("allocate", "x.json", "--target"), ("rebuild", "x", "y", "--method")])
+def test_a_choice_that_there_is_not_is_refused_with_those_there_are(command, words):
+    refused(command(*words, "shoes"), f"{words[-1]} must be one of", "got 'shoes'")
+    assert command(*words)[0] != 0
+
+
+def test_a_command_that_there_is_not_is_refused_with_those_there_are(command):
+    refused(command("shoes"), "there is no command 'shoes'", "allocate")
+    status, output, _ = command()
+    assert (status, output.splitlines()[0]) == (2, "usage: curvjax COMMAND ...")
+
+
+def test_methods_are_listed_with_their_sources(command):
+    status, output, _ = command("methods")
+    assert status == 0
+    assert [name for name in ("gain", "lamp", "owl", "permuted", "sparsity", "gptq") if name not in output] == []
+
+
 def test_help_names_the_commands(command):
     status, output, _ = command("--help")
     assert status == 0
+    assert set(OPTIONS) == set(cli.COMMANDS)
     assert [name for name in OPTIONS if name not in output] == []
 
 
@@ -125,7 +145,7 @@ def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, 
     assert scored[0] == 0
     assert scored[1].splitlines()[-1] == str(gains)
     assert "certified gains: 12/12" in scored[2]
-    assert len(read_record(gains, schema=GAINS_SCHEMA)["units"]) == 12
+    assert len(Scores.load(gains).units) == 12
 
     status, output, _ = command("allocate", gains, "--target", "sparsity", "--budget", 0.5, "--out", allocation)
     assert (status, output.splitlines()[-1]) == (0, str(allocation))
@@ -137,12 +157,14 @@ def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, 
     refined = ("--budget", 3, "--out", tmp_path / "refined")
     status, output, _ = command("refine", model, gains, "--data", data, *refined)  # the stand-ins' brackets are points
     assert (status, output.splitlines()[-3]) == (0, "0 further products; all are proved")
-    assert read_record(tmp_path / "refined" / "allocation.json", schema=ALLOCATION_SCHEMA)["certificate"]["unique"]
+    assert Allocation.load(tmp_path / "refined" / "allocation.json").certificate.unique
 
     pruned = tmp_path / "pruned"
     status, output, _ = command("prune", model, allocation, "--method", "magnitude", "--out", pruned)
-    assert (status, output.splitlines()) == (0, ["removed 50.0000% of the projections' weights", str(pruned)])
-    assert read_record(pruned / "allocation.json", schema=ALLOCATION_SCHEMA)["budget"]["realised"] == 12 * 960
+    lines = ["magnitude: 11,520 realised as planned, sparsity of 12 units"]
+    lines += ["50.0000% of the projections' weights are zero", str(pruned)]
+    assert (status, output.splitlines()) == (0, lines)
+    assert Allocation.load(pruned / "allocation.json").budget.realised == 12 * 960
     short = ("--pattern", "n:4", "--drop", 1, 10, "--out", tmp_path / "short")
     assert command("prune", model, allocation, "--method", "magnitude", *short)[0] == 0
     assert len(load_model(tmp_path / "short").model.layers) == 10
@@ -151,7 +173,7 @@ def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, 
     status, output, _ = command("evaluate", pruned, "--data", data, "--length", 16, "--tokens", 32, "--out", record)
     assert (status, output.splitlines()[-1]) == (0, str(record))
     assert "perplexity" in output
-    assert read_record(record, schema=EVALUATION_SCHEMA)["model"]["name"] == "pruned"
+    assert Outcome.load(record).origin.model.name == "pruned"
 
 
 def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path, stand_ins):
@@ -162,8 +184,8 @@ def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path
     words = ("--data", data, "--steps", 1, "--length", 16, "--rows", 2, "--warmup", 0, "--out", tmp_path / "adapted")
     status, output, errors = command("adapt", model, allocation, *words, "--merge", "--checkpoint")
     folders = [tmp_path / "adapted" / name for name in ("adapter", "checkpoint", "merged")]
-    assert (status, output.splitlines()[1:]) == (0, [str(folder) for folder in folders])
-    assert re.match(r"[\d,]+ adapter parameters, as planned", output)
+    assert (status, output.splitlines()[-3:]) == (0, [str(folder) for folder in folders])
+    assert re.search(r"^[\d,]+ adapter parameters$", output, re.MULTILINE)
     assert "fine-tune: 1/1" in errors
 
     found = {}
@@ -175,81 +197,91 @@ def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path
     }.items():
         out = tmp_path / f"{name}.json"
         assert command("evaluate", *subject, "--data", data, "--length", 16, "--tokens", 32, "--out", out)[0] == 0
-        found[name] = read_record(out, schema=EVALUATION_SCHEMA)["texts"][str(data)]["nll"]
+        found[name] = Outcome.load(out).texts[str(data)].nll
     assert found["checkpoint"] == found["adapter"]
     assert found["merged"] == pytest.approx(found["adapter"], rel=1e-5)  # float32 kernels, folded
     assert found["merged"] != pytest.approx(found["base"], rel=1e-4)
 
 
-def test_widths_become_a_quantised_model(command, model, data, tmp_path):
-    units = [{"name": f"layers.{layer}", "amount": (4, 16)[layer % 2], "cost": 1920.0} for layer in range(12)]
-    about = {"name": "tiny", "weights_sha256": weights_hash(load_model(model).model)}
-    budget = {"requested": 230400.0, "planned": 230400.0, "realised": None, "unit": "bits"}
-    record = {"schema": ALLOCATION_SCHEMA, "target": "bits", "model": about, "units": units, "budget": budget}
-    path, out = write_record(tmp_path / "bits.json", record), tmp_path / "out"
-    words = ("quantize", model, path, "--method", "rtn", "--group", 8, "--out", out)
+def an_allocation(path, model, target, amounts, *, unit="", **about):
+    """As `allocate` writes it, of a few units."""
+    units = tuple(
+        UnitAmount(name=name, index=layer_index(name), amount=amount, **about) for name, amount in amounts.items()
+    )
+    total = float(sum(unit.amount * unit.cost for unit in units))
+    budget = Budget(requested=total, planned=total, unit=unit or target)
+    return Allocation(target=target, units=units, budget=budget, origin=Origin(model=model), program={}).save(path)
+
+
+@pytest.fixture(scope="module")
+def origin(model):
+    return load_model(model).origin
+
+
+def test_widths_become_a_quantised_model(command, model, origin, data, tmp_path):
+    widths, out = {f"layers.{layer}": (4, 16)[layer % 2] for layer in range(12)}, tmp_path / "out"
+    path = an_allocation(tmp_path / "bits.json", origin, "bits", widths, cost=1920.0)
+    words = ("quantize", model, path, "--method", "nearest", "--group", 8, "--out", out)
     status, output, _ = command(*words)
     count = 6 * (1920 // 2 + 3 * 1920 // 8 + 4 * 1920)  # codes, float16 scales and zeros; float32 kernels
     lines = [f"{count:,} bytes, {8 * count / (12 * 1920):.3f} bits per weight with scales and zeros"]
     lines += [str(out / "checkpoint"), str(out)]
-    assert (status, output.splitlines()) == (0, lines)
-    assert read_record(out / "allocation.json", schema=ALLOCATION_SCHEMA)["budget"]["realised"] == 230400
+    assert (status, output.splitlines()[-3:]) == (0, lines)
+    assert Allocation.load(out / "allocation.json").budget.realised == 230400
+    assert Rebuilt.load(out / "rebuilt.json").after.bytes == count
     refused(command(*words), "not empty")
     nll = []
     for subject in (out, out / "checkpoint"):
         words = ("--data", data, "--length", 16, "--tokens", 32, "--out", tmp_path / "e.json")
         assert command("evaluate", subject, *words)[0] == 0
-        nll.append(read_record(tmp_path / "e.json", schema=EVALUATION_SCHEMA)["texts"][str(data)]["nll"])
+        nll.append(Outcome.load(tmp_path / "e.json").texts[str(data)].nll)
     assert nll[0] == pytest.approx(nll[1], rel=1e-5)
     refused(command("score", out / "checkpoint", "--data", data), "42 projections are stored as codes")
     assert command("export", out / "checkpoint", "--to", "safetensors", "--out", tmp_path / "dense")[0] == 0
     assert weights_hash(load_model(tmp_path / "dense").model) == weights_hash(load_model(out).model)
 
 
-def an_allocation(path, model, target, amounts):
-    """As `allocate` writes it, of a few units."""
-    units = [{"name": name, "amount": amount, "cost": 1920.0} for name, amount in amounts.items()]
-    about = {"name": "tiny", "weights_sha256": weights_hash(load_model(model).model)}
-    budget = {"requested": 0.0, "planned": 0.0, "realised": None, "unit": target}
-    record = {"schema": ALLOCATION_SCHEMA, "target": target, "model": about, "units": units, "budget": budget}
-    return write_record(path, record)
-
-
-def test_structures_go_ranks_become_factors_and_experts_mixtures(command, model, data, tmp_path):
+def test_structures_go_ranks_become_factors_and_experts_mixtures(command, model, origin, data, tmp_path):
     some = ("--data", data, "--tokens", 32, "--length", 16)
-    path = an_allocation(tmp_path / "s.json", model, "sparsity", {"layers.1": 0.26})
+    path = an_allocation(tmp_path / "s.json", origin, "sparsity", {"layers.1": 499})
     status, output, _ = command("prune", model, path, "--method", "structured", *some, "--out", tmp_path / "smaller")
     lines = output.splitlines()
-    assert (status, lines[0]) == (0, "removed 10 channels and 0 key heads")
-    assert lines[1] == "480 weights, as planned; -19 from the 499 allocated"
-    assert lines[2].startswith("only the checkpoint can hold it: config.json of 'llama' cannot express")
-    assert lines[3:] == [str(tmp_path / "smaller" / "checkpoint")]
+    assert (status, lines[0]) == (0, "structured: 480 realised as planned, sparsity of 1 units")
+    assert "10 channels and 0 key heads are gone: -19 weights from the 499 allocated" in lines
+    assert lines[-2].startswith("only the checkpoint can hold it: config.json of 'llama' cannot express")
+    assert lines[-1] == str(tmp_path / "smaller" / "checkpoint")
 
-    path = an_allocation(tmp_path / "r.json", model, "rank", {"layers.1.mlp.up_proj": 3, "layers.1.mlp.gate_proj": 12})
-    status, output, _ = command("factorize", model, path, "--method", "svd", "--out", tmp_path / "thinner")
+    ranks = {"layers.1.mlp.up_proj": 3, "layers.1.mlp.gate_proj": 12}
+    path = an_allocation(tmp_path / "r.json", origin, "rank", ranks)
+    status, output, _ = command("factorize", model, path, "--metric", "svd", "--out", tmp_path / "thinner")
     assert status == 0
     assert output.splitlines() == [
-        "504 parameters of 768, as planned; 1 projections cut",
+        "factorize: 504 realised as planned, rank of 2 units",
+        "parameters of these units: 504, before 768 (65.6%)",
+        "bytes of these units: 2,016, before 3,072 (65.6%)",
+        "flops of these units: 1,008, before 1,536 (65.6%)",
         "1 left as they are: at their rank, factors are not smaller than the kernel",
         str(tmp_path / "thinner" / "checkpoint"),
         str(tmp_path / "thinner"),
     ]
 
-    path = an_allocation(tmp_path / "e.json", model, "experts", {"layers.1": 2})
-    status, output, _ = command("upcycle", model, path, "--data", data, "--out", tmp_path / "grown")
+    path = an_allocation(tmp_path / "e.json", origin, "experts", {"layers.1": 2})
+    status, output, _ = command("upcycle", model, path, *some, "--out", tmp_path / "grown")
     assert status == 0
-    assert output.splitlines()[0] == "2,336 parameters from 1,152, as planned; 2,336 for one token"
-    assert re.match(r"logits are equal: the largest change is \d\.\de-\d\d of the largest", output.splitlines()[1])
-    assert output.splitlines()[2].startswith("only the checkpoint can hold it: 1 modules are mixtures")
+    lines = output.splitlines()
+    assert "a token goes through 2,336 of the 2,336 parameters of mixtures" in lines
+    assert re.match(r"logits are equal: the largest change is \d\.\de-\d\d of the largest", lines[-3])
+    assert lines[-2].startswith("only the checkpoint can hold it: 1 modules have no dense form")
     grown = tmp_path / "grown" / "checkpoint"
-    refused(command("export", grown, "--to", "safetensors", "--out", tmp_path / "dense"), "1 modules are mixtures")
+    refused(command("export", grown, "--to", "safetensors", "--out", tmp_path / "dense"), "1 modules have no dense")
 
 
-def test_an_allocation_becomes_a_configuration_of_peft(command, tmp_path):
-    units = [{"name": f"layers.{layer}", "amount": 1 + layer, "cost": 10.0, "maximum": 8.0} for layer in range(2)]
-    about = {"target": "rank", "model": {"name": "tiny", "layers": 2}, "budget": {"unit": "adapter parameters"}}
-    record = {"schema": ALLOCATION_SCHEMA, "units": units} | about
-    path, out = write_record(tmp_path / "ranks.json", record), tmp_path / "out"
+def test_an_allocation_becomes_a_configuration_of_peft(command, origin, tmp_path):
+    about = ModelOrigin(name="tiny", sha256="0", layers=2, family=origin.family, projections=origin.projections)
+    ranks = {f"layers.{layer}": 1 + layer for layer in range(2)}
+    sizes = {"cost": 10.0, "maximum": 8.0}
+    path = an_allocation(tmp_path / "ranks.json", about, "rank", ranks, unit="adapter parameters", **sizes)
+    out = tmp_path / "out"
     status, output, _ = command("export", path, "--to", "peft-config", "--out", out, "--base", "org/tiny")
     assert status == 0
     assert output.splitlines() == [
@@ -264,12 +296,12 @@ def test_experts_become_an_adapter_that_is_not_merged(command, model, data, tmp_
     assert command("score", model, "--data", data, "--out", tmp_path, "--tokens", 32, "--length", 16)[0] == 0
     allocation, words = tmp_path / "allocation.json", ("--target", "experts", "--budget", 2)
     assert command("allocate", tmp_path / "gains.json", *words, "--out", allocation)[0] == 0
-    words = ("--data", data, "--steps", 1, "--rows", 2, "--expert-rank", 2, "--warmup", 0)
+    words = ("--data", data, "--steps", 1, "--rows", 2, "--method", "lora-mixture", "--rank", 2, "--warmup", 0)
     words = (*words, "--out", tmp_path / "adapted")
     refused(command("adapt", model, allocation, *words, "--merge"), "cannot be folded into the weights")
     assert not (tmp_path / "adapted").exists()
     status, output, _ = command("adapt", model, allocation, *words)
-    assert (status, output.splitlines()[1:]) == (0, [str(tmp_path / "adapted" / "adapter")])
+    assert (status, output.splitlines()[-1]) == (0, str(tmp_path / "adapted" / "adapter"))
     record = tmp_path / "evaluation.json"
     words = ("--data", data, "--length", 16, "--tokens", 32, "--out", record)
     assert command("evaluate", model, "--adapter", tmp_path / "adapted" / "adapter", *words)[0] == 0
@@ -285,9 +317,9 @@ def test_scores_and_rules_are_compared_in_a_record_a_table_and_a_figure(command,
     assert (status, output.splitlines()[-3:]) == (0, [str(path) for path in paths])
     assert all(path.stat().st_size > 1000 for path in paths)
     assert "evidence: 2/2" in errors
-    record = read_record(paths[0], schema=COMPARE_SCHEMA)
-    assert [found["rule"] for found in record["methods"]] == ["program", "owl"] * 2 + ["uniform", "lamp"]
-    assert all(found["spent"] == pytest.approx(0.4 * 12 * 1920) for found in record["methods"])
+    record = Comparison.load(paths[0])
+    assert [found.rule for found in record.methods] == ["program", "owl"] * 2 + ["uniform", "lamp"]
+    assert all(found.spent == pytest.approx(0.4 * 12 * 1920) for found in record.methods)
     assert all(rule in output for rule in ("layer-card-energy", "erk", "lamp"))
 
 
@@ -297,11 +329,11 @@ def test_an_unknown_score_is_refused_in_one_line(command, model, data):
 
 def test_calibration_documents_are_shuffled_by_the_seed_and_not_lost(command, model, data, tmp_path, stand_ins):
     for seed in (0, 1):
-        words = ("--data", data, "--out", tmp_path / str(seed), "--tokens", 128, "--length", 16, "--seed", seed)
+        words = ("--data", data, "--out", tmp_path / str(seed), "--tokens", 128, "--length", 16, "--text-seed", seed)
         assert command("score", model, *words)[0] == 0
-    one, other = (read_record(tmp_path / seed / "gains.json", schema=GAINS_SCHEMA)["data"] for seed in "01")
-    assert one["sha256"] != other["sha256"]
-    assert one["sequences"] == other["sequences"] == 8
+    one, other = (Scores.load(tmp_path / seed / "gains.json").origin.text for seed in "01")
+    assert one.sha256 != other.sha256
+    assert one.sequences == other.sequences == 8
 
 
 def test_a_model_that_is_not_there_is_refused_in_one_line(command, data):
@@ -326,14 +358,13 @@ def test_an_unknown_task_is_refused_in_one_line(command, model, data):
     ("name", "target"),
     [("adapt", "sparsity"), ("prune", "rank"), ("quantize", "sparsity"), ("factorize", "bits"), ("upcycle", "rank")],
 )
-def test_an_allocation_of_another_target_is_refused_in_one_line(command, model, data, tmp_path, name, target):
-    record = {"schema": ALLOCATION_SCHEMA, "target": target, "units": [], "model": {}}
-    path = write_record(tmp_path / "allocation.json", record)
+def test_an_allocation_of_another_target_is_refused_in_one_line(command, model, origin, data, tmp_path, name, target):
+    path = an_allocation(tmp_path / "allocation.json", origin, target, {"layers.1": 1})
     refused(command(name, model, path, "--data", data, "--out", tmp_path / "out"), f"is of {target}", "allocate again")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", ["{", json.dumps({"schema": "curvjax.gains/0"})])
+@pytest.mark.parametrize("content", ["{", json.dumps({"schema": "curvjax.scores/0"})])
 def test_gains_that_cannot_be_read_are_refused_in_one_line(command, tmp_path, content):
     (tmp_path / "gains.json").write_text(content)
     refused(command("allocate", tmp_path / "gains.json"), "gains.json", "rite it again")
@@ -352,7 +383,7 @@ def test_an_interruption_says_how_to_go_on(command, model, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Score, "__call__", interrupted)
+    monkeypatch.setattr(commands.Score, "__call__", interrupted)
     status, _, errors = command("score", model)
     assert (status, errors) == (130, "curvjax: stopped; the same command goes on from here.\n")
 
@@ -362,20 +393,20 @@ def test_a_key_error_is_told_without_quotes(command, model, monkeypatch):
         msg = "layers.12 is not there."
         raise KeyError(msg)
 
-    monkeypatch.setattr(cli.Score, "__call__", lost)
+    monkeypatch.setattr(commands.Score, "__call__", lost)
     assert command("score", model) == (1, "", "curvjax: layers.12 is not there.\n")
 
 
 def test_quick_runs_beside_the_real_one(command, model, tmp_path, monkeypatch):
     asked = []
 
-    def run(loaded, settings, out, *, progress):
+    def run(loaded, settings, out, **_):
         asked.append((settings.task, out))
         out.mkdir()
         (out / "summary.md").write_text("# summary\n")
         return out / "report.html"
 
-    monkeypatch.setattr("curvjax.runs.run.run", run)
+    monkeypatch.setattr("curvjax.commands.outcomes.run", run)
     assert command("run", model, "--out", tmp_path / "demo", "--quick")[0] == 0
     status, output, _ = command("run", model, "--out", tmp_path / "demo")
     assert asked == [("", tmp_path / "demo-quick"), (RunSettings().task, tmp_path / "demo")]
@@ -389,8 +420,29 @@ def test_quick_runs_beside_the_real_one(command, model, tmp_path, monkeypatch):
 
 
 def test_the_report_is_drawn_from_a_directory(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("curvjax.report.write_report", lambda directory, **_: directory / "report.html")
+    monkeypatch.setattr("curvjax.commands.outcomes.write_report", lambda directory, **_: directory / "report.html")
     assert command("report", tmp_path)[:2] == (0, f"{tmp_path / 'report.html'}\n")
+
+
+def test_questions_may_have_solved_examples_before_them(command, monkeypatch, tmp_path):
+    asked = []
+
+    def evaluate(loaded, texts, tasks, settings, **given):
+        asked.append((texts, tasks, given["shots"]))
+        return Outcome(origin=Origin(model=ModelOrigin(name="tiny", sha256="0")))
+
+    monkeypatch.setattr("curvjax.commands.outcomes.evaluate", evaluate)
+    words = ("--task", "sciq", "--shots", 2, "--out", tmp_path / "e.json")
+    assert command("evaluate", "glassllm", *words)[0] == 0
+    assert asked == [(("demo:squad",), ("sciq",), 2)]
+
+
+@pytest.mark.parametrize("words", [("-m", "curvjax", "--help"), ("-c", "import curvjax; dir(curvjax)")])
+def test_asking_what_there_is_waits_for_nothing(words):
+    lines = subprocess.run([sys.executable, "-X", "importtime", *words], check=True, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in lines.stderr.splitlines()}
+    assert "curvjax" in imported
+    assert not imported & {"jax", "numpy", "flax", "tyro", "curvjax.verbs"}
 
 
 def test_what_is_pruned_loads_with_the_same_tokenizer(model):

@@ -1,17 +1,19 @@
 """Imports point one way. What a room may import is written down here, and nothing more is allowed."""
 
 import ast
+import dataclasses
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from curvjax import records
 
 PACKAGE = Path(__file__).parents[1] / "curvjax"
 
 # room -> rooms that it may import. A room is a package, or a module at the top.
 ALLOWED = {
     "layers": set(),
-    "artefacts": set(),
     "registry": set(),
     "records": {"layers"},
     "allocation": {"layers", "registry"},
@@ -21,12 +23,11 @@ ALLOWED = {
     "report": {"allocation", "curvature", "records"},
     "models": {"curvature", "data", "layers", "records", "registry"},
     "evaluation": {"data", "models"},
-    "surgery": {"data", "layers", "models"},
+    "surgery": {"data", "layers", "models", "records", "registry"},
     "training": {"data", "models", "surgery"},
     "interop": {"data", "evaluation", "models", "surgery"},
     "runs": {
         "allocation",
-        "artefacts",
         "curvature",
         "data",
         "evaluation",
@@ -39,11 +40,12 @@ ALLOWED = {
         "surgery",
         "training",
     },
-    "commands": {"artefacts", "data", "models", "report", "runs", "surgery"},
+    "commands": {"allocation", "data", "interop", "models", "records", "report", "runs", "scores", "surgery"},
+    "verbs": {"allocation", "data", "interop", "models", "records", "runs", "scores", "surgery"},
     "testing": {"curvature", "data", "layers", "models", "records"},
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"models"},
+    "__init__": {"allocation", "models", "records", "runs", "surgery", "verbs"},
 }
 
 # Rooms that know arrays and callables only, so neither modules, nor data, nor files.
@@ -94,6 +96,44 @@ def arrows(path: Path) -> set[str]:
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Rooms that know records by their fields and never by the keys of their JSON; files of another form keep their own keys.
+BY_FIELDS = {"runs", "commands", "report", "verbs", "cli"}
+OWN_FORM = {
+    "runs/adapt.py",  # the description of an adapter's checkpoint
+    "runs/partial.py",  # lines of finished units
+    "runs/stages.py",  # results of a run's stages
+}
+
+
+def keys(path: Path) -> dict[str, int]:
+    """Constant strings that a file looks up, `x["name"]` or `x.get("name")`, and the lines where it does."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name: ast.expr | None = None
+        if isinstance(node, ast.Subscript):
+            name = node.slice
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            name = node.args[0]
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            found[name.value] = node.lineno
+    return found
+
+
+def field_names() -> set[str]:
+    """Names of the fields of all values."""
+    kinds = [kind for kind in vars(records).values() if dataclasses.is_dataclass(kind)]
+    return {field.name for kind in kinds for field in dataclasses.fields(kind)}
+
+
+def test_only_records_knows_the_keys_of_its_json():
+    known, found = field_names(), {}
+    for path in FILES:
+        place = path.relative_to(PACKAGE).as_posix()
+        if room(path) in BY_FIELDS and (here := {name: line for name, line in keys(path).items() if name in known}):
+            found[place] = here
+    assert "rebuilt" in keys(PACKAGE / "runs" / "adapt.py")  # so the walk sees them
+    assert found.keys() <= OWN_FORM, {place: here for place, here in found.items() if place not in OWN_FORM}
 
 
 def test_every_room_has_its_place_in_the_order():

@@ -46,5 +46,21 @@ def test_a_public_name_resolves_and_says_what_it_is(package, name):
     assert not text.startswith(f"{name}("), f"{package}.{name} has only the docstring that Python made up"
 
 
-def test_load_model_is_offered_at_the_top():
-    assert curvjax.load_model is importlib.import_module("curvjax.models").load_model
+def test_every_name_at_the_top_is_the_one_of_its_room():
+    assert len(curvjax.__all__) > 30
+    for name in curvjax.__all__:
+        value = getattr(curvjax, name)
+        assert inspect.getdoc(value), name
+        assert value is getattr(importlib.import_module(value.__module__), name)
+    assert dir(curvjax) == curvjax.__all__
+
+
+def test_the_types_at_the_top_are_those_that_are_imported():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    seen = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(set(seen) - {"import_module", "TYPE_CHECKING", "Any"}) == curvjax.__all__
+
+
+def test_a_name_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(AttributeError, match=r"has no attribute 'shoes'; it has Allocation, .*, transfer\."):
+        _ = curvjax.shoes

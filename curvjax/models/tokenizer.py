@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import tokenizers
 from tokenizers import AddedToken, models, processors
@@ -14,6 +14,13 @@ BeginOfText = Literal["tokenizer", "always", "never"]
 
 _ENDS = ("bos_token", "eos_token")
 _NAMED = (*_ENDS, "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Around(NamedTuple):
+    """Tokens that stand before and after every text, as they are written in the vocabulary."""
+
+    begin_of_text: tuple[str, ...]
+    end_of_text: tuple[str, ...]
 
 
 class Tokenizer:
@@ -86,10 +93,9 @@ class Tokenizer:
         return self.backend.decode([int(token) for token in ids], skip_special_tokens=False)
 
     @property
-    def around(self) -> dict[str, list[str]]:
+    def around(self) -> Around:
         """The tokens that stand before and after every text, for records."""
-        names = [[str(self.backend.id_to_token(token)) for token in ids] for ids in (self.begin, self.end)]
-        return dict(zip(("begin_of_text", "end_of_text"), names, strict=True))
+        return Around(*(tuple(str(self.backend.id_to_token(one)) for one in ids) for ids in (self.begin, self.end)))
 
     def _require_rows(self, ids: Sequence[int]) -> None:
         if self.rows is not None and max(ids, default=0) >= self.rows:

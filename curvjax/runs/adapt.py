@@ -102,7 +102,7 @@ def adapt(
         **own,
     )
     evidence = {
-        "training": asdict(settings) | {"cut": training.cut._asdict()} | loaded.tokenizer.around,
+        "training": asdict(settings) | {"cut": training.cut._asdict()} | loaded.tokenizer.around._asdict(),
         "losses": fitted.losses.tolist(),
         "selection": {
             "steps": fitted.selection_steps.tolist(),

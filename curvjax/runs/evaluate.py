@@ -181,7 +181,7 @@ def evaluate(
     return Outcome(
         origin=Origin(model=loaded.origin, settings=asdict(settings)),
         adapter=None if adapter is None else str(adapter),
-        begin_of_text=tuple(loaded.tokenizer.around["begin_of_text"]),
+        begin_of_text=loaded.tokenizer.around.begin_of_text,
         texts={source: on_text(source) for source in documents},
         tasks={name: on_task(name) for name in asked},
     )

@@ -64,6 +64,7 @@ def rebuild(
     """
     allocation.require_target(method.targets, need=f"{method.name} needs")
     allocation.origin.require_model(loaded.sha256, source="the allocation")
+    text = text if method.reads_text else None
     if method.reads_text and text is None:
         msg = f"{method.name} looks at what the model does to a text: give one (--data)."
         raise ValueError(msg)

@@ -99,8 +99,8 @@ def packed(documents: Sequence[Document], loaded: Loaded, settings: TextSettings
         tokens=int(found.batch.weights.sum()),
         sequences=rows,
         length=length,
-        begin_of_text=tuple(around["begin_of_text"]),
-        end_of_text=tuple(around["end_of_text"]),
+        begin_of_text=around.begin_of_text,
+        end_of_text=around.end_of_text,
         cut=tuple(found.cut),
     )
     return Text(found.batch, origin, tuple(documents))

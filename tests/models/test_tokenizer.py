@@ -182,7 +182,7 @@ class TestDirectory:
             for kind in ("tokenizer", "always", "never")
         }
         assert {kind: one.begin for kind, one in kinds.items()} == {"tokenizer": (1,), "always": (1,), "never": ()}
-        assert kinds["always"].around == {"begin_of_text": ["<s>"], "end_of_text": []}
+        assert kinds["always"].around == (("<s>",), ())
         save_tokenizer(kinds["never"], tmp_path)
         assert load_tokenizer(tmp_path).begin == (1,)
 

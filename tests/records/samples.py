@@ -39,7 +39,7 @@ from curvjax.records import (
     WholeEvidence,
 )
 
-TEXT_ORIGIN = TextOrigin(source="squad", sha256="a" * 64, tokens=64, sequences=4, length=16, begin_of_text=True)
+TEXT_ORIGIN = TextOrigin(source="squad", sha256="a" * 64, tokens=64, sequences=4, length=16, begin_of_text=("<s>",))
 ORIGIN = Origin(
     model=ModelOrigin(name="tiny", sha256="b" * 64, parameters=1000, layers=12, family="llama"),
     text=TEXT_ORIGIN,
@@ -137,24 +137,35 @@ def rebuilt(*units):
     size = Size(parameters=10, bytes=40, flops=20)
     units = units or tuple(UnitRebuilt(name=f"layers.{k}", index=k, planned=4.0, realised=4.0) for k in range(12))
     return Rebuilt(
-        method="lora", settings={}, target="rank", units=units, total=8.0, before=size, after=size, origin=ORIGIN
+        method="lora",
+        settings={},
+        target="rank",
+        units=units,
+        total=8.0,
+        before=size,
+        after=size,
+        remarks=("logits are equal",),
+        evidence={"errors": {"layers.0": 0.5}},
+        origin=ORIGIN,
+        model_sha256="f" * 64,
+        only_checkpoint="layers differ",
     )
 
 
 SPEED = Speed(tokens_read=64, seconds=2.0, tokens_per_second=32.0, without_compilation=40.0)
 TEXT = TextOutcome(
-    source="boolq",
     tokens=64,
     nll=2.0,
     standard_error=0.1,
     perplexity=7.4,
     row_nll=(30.0, 34.0),
     row_tokens=(16.0, 16.0),
-    sha256="d" * 64,
+    interval=(1.9, 2.1),
+    degrees=3,
+    cut=(1, 2, 3),
     speed=SPEED,
 )
 TASK = TaskOutcome(
-    task="sciq",
     questions=2,
     accuracy=0.5,
     accuracy_standard_error=0.5,
@@ -166,7 +177,7 @@ TASK = TaskOutcome(
     correct=(True, False),
     correct_per_character=(True, True),
     question_gold_nll=(1.0, 2.0),
-    sha256="e" * 64,
+    examples=("q/1",),
     speed=SPEED,
 )
 PAIR = Pair(

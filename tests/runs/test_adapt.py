@@ -1,26 +1,28 @@
-import dataclasses
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from curvjax.runs.program import AllocateSettings
 
+from curvjax.allocation import Experts, Ranks, Sparsity
 from curvjax.data import pack
-from curvjax.models import load_arrays, parameters
+from curvjax.layers import layer_index
+from curvjax.models import load_arrays, parameters, save_arrays
+from curvjax.records import UnitAmount
 from curvjax.runs import adapt as adapting
-from curvjax.runs.adapt import AdaptSettings, adapt, allocated_amounts, load_adapter
+from curvjax.runs.adapt import ADAPTER_SCHEMA, TrainSettings, adapt, load_adapter
 from curvjax.runs.allocate import allocate
-from curvjax.runs.progress import silent
-from curvjax.surgery import adapter_size, lora_experts, lora_parameters, lora_ranks, projections
+from curvjax.surgery import LoRA, LoRAMixture, lora_experts, lora_parameters, lora_ranks, projections
 from tests.runs.stand_ins import stand_in_fit
 from tests.runs.tiny import texts
 
-SETTINGS = AdaptSettings(steps=2, rows=2, length=16, warmup=1, checkpoint_every=1)
+UP10 = "layers.10.mlp.up_proj"
+SETTINGS = TrainSettings(steps=2, rows=2, length=16, warmup=1, checkpoint_every=1)
 
 
 @pytest.fixture
 def allocation(gains):
-    return allocate(gains, AllocateSettings(budget=2.0, baseline="uniform"))  # every rank compiles anew
+    return allocate(gains, Ranks(2.0), rule="uniform")  # every rank compiles anew
 
 
 @pytest.fixture
@@ -31,31 +33,31 @@ def stand_in(monkeypatch):
 
 def given(allocation, amounts):
     """The allocation with other amounts by unit name."""
-    units = [{"name": name, "amount": amount} for name, amount in amounts.items()]
-    return allocation | {"units": units}
+    units = tuple(UnitAmount(name=name, index=layer_index(name), amount=amount) for name, amount in amounts.items())
+    return replace(allocation, units=units)
 
 
 def test_every_projection_has_its_layers_rank(loaded, allocation, tmp_path, stand_in):
     ranks = [2, 1, 2, 1, 1, 2, 1, 2, 1, 2, 3, 2]  # layers 1, 10 and 11 differ
     planned = given(allocation, {f"layers.{index}": rank for index, rank in enumerate(ranks)})
-    model = adapt(loaded, planned, texts(4), SETTINGS, tmp_path, progress=silent)
+    model = adapt(loaded, planned, LoRA(), texts(4), SETTINGS, tmp_path).model
     found = lora_ranks(model)
     assert len(found) == 7 * 12
     for index, rank in enumerate(ranks):
         assert {found[path] for path in found if path.startswith(f"layers.{index}.")} == {rank}
-    cost = allocation["units"][0]["cost"]
-    assert sum(value.size for value in lora_parameters(model).values()) == cost * sum(ranks)
+    size = sum(value.size for value in lora_parameters(model).values())
+    assert size == allocation.units[0].cost * sum(ranks)
 
 
 def test_modules_keep_ranks_of_their_own_and_zero_means_none(loaded, allocation, tmp_path, stand_in):
     amounts = {"layers.1.mlp.up_proj": 1, "layers.10.mlp.up_proj": 3, "layers.11.self_attn.q_proj": 0}
-    model = adapt(loaded, given(allocation, amounts), texts(4), SETTINGS, tmp_path, progress=silent)
+    model = adapt(loaded, given(allocation, amounts), LoRA(), texts(4), SETTINGS, tmp_path).model
     assert lora_ranks(model) == {"layers.1.mlp.up_proj": 1, "layers.10.mlp.up_proj": 3}
 
 
 def test_a_saved_adapter_reloads_to_equal_logits(loaded, allocation, tmp_path, stand_in, logits):
-    model = adapt(loaded, allocation, texts(4), SETTINGS, tmp_path, progress=silent)
-    again = load_adapter(loaded.model, tmp_path / "adapter")
+    model = adapt(loaded, allocation, LoRA(), texts(4), SETTINGS, tmp_path).model
+    again = load_adapter(loaded, tmp_path / "adapter").model
     assert lora_ranks(again) == lora_ranks(model)
     assert np.array_equal(logits(again), logits(model))
     assert not np.allclose(logits(again), logits(loaded.model))
@@ -63,21 +65,22 @@ def test_a_saved_adapter_reloads_to_equal_logits(loaded, allocation, tmp_path, s
 
 @pytest.mark.parametrize("scaling", ["classic", "rank-stabilised"])
 def test_a_reloaded_adapter_keeps_its_scale(loaded, allocation, tmp_path, stand_in, logits, scaling):
-    settings = dataclasses.replace(SETTINGS, scaling=scaling, alpha=4.0)
-    model = adapt(loaded, allocation, texts(4), settings, tmp_path, progress=silent)
-    assert np.array_equal(logits(load_adapter(loaded.model, tmp_path / "adapter")), logits(model))
+    model = adapt(loaded, allocation, LoRA(scaling=scaling, alpha=4.0), texts(4), SETTINGS, tmp_path).model
+    assert np.array_equal(logits(load_adapter(loaded, tmp_path / "adapter").model), logits(model))
 
 
 def test_adapters_learn_the_base_stays_and_a_second_call_gives_the_same(shallow, shallow_gains, tmp_path):
-    allocation = allocate(shallow_gains, AllocateSettings(budget=2.0, baseline="uniform"))
+    allocation = allocate(shallow_gains, Ranks(2.0), rule="uniform")
     told = []
-    model = adapt(shallow, allocation, texts(4), SETTINGS, tmp_path, progress=lambda *now: told.append(now))
+    model = adapt(
+        shallow, allocation, LoRA(), texts(4), SETTINGS, tmp_path, progress=lambda *now: told.append(now)
+    ).model
     assert told == [("fine-tune", done, 2) for done in range(3)]
     assert all(np.abs(value).max() > 0 for value in lora_parameters(model).values())
     base = parameters(shallow.model)
     assert all(np.array_equal(value, base[path]) for path, value in parameters(model).items())
-    again = adapt(shallow, allocation, texts(4), SETTINGS, tmp_path, progress=silent)
-    for found in (again, load_adapter(shallow.model, tmp_path / "adapter")):
+    again = adapt(shallow, allocation, LoRA(), texts(4), SETTINGS, tmp_path).model
+    for found in (again, load_adapter(shallow, tmp_path / "adapter").model):
         jax.tree.map(np.testing.assert_array_equal, lora_parameters(found), lora_parameters(model))
 
 
@@ -102,10 +105,8 @@ def pieces(batch):
 
 
 def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, tmp_path, asked):
-    settings = dataclasses.replace(
-        SETTINGS, selection=2, select_every=1, patience=3, precision="bfloat16", devices=None
-    )
-    adapt(loaded, allocation, texts(6), settings, tmp_path, progress=silent)
+    settings = replace(SETTINGS, selection=2, select_every=1, patience=3, precision="bfloat16", devices=None)
+    adapt(loaded, allocation, LoRA(), texts(6), settings, tmp_path)
     held, learned = pieces(asked["selection"]), pieces(asked["batch"])
     assert held
     assert not held & learned
@@ -113,9 +114,9 @@ def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, t
     assert held | learned == pieces(whole)
     chosen = {"select_every": 1, "patience": 3, "precision": "bfloat16", "devices": None, "tensorboard": False}
     assert chosen.items() <= asked.items()
-    record = load_arrays(tmp_path / "adapter", schema=adapting.ADAPTER_SCHEMA).description
-    assert record["selection"] == {"steps": [], "losses": [], "best_step": 2}
-    adapt(loaded, allocation, texts(6), SETTINGS, tmp_path, progress=silent)
+    selection = load_adapter(loaded, tmp_path / "adapter").evidence["selection"]
+    assert selection == {"steps": [], "losses": [], "best_step": 2}
+    adapt(loaded, allocation, LoRA(), texts(6), SETTINGS, tmp_path)
     assert asked["selection"] is None
     assert pieces(asked["batch"]) == pieces(whole)
 
@@ -123,58 +124,59 @@ def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, t
 @pytest.mark.parametrize("count", [4, 5, -1])
 def test_a_selection_that_leaves_nothing_to_train_on_is_refused(loaded, allocation, tmp_path, count):
     with pytest.raises(ValueError, match=rf"selection must be from 0 to 3, .*; got {count}"):
-        adapt(loaded, allocation, texts(4), dataclasses.replace(SETTINGS, selection=count), tmp_path, progress=silent)
+        adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, selection=count), tmp_path)
     assert not (tmp_path / "training").exists()
 
 
 def test_another_run_in_the_same_directory_is_refused(shallow, shallow_gains, tmp_path):
     def run(seed):
-        allocation = allocate(shallow_gains, AllocateSettings(budget=2.0, baseline="uniform"))
-        settings = dataclasses.replace(SETTINGS, seed=seed)
-        return adapt(shallow, allocation, texts(4), settings, tmp_path, progress=silent)
+        allocation = allocate(shallow_gains, Ranks(2.0), rule="uniform")
+        return adapt(shallow, allocation, LoRA(), texts(4), replace(SETTINGS, order_seed=seed), tmp_path).model
 
     before = lora_parameters(run(1))
     with pytest.raises(ValueError, match=r"holds another run; .*settings seed was 1, is 2"):
         run(2)
-    kept = lora_parameters(load_adapter(shallow.model, tmp_path / "adapter"))
+    kept = lora_parameters(load_adapter(shallow, tmp_path / "adapter").model)
     jax.tree.map(np.testing.assert_array_equal, kept, before)
 
 
 def test_an_allocation_of_another_target_is_refused(loaded, gains, tmp_path):
-    allocation = allocate(gains, AllocateSettings(target="sparsity", budget=0.5))
-    with pytest.raises(ValueError, match="the allocation is of sparsity; adapters need target 'rank' or 'experts'"):
-        adapt(loaded, allocation, texts(4), SETTINGS, tmp_path / "out", progress=silent)
+    allocation = allocate(gains, Sparsity(0.5))
+    with pytest.raises(ValueError, match="the allocation is of sparsity; lora needs target 'rank'"):
+        adapt(loaded, allocation, LoRA(), texts(4), SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_allocation_of_another_model_is_refused(stranger, allocation, tmp_path):
     with pytest.raises(ValueError, match="the allocation was made for model 'tiny'"):
-        adapt(stranger, allocation, texts(4), SETTINGS, tmp_path / "out", progress=silent)
+        adapt(stranger, allocation, LoRA(), texts(4), SETTINGS, tmp_path / "out")
 
 
 def test_an_adapter_of_another_model_is_refused(loaded, stranger, allocation, tmp_path, stand_in):
-    adapt(loaded, allocation, texts(4), SETTINGS, tmp_path, progress=silent)
+    adapt(loaded, allocation, LoRA(), texts(4), SETTINGS, tmp_path)
     with pytest.raises(ValueError, match=r"adapter was made for model 'tiny' with weights"):
-        load_adapter(stranger.model, tmp_path / "adapter")
+        load_adapter(stranger, tmp_path / "adapter")
 
 
 def test_what_is_no_adapter_is_refused(loaded, tmp_path):
     with pytest.raises(ValueError, match="not a finished checkpoint"):
-        load_adapter(loaded.model, tmp_path)
+        load_adapter(loaded, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["layers.12", "layers.1.norm", "layers.1.mlp.side_proj", "lm_head"])
-def test_units_that_the_model_lacks_are_refused(loaded, allocation, name):
+def test_units_that_the_model_lacks_are_refused(loaded, allocation, tmp_path, name):
+    amounts = dict(sorted({"layers.0": 2, name: 2}.items(), key=lambda unit: layer_index(unit[0])))
     with pytest.raises(KeyError, match=rf"'{name}' holds no projection of a decoder layer"):
-        allocated_amounts(loaded.model, given(allocation, {"layers.0": 2, name: 2}))
+        adapt(loaded, given(allocation, amounts), LoRA(), texts(4), SETTINGS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-EXPERTS = dataclasses.replace(SETTINGS, expert_rank=2, balance=0.1, dropout=0.1)
+EXPERTS, MIXTURE = replace(SETTINGS, balance=0.1, dropout=0.1), LoRAMixture(rank=2)
 
 
 @pytest.fixture
 def experts(gains):
-    return allocate(gains, AllocateSettings(target="experts", budget=2.0, baseline="uniform"))
+    return allocate(gains, Experts(2.0), rule="uniform")
 
 
 def planned(model, amounts, rank):
@@ -191,64 +193,70 @@ def planned(model, amounts, rank):
 def test_every_projection_has_its_layers_experts_and_the_parameters_planned(loaded, experts, tmp_path, stand_in):
     numbers = [2, 1, 3, 0, 1, 1, 2, 1, 1, 4, 1, 2]  # layers 1, 10 and 11 differ
     amounts = {f"layers.{index}": number for index, number in enumerate(numbers)}
-    model = adapt(loaded, given(experts, amounts), texts(4), EXPERTS, tmp_path, progress=silent)
-    found = lora_experts(model)
+    made = adapt(loaded, given(experts, amounts), MIXTURE, texts(4), EXPERTS, tmp_path)
+    found = lora_experts(made.model)
     for index, number in enumerate(numbers):
         here = [found[path] for path in found if path.startswith(f"layers.{index}.")]
         assert here == [number] * (7 if number else 0)
-    record = load_arrays(tmp_path / "adapter", schema=adapting.ADAPTER_SCHEMA).description
-    total = planned(loaded.model, amounts, 2)
-    assert record["parameters"] == {"planned": total, "realised": total}
-    assert sum(value.size for value in lora_parameters(model).values()) == total
+    size = sum(value.size for value in lora_parameters(made.model).values())
+    assert made.total == planned(loaded.model, amounts, 2) == size
+    assert load_adapter(loaded, tmp_path / "adapter") == made
 
 
 @pytest.mark.parametrize(
-    ("target", "change"),
+    "method",
     [
-        ("experts", {"top_k": 1, "scaling": "classic"}),
-        ("rank", {"start": "principal"}),
-        ("rank", {"magnitudes": True, "scaling": "rank-stabilised"}),
+        LoRAMixture(rank=2, top_k=1, scaling="classic"),
+        LoRA(start="principal"),
+        LoRA(magnitudes=True, scaling="rank-stabilised"),
     ],
+    ids=("experts", "principal", "magnitudes"),
 )
-def test_saved_adapters_of_all_kinds_reload(loaded, allocation, experts, tmp_path, stand_in, logits, target, change):
-    settings = dataclasses.replace(EXPERTS, **change)
-    chosen = given({"rank": allocation, "experts": experts}[target], {"layers.1": 3, "layers.10.mlp.up_proj": 2})
-    model = adapt(loaded, chosen, texts(4), settings, tmp_path, progress=silent)
-    again = load_adapter(loaded.model, tmp_path / "adapter")
-    assert np.array_equal(logits(again), logits(model))
-    assert not np.allclose(logits(again), logits(loaded.model), atol=1e-3)
+def test_saved_adapters_of_all_kinds_reload(loaded, allocation, experts, tmp_path, stand_in, logits, method):
+    plan = given({"rank": allocation, "experts": experts}[method.targets[0]], {"layers.1": 3, UP10: 2})
+    model = adapt(loaded, plan, method, texts(4), EXPERTS, tmp_path).model
+    again = load_adapter(loaded, tmp_path / "adapter")
+    assert np.array_equal(logits(again.model), logits(model))
+    assert not np.allclose(logits(again.model), logits(loaded.model), atol=1e-3)
+    assert (again.method, again.source) == (method.name, loaded)
 
 
 def test_experts_learn_and_go_on_from_an_interruption_to_the_same_numbers(shallow, shallow_gains, tmp_path):
-    plan = allocate(shallow_gains, AllocateSettings(target="experts", budget=2.0, baseline="uniform"))
-    settings = dataclasses.replace(EXPERTS, steps=4, learning_rate=0.02, dropout=0.0)
+    plan = allocate(shallow_gains, Experts(2.0), rule="uniform")
+    settings = replace(EXPERTS, steps=4, learning_rate=0.02, dropout=0.0)
 
     def stopping(_, done, total):
         if done == 2:
             raise KeyboardInterrupt
 
-    whole = adapt(shallow, plan, texts(4), settings, tmp_path / "whole", progress=silent)
+    whole = adapt(shallow, plan, MIXTURE, texts(4), settings, tmp_path / "whole").model
     with pytest.raises(KeyboardInterrupt):
-        adapt(shallow, plan, texts(4), settings, tmp_path / "parts", progress=stopping)
+        adapt(shallow, plan, MIXTURE, texts(4), settings, tmp_path / "parts", progress=stopping)
     told = []
-    parts = adapt(shallow, plan, texts(4), settings, tmp_path / "parts", progress=lambda *now: told.append(now))
+    again = adapt(
+        shallow, plan, MIXTURE, texts(4), settings, tmp_path / "parts", progress=lambda *now: told.append(now)
+    )
+    parts = again.model
     assert [done for _, done, _ in told] == [0, 3, 4]
     jax.tree.map(np.testing.assert_array_equal, lora_parameters(parts), lora_parameters(whole))
     assert all(np.abs(value).max() > 0 for value in lora_parameters(whole).values())
     base = parameters(shallow.model)
     assert all(np.array_equal(value, base[path]) for path, value in parameters(whole).items())
-    losses = load_arrays(tmp_path / "whole" / "adapter", schema=adapting.ADAPTER_SCHEMA).description["losses"]
+    losses = load_adapter(shallow, tmp_path / "whole" / "adapter").evidence["losses"]
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("change", [{"magnitudes": True}, {"start": "principal"}])
-def test_what_is_for_ranks_is_refused_with_experts(loaded, experts, tmp_path, change):
-    with pytest.raises(ValueError, match="magnitudes and a principal start are for ranks"):
-        adapt(loaded, experts, texts(4), dataclasses.replace(EXPERTS, **change), tmp_path / "out", progress=silent)
+def test_each_method_takes_its_own_target(loaded, allocation, experts, tmp_path):
+    for plan, method in ((allocation, MIXTURE), (experts, LoRA())):
+        with pytest.raises(ValueError, match=rf"is of {plan.target}; {method.name} needs target"):
+            adapt(loaded, plan, method, texts(4), SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_parameters_other_than_planned_are_refused(loaded, allocation, tmp_path, monkeypatch, stand_in):
-    monkeypatch.setattr(adapting, "adapter_size", lambda shape, **plan: adapter_size(shape, **plan) - 1)
-    with pytest.raises(ValueError, match=r"adapters have [\d,]+ parameters where [\d,]+ were planned, \+84\."):
-        adapt(loaded, allocation, texts(4), SETTINGS, tmp_path, progress=silent)
+def test_an_adapter_of_an_unknown_method_is_refused(loaded, allocation, tmp_path, stand_in):
+    adapt(loaded, allocation, LoRA(), texts(4), SETTINGS, tmp_path)
+    arrays, description = load_arrays(tmp_path / "adapter", schema=ADAPTER_SCHEMA)
+    other = description | {"rebuilt": description["rebuilt"] | {"method": "shoes"}}
+    save_arrays(arrays, tmp_path / "odd", description=other)
+    with pytest.raises(ValueError, match=r"unknown methods: shoes; there are .*lora"):
+        load_adapter(loaded, tmp_path / "odd")

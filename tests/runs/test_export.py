@@ -1,14 +1,16 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from curvjax.artefacts import ALLOCATION_SCHEMA, write_record
 
 from curvjax.interop import PeftAdapter, load_peft
-from curvjax.models import load_model, parameters, save_hf, weights_hash
+from curvjax.layers import layer_index
+from curvjax.models import load_model, parameters, save_hf
+from curvjax.records import Allocation, Budget, Origin, Rebuilt, Size, UnitAmount, UnitRebuilt
 from curvjax.runs import adapt as adapting
 from curvjax.runs import export as exporting
-from curvjax.runs.adapt import AdaptSettings, adapt
+from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.export import (
     ExportSettings,
     export,
@@ -17,8 +19,7 @@ from curvjax.runs.export import (
     export_recipe,
     export_safetensors,
 )
-from curvjax.runs.progress import silent
-from curvjax.surgery import drop_layers, layer_projections, merge_lora
+from curvjax.surgery import LoRA, drop_layers, merge_lora
 from tests.runs.stand_ins import stand_in_fit
 from tests.runs.tiny import texts
 
@@ -37,7 +38,8 @@ def allocation(loaded):
 
 @pytest.fixture(scope="module")
 def sparsities(loaded):
-    return of(loaded, "sparsity", {f"layers.{layer}": layer / 16 for layer in range(12)}, cost=1000.0, maximum=0.95)
+    amounts = {f"layers.{layer}": 1000 * layer for layer in range(12)}
+    return of(loaded, "sparsity", amounts, cost=1.0, size=16000, maximum=15200.0)
 
 
 @pytest.fixture
@@ -47,23 +49,40 @@ def adapted(loaded, allocation, tmp_path, monkeypatch):
     settings = {"steps": 2, "rows": 2, "length": 16, "warmup": 1, "checkpoint_every": 1}
 
     def with_scaling(scaling="constant"):
-        chosen = AdaptSettings(scaling=scaling, **settings)
-        return adapt(loaded, of_modules(allocation, MODULE_RANKS), texts(4), chosen, tmp_path, progress=silent)
+        plan = of_modules(allocation, MODULE_RANKS)
+        return adapt(loaded, plan, LoRA(scaling=scaling), texts(4), TrainSettings(**settings), tmp_path).model
 
     return with_scaling
 
 
 def of(loaded, target, amounts, **unit):
-    """What of allocation.json is read here."""
-    family = {"architecture": "llama", "projections": layer_projections(loaded.model)}
-    model = {"name": "tiny", "weights_sha256": weights_hash(loaded.model), "layers": 12} | family
-    record = {"schema": ALLOCATION_SCHEMA, "target": target, "model": model, "budget": {"unit": "adapter parameters"}}
-    return of_modules(record, amounts, **unit)
+    """What of an allocation is read here."""
+    budget = Budget(requested=0.0, planned=0.0, unit="adapter parameters")
+    units, origin = (UnitAmount(name="layers.0", index=0, amount=0),), Origin(model=loaded.origin)
+    plan = Allocation(target=target, units=units, budget=budget, origin=origin, program={})
+    return of_modules(plan, amounts, **unit)
 
 
-def of_modules(allocation, amounts, *, cost=24.0, maximum=8.0):
-    units = [{"name": name, "amount": amount, "cost": cost, "maximum": maximum} for name, amount in amounts.items()]
-    return allocation | {"units": units}
+def of_modules(allocation, amounts, *, cost=24.0, maximum=8.0, size=0):
+    """Units of these amounts, in layer order."""
+    names = sorted(amounts, key=layer_index)
+    units = (
+        UnitAmount(name=name, index=layer_index(name), amount=amounts[name], cost=cost, maximum=maximum, size=size)
+        for name in names
+    )
+    return replace(allocation, units=tuple(units))
+
+
+def of_model(allocation, **facts):
+    """The allocation, as if its model were another."""
+    return replace(allocation, origin=replace(allocation.origin, model=replace(allocation.origin.model, **facts)))
+
+
+def rebuilt_of(model):
+    """A value that holds a model."""
+    unit, size = UnitRebuilt(name="layers.0", index=0, planned=1.0, realised=1.0), Size(1, 4, 2)
+    about = {"method": "lora", "settings": {}, "target": "rank"}
+    return Rebuilt(units=(unit,), total=1.0, before=size, after=size, model=model, **about)
 
 
 def configuration(directory):
@@ -80,7 +99,7 @@ def test_a_layers_rank_goes_to_each_of_its_projections(allocation, tmp_path):
     assert found["target_modules"] == list(found["rank_pattern"])
     assert found["base_model_name_or_path"] == "tiny"
     assert {found["alpha_pattern"][name] / rank for name, rank in found["rank_pattern"].items()} == {2.0}
-    assert written == PeftAdapter(77, 4, int(sum(LAYER_RANKS) * allocation["units"][0]["cost"]))
+    assert written == PeftAdapter(77, 4, int(sum(LAYER_RANKS) * allocation.units[0].cost))
 
 
 def test_the_model_says_the_same(allocation, loaded, tmp_path):
@@ -104,28 +123,29 @@ def test_only_the_chosen_projections_are_adapted(allocation, loaded, tmp_path):
 
 
 def test_costs_of_another_kind_are_not_called_parameters(allocation, tmp_path):
-    timed = allocation | {"budget": {"unit": "units of latency"}}
+    timed = replace(allocation, budget=replace(allocation.budget, unit="units of latency"))
     assert export_peft_config(timed, SETTINGS, tmp_path / "out") == PeftAdapter(77, 4, None)
 
 
 OPT = {
-    "architecture": "opt",
-    "projections": [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    + ["mlp.up_proj", "mlp.down_proj"],
+    "family": "opt",
+    "projections": (
+        *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
+        *("mlp.up_proj", "mlp.down_proj"),
+    ),
 }
 
 
 def test_names_are_those_of_the_architecture_in_the_record(allocation, sparsities, tmp_path):
-    units = [{"name": name, "amount": 1, "cost": 1.0, "maximum": 8.0} for name in ("layers.10", "layers.2")]
-    export_peft_config(allocation | {"model": allocation["model"] | OPT, "units": units}, SETTINGS, tmp_path / "p")
+    plan = of_model(of_modules(allocation, {"layers.10": 1, "layers.2": 1}), **OPT)
+    export_peft_config(plan, SETTINGS, tmp_path / "p")
     assert configuration(tmp_path / "p")["target_modules"] == [
         f"model.decoder.layers.{layer}.{name}"
         for layer in (2, 10)
         for name in (*(f"self_attn.{letter}_proj" for letter in ("q", "k", "v", "out")), "fc1", "fc2")
     ]
-    shares = {"layers.2.self_attn.q_proj": 0.5, "layers.2.self_attn.k_proj": 0.25, "layers.1": 0.125}
-    record = of_modules(sparsities, shares) | {"model": sparsities["model"] | OPT}
-    text = export_recipe(record, SETTINGS, tmp_path / "r").read_text()
+    counts = {"layers.2.self_attn.q_proj": 8, "layers.2.self_attn.k_proj": 4, "layers.1": 2}
+    text = export_recipe(of_model(of_modules(sparsities, counts, size=16), **OPT), SETTINGS, tmp_path / "r").read_text()
     targets = [line.strip("- ") for line in text.partition("targets:\n")[2].splitlines()]
     assert targets == [  # in the order of transformers' modules, where keys come first
         "model.decoder.layers.1",
@@ -135,23 +155,21 @@ def test_names_are_those_of_the_architecture_in_the_record(allocation, sparsitie
 
 
 def test_fused_families_and_records_that_name_no_architecture_are_refused(allocation, sparsities, loaded, tmp_path):
-    for write, record in ((export_peft_config, allocation), (export_recipe, sparsities)):
-        fused = record | {"model": record["model"] | OPT | {"architecture": "gpt2"}}
+    for write, plan in ((export_peft_config, allocation), (export_recipe, sparsities)):
         with pytest.raises(ValueError, match=r"gpt2 has no linear module layers\.\d+\.self_attn\.q_proj"):
-            write(fused, SETTINGS, tmp_path / "out")
-        known = {key: value for key, value in record["model"].items() if key not in OPT}
+            write(of_model(plan, **OPT | {"family": "gpt2"}), SETTINGS, tmp_path / "out")
+        unknown = of_model(plan, family="", projections=())
         with pytest.raises(ValueError, match=r"does not say which architecture its model has.*--model"):
-            write(record | {"model": known}, SETTINGS, tmp_path / "out")
-        write(record | {"model": known}, SETTINGS, tmp_path / write.__name__, loaded=loaded)
+            write(unknown, SETTINGS, tmp_path / "out")
+        write(unknown, SETTINGS, tmp_path / write.__name__, loaded=loaded)
     assert {path.name for path in tmp_path.iterdir()} == {"export_peft_config", "export_recipe"}
 
 
-@pytest.mark.parametrize("names", [["layers.1", "layers.1.mlp.up_proj"], ["layers.1", "layers.1"]])
-def test_a_projection_has_one_amount(allocation, sparsities, tmp_path, names):
-    units = [{"name": name, "amount": 0, "cost": 1.0, "maximum": 8.0} for name in names]
-    for write, record in ((export_peft_config, allocation), (export_recipe, sparsities)):
+def test_a_projection_has_one_amount(allocation, sparsities, tmp_path):
+    names = {"layers.1": 0, "layers.1.mlp.up_proj": 0}
+    for write, plan in ((export_peft_config, allocation), (export_recipe, sparsities)):
         with pytest.raises(ValueError, match=r"unit 'layers\.1.*' comes twice, or its layer is a unit too"):
-            write(record | {"units": units}, SETTINGS, tmp_path / "out")
+            write(of_modules(plan, names, size=16), SETTINGS, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -212,7 +230,7 @@ def test_units_that_are_neither_layers_nor_projections_are_refused(allocation, s
     with pytest.raises(ValueError, match=rf"unit '{name}' is neither one of the model's 12 layers nor a projection"):
         export_peft_config(of_modules(allocation, {Q1: 1, name: 1}), SETTINGS, tmp_path / "out")
     with pytest.raises(ValueError, match=rf"unit '{name}' is neither"):
-        export_recipe(of_modules(sparsities, {Q1: 0.5, name: 0.5}), SETTINGS, tmp_path / "out")
+        export_recipe(of_modules(sparsities, {Q1: 8, name: 8}, size=16), SETTINGS, tmp_path / "out")
 
 
 def test_units_that_the_model_lacks_are_refused(allocation, loaded, tmp_path):
@@ -241,15 +259,14 @@ def test_unknown_projections_are_refused(names):
 
 
 def test_a_recipes_lists_are_in_the_models_order(sparsities, tmp_path):
-    backwards = sparsities | {"units": sorted(sparsities["units"], key=lambda unit: str(unit["name"]))}
-    path = export_recipe(backwards, SETTINGS, tmp_path / "out")
+    path = export_recipe(sparsities, SETTINGS, tmp_path / "out")
     lines = [line.removeprefix("        - ") for line in path.read_text().splitlines() if "    - " in line]
     assert [float(line) for line in lines[:12]] == [layer / 16 for layer in range(12)]
     assert lines[12:] == [f"model.layers.{layer}" for layer in range(12)]
 
 
 def test_a_recipe_orders_projections_within_a_layer(sparsities, tmp_path):
-    planned = of_modules(sparsities, {UP10: 0.3, "layers.1.mlp.gate_proj": 0.2, Q1: 0.1})
+    planned = of_modules(sparsities, {UP10: 3, "layers.1.mlp.gate_proj": 2, Q1: 1}, size=10)
     text = export_recipe(planned, ExportSettings(method="wanda"), tmp_path / "out").read_text()
     assert "WandaPruningModifier" in text
     places = [text.index(word) for word in ("0.1", "0.2", "0.3", Q1, "layers.1.mlp.gate_proj", UP10)]
@@ -270,7 +287,8 @@ def test_a_trained_adapter_keeps_its_scale(loaded, adapted, tmp_path, scaling):
 
 
 def test_an_adapter_that_took_over_a_part_of_the_weights_is_refused(loaded, stranger, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "load_adapter", lambda *_: stranger.model)
+    other = rebuilt_of(stranger.model)
+    monkeypatch.setattr(exporting, "load_adapter", lambda *_: other)
     with pytest.raises(ValueError, match=r"began as a part of the weights.*export it as safetensors"):
         export_peft(loaded, tmp_path / "adapter", SETTINGS, tmp_path / "out")
 
@@ -294,8 +312,7 @@ def test_every_kind_is_reached_by_its_name(loaded, allocation, sparsities, adapt
     adapted()
     adapter = tmp_path / "adapter"
     ranks, shares = (
-        str(write_record(tmp_path / f"{record['target']}.json", record))
-        for record in (of_modules(allocation, MODULE_RANKS), sparsities)
+        str(plan.save(tmp_path / f"{plan.target}.json")) for plan in (of_modules(allocation, MODULE_RANKS), sparsities)
     )
     directory = str(model_directory)
     found = [

@@ -42,7 +42,7 @@ def test_codes_are_opened_and_written_densely_but_have_no_gradient(shallow, code
 
 def test_mixtures_are_not_written_densely(shallow, tmp_path):
     model = add_experts(shallow.model, {"layers.1.mlp.up_proj": 2}, rank=1, key=jax.random.key(1))
-    with pytest.raises(ValueError, match="1 modules are mixtures of experts"):
+    with pytest.raises(ValueError, match=r"1 modules have no dense form.*depends on its input"):
         export_safetensors(shallow._replace(model=model), None, tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
 
