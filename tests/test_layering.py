@@ -97,7 +97,7 @@ def arrows(path: Path) -> set[str]:
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Rooms that know records by their fields and never by the keys of their JSON; files of another form keep their own keys.
+# Rooms that know records by their fields, never by keys of their JSON; files of another form keep their own keys.
 BY_FIELDS = {"runs", "commands", "report", "verbs", "cli"}
 OWN_FORM = {
     "runs/adapt.py",  # the description of an adapter's checkpoint
