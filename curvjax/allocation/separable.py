@@ -147,7 +147,7 @@ def tied(terms: Terms, groups: Int[ArrayLike, " K"] | None) -> Terms:
     count = jnp.shape(terms.weight)[0]
     members = jax.ops.segment_sum(jnp.ones(count), groups, count)
 
-    def mean(values: Float[Array, " K"]) -> Float[Array, " K"]:
+    def mean(values: Float[ArrayLike, " K"]) -> Float[Array, " K"]:
         return (jax.ops.segment_sum(jnp.asarray(values), groups, count) / jnp.maximum(members, 1))[groups]
 
     lower = jax.ops.segment_max(jnp.asarray(terms.lower), groups, count)[groups]
