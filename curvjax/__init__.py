@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from curvjax.surgery import Structured as Structured
     from curvjax.surgery import Upcycle as Upcycle
     from curvjax.surgery import Wanda as Wanda
-    from curvjax.surgery import surgery as surgery
     from curvjax.verbs import adapt as adapt
     from curvjax.verbs import allocate as allocate
     from curvjax.verbs import compare as compare
@@ -64,7 +63,7 @@ _HOME = {
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
         *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "SparseGPT"),
-        *("Structured", "Upcycle", "Wanda", "surgery"),
+        *("Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.verbs": (
         *("adapt", "allocate", "compare", "descend", "evaluate", "load", "read", "rebuild", "refine", "save", "score"),

@@ -50,6 +50,7 @@ def test_every_name_at_the_top_is_the_one_of_its_room():
     assert len(curvjax.__all__) > 30
     for name in curvjax.__all__:
         value = getattr(curvjax, name)
+        assert not isinstance(value, ModuleType), f"{name} is hidden by the package of this name"
         assert inspect.getdoc(value), name
         assert value is getattr(importlib.import_module(value.__module__), name)
     assert dir(curvjax) == curvjax.__all__

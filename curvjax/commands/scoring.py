@@ -1,6 +1,6 @@
 """Commands that measure scores, tighten them, and judge one text's by another's."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -76,22 +76,25 @@ class Refine:
     gains: Argument[Path]
     """gains.json of `curvjax score`, best with a large --rtol."""
     data: str = "demo:squad"
-    """The text that gains.json is of."""
+    """The text that gains.json is of; as many rows are read as were."""
+    text_seed: int = 0
+    """Of the order in which its documents are used, as it was."""
     out: Path = Path("runs/refined")
     """Directory for gains.json and allocation.json."""
     target: str = "rank"
     """What is to be proved: rank or experts; its settings are flags too."""
     reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
-    text: Annotated[TextSettings, Flat] = field(default_factory=TextSettings)
     effort: Annotated[RefineSettings, Flat] = field(default_factory=RefineSettings)
 
     def __call__(self) -> None:
         """Run the command."""
         program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
-        gains = Scores.load(self.gains)
+        gains, rows = Scores.load(self.gains), TextSettings(text_seed=self.text_seed)
+        if read_then := gains.origin.text:
+            rows = replace(rows, tokens=read_then.sequences * read_then.length, length=read_then.length)
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
-            text = read(self.data, loaded, self.text)
+            text = read(self.data, loaded, rows)
             tighter = refine(loaded, text, gains, program, self.effort, progress=progress)
         allocation = allocate(tighter, program)
         paths = tighter.save(self.out / "gains.json"), allocation.save(self.out / "allocation.json")
