@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from curvjax.verbs import adapt as adapt
     from curvjax.verbs import allocate as allocate
     from curvjax.verbs import compare as compare
+    from curvjax.verbs import descend as descend
     from curvjax.verbs import evaluate as evaluate
     from curvjax.verbs import load as load
     from curvjax.verbs import read as read
@@ -65,7 +66,7 @@ _HOME = {
         *("Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.verbs": (
-        *("adapt", "allocate", "compare", "evaluate", "load", "read", "rebuild", "refine", "save", "score"),
+        *("adapt", "allocate", "compare", "descend", "evaluate", "load", "read", "rebuild", "refine", "save", "score"),
         "transfer",
     ),
 }

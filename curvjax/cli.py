@@ -16,6 +16,7 @@ COMMANDS = {
     "refine": ("scoring.Refine", "measure on only where whole ranks or experts are still open"),
     "transfer": ("scoring.Transfer", "what allocating by one text costs on another"),
     "compare": ("budgets.Compare", "published scores and rules at one budget"),
+    "descend": ("budgets.Descend", "sparsities by prices measured at the pruned model -> allocation.json"),
     "adapt": ("rebuilding.Adapt", "fine-tune LoRA adapters of the allocated ranks or experts"),
     "prune": ("rebuilding.Prune", "remove the allocated weights, channels or heads"),
     "quantize": ("rebuilding.Quantize", "round to the allocated bit widths"),

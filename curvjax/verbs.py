@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from curvjax.allocation import Program
+from curvjax.allocation import Program, Sparsity
 from curvjax.data import read_documents
 from curvjax.interop import save_peft
 from curvjax.models import BeginOfText, Loaded
-from curvjax.records import Allocation, Comparison, Outcome, Rebuilt, Scores
+from curvjax.records import Allocation, Comparison, Descent, Outcome, Rebuilt, Scores
 from curvjax.runs import adapt as _adapt
 from curvjax.runs import compare as _compare
+from curvjax.runs import descend as _descend
 from curvjax.runs import evaluate as _evaluate
 from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
@@ -31,6 +32,7 @@ __all__ = [
     "adapt",
     "allocate",
     "compare",
+    "descend",
     "evaluate",
     "load",
     "read",
@@ -185,6 +187,48 @@ def compare(
     return _compare.compare(
         model, text, program, asked, measured, validation=validation, gains=gains, progress=progress
     )
+
+
+def descend(
+    model: Loaded,
+    text: Text,
+    selection: Text,
+    program: Sparsity,
+    *,
+    start: Allocation | None = None,
+    directory: str | Path | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Descent:
+    """Sparsities of equal measured price [M22], [M23]: what each unit's next weight costs at the model as it is pruned.
+
+    Args:
+      model: of `load`, dense.
+      text: calibration rows, on which prices are measured.
+      selection: rows of other documents, by which the steps are judged; test on others again.
+      program: the budget and its bounds.
+      start: sparsities to begin with; uniform if None.
+      directory: where finished steps are kept, so that a run that was stopped goes on.
+      progress: told (what, done, all).
+      **settings: fields of `curvjax.runs.descend.DescendSettings`: method, granularity, iterations, rate, patience, ...
+
+    Returns:
+      Every step, and the `allocation` of the best; the start's if nothing beat it.
+
+    Raises:
+      ValueError: if the texts share a document, the budget is out of reach, or a price is not finite.
+
+    Example:
+      >>> import curvjax as cj
+      >>> model = cj.load("glassllm")
+      >>> text, other = (cj.read(f"demo:{name}", model, tokens=64, length=64) for name in ("squad", "boolq"))
+      >>> found = cj.descend(model, text, other, cj.Sparsity(0.5), iterations=1)
+      >>> len(found.iterates), found.allocation.rule
+      (2, 'descent')
+    """
+    chosen = changed(_descend.DescendSettings(), settings)
+    given = {"start": start, "directory": directory, "progress": progress}
+    return _descend.descend(model, text, selection, program, chosen, **given)
 
 
 def adapt(

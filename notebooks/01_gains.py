@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax import load_model
 from curvjax.curvature import (
     Absolute,
     Status,
@@ -34,7 +33,7 @@ from curvjax.curvature import (
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.data import pack, read_documents, take
 from curvjax.layers import layer_units
-from curvjax.models import parameters
+from curvjax.models import load_model, parameters
 from curvjax.models.layered import layered_model
 from curvjax.report import (
     bootstrap_figure,

@@ -14,10 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from curvjax import load_model
 from curvjax.allocation import (
-    BASELINES,
-    CAPACITY_RULES,
+    CONTROLS,
+    RULES,
     Budget,
     allocate_bits,
     allocate_capacity,
@@ -31,7 +30,7 @@ from curvjax.allocation import (
 from curvjax.curvature import layer_gains, run_passes, trust_radius
 from curvjax.data import pack, read_documents, take
 from curvjax.layers import module_units
-from curvjax.models import parameters
+from curvjax.models import load_model, parameters
 from curvjax.models.layered import layered_model
 from curvjax.report import path_figure, ranges_figure, save_figure
 
@@ -160,9 +159,10 @@ def program(scores):
     return 1 + experts(scores)
 
 
-for name, rule in {**BASELINES, **CAPACITY_RULES}.items():
-    given = np.asarray(rule(q, program=program, budget=share, key=jax.random.key(1)))
-    print(f"{name:18s} from {given.min():5.2f} to {given.max():5.2f}, total {given.sum():6.1f}")
+given = {f"program, scores {name}": program(control(q, jax.random.key(1))) for name, control in CONTROLS.items()}
+given |= {name: np.asarray(rule.of(q, share)) for name, rule in RULES.items() if "experts" in rule.targets}
+for name, amounts in given.items():
+    print(f"{name:26s} from {amounts.min():5.2f} to {amounts.max():5.2f}, total {amounts.sum():6.1f}")
 
 # %% [markdown]
 # ## Sparsity

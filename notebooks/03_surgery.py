@@ -16,13 +16,12 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from curvjax import load_model
 from curvjax.allocation import allocate_bits, allocate_sparsity, quality, round_capacity
 from curvjax.curvature import layer_gains, run_passes, trust_radius
 from curvjax.data import pack, read_documents, take
 from curvjax.evaluation import perplexity
 from curvjax.layers import layer_units
-from curvjax.models import parameters
+from curvjax.models import load_model, parameters
 from curvjax.models.layered import layered_model
 from curvjax.report import save_figure
 from curvjax.surgery import (

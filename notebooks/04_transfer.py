@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from curvjax import load_model
 from curvjax.allocation import CapacityProgram, SparsityProgram, quality, transfer_regret
 from curvjax.curvature import layer_gains, run_passes, trust_radius
 from curvjax.data import pack, read_documents, take
 from curvjax.layers import module_units
-from curvjax.models import parameters
+from curvjax.models import load_model, parameters
 from curvjax.models.layered import layered_model
 from curvjax.report import save_figure, transfer_figure
 

@@ -50,3 +50,6 @@ from curvjax.allocation.separable import allocate_separable as allocate_separabl
 from curvjax.allocation.sparsity import Sparsity as Sparsity
 from curvjax.allocation.transfer import Regret as Regret
 from curvjax.allocation.transfer import transfer_regret as transfer_regret
+from curvjax.registry import import_all
+
+import_all(__name__, __path__)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from curvjax.allocation.bisect import spend
+from curvjax.allocation.bisect import power_midway, spend
 from curvjax.allocation.inputs import (
     BOUND,
     NON_NEGATIVE,
@@ -109,6 +109,8 @@ def share_out(
         msg = (
             f"a total of {np.asarray(budget.total):.12g} is out of reach: the maxima hold {float(reach):.12g}; "
             "lower the total or raise the maxima."
+            if np.asarray(budget.total) > reach
+            else "scores and weights together leave the range of float64; rescale the scores."
         )
         raise ValueError(msg)
     return amount
@@ -127,6 +129,8 @@ def _solve(
     form: Form, q: Float[Array, " K"], limits: Limits, settings: tuple[Float[Array, ""], ...]
 ) -> tuple[Float[Array, " K"], Float[Array, ""]]:
     """Amounts, and the most that there can be in all."""
+    unit = power_midway(limits.weight)
+    limits = jax.lax.optimization_barrier(Limits(limits.weight / unit, limits.total / unit, limits.maximum))
     weight, total, maximum = limits
     line = form(q, limits, *settings)
     amount = _along(line, limits)
@@ -135,7 +139,7 @@ def _solve(
     amount = jnp.where(missed, _along(Line(amount, jnp.ones_like(amount)), limits), amount)
     reach = jnp.sum(weight * maximum)
     valid = jnp.isfinite(line.base) & jnp.isfinite(line.slope) & (line.slope >= 0) & (weight > 0)
-    return jnp.where(jnp.all(valid) & (total <= reach * (1 + 1e-12)), amount, jnp.nan), reach
+    return jnp.where(jnp.all(valid) & (total <= reach * (1 + 1e-12)), amount, jnp.nan), reach * unit
 
 
 def _along(line: Line, limits: Limits) -> Float[Array, " K"]:

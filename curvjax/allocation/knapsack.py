@@ -157,14 +157,14 @@ def _search(table: Table, known: _Known, one: int, states: int) -> tuple[Int[np.
     undecided = table.open.sum(1) > 1
     # the widest first, so that the rounding of what is left to bound shrinks with its scale
     span = np.where(table.open, table.value, 0).max(1)
-    line = sorted(np.flatnonzero(undecided), key=lambda unit: -span[unit])
+    line = sorted(np.flatnonzero(undecided).tolist(), key=lambda unit: -span[unit])
     fixed = completion(table, steps, ~undecided, one)
     cost, value = np.full(1, fixed.cheapest), fixed.value[:1]
     layers, rests = [], []
     for unit in line:
         undecided[unit] = False
         rest = completion(table, steps, undecided, one)
-        layer, cost, value, spare = _expanded(table, int(unit), cost, value, rest, best.value, one)
+        layer, cost, value, spare = _expanded(table, unit, cost, value, rest, best.value, one)
         if layer.column.size > states:
             promising = np.sort(np.argsort(nearest(value, one) + rest.bound(spare), kind="stable")[:states])
             layer, exact = _Layer(layer.parent[promising], layer.column[promising]), False

@@ -7,6 +7,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from curvjax.allocation.bisect import power_midway
 from curvjax.allocation.curves import Curve, quadratic, traceable
 from curvjax.allocation.inputs import POSITIVE, SHARE, in_float64, per_unit, single, unit_count
 from curvjax.allocation.result import Solution, delivered
@@ -93,12 +94,12 @@ def _solve(
     size_neutral: Bool[Array, ""],
     groups: Int[Array, " K"] | None,
 ) -> Solution:
-    best = jnp.max(q)  # q^kappa can leave the range where its ratios do not
-    weight = jnp.where(size_neutral, size, 1.0) * (q / best) ** kappa
+    middle = power_midway(q)  # q^kappa can leave the range where its ratios do not
+    weight = jnp.where(size_neutral, size / power_midway(size), 1.0) * (q / middle) ** kappa
     total = sparsity * jnp.sum(size)
     sound = jnp.all((q > 0) & (weight > 0) & (maximum <= 1)) & (sparsity <= 1) & (kappa >= 0)
     weight = jnp.where(sound, weight, jnp.nan)  # told by status
     terms = Terms(weight, size, jnp.zeros_like(size), minimum, maximum, total, total)
     result = solution(penalty, tied(terms, groups))
-    scale = best**kappa
+    scale = middle**kappa * jnp.where(size_neutral, power_midway(size), 1.0)
     return result._replace(dual=-result.dual * scale, objective=result.objective * scale, gap=result.gap * scale)

@@ -147,7 +147,7 @@ def tied(terms: Terms, groups: Int[ArrayLike, " K"] | None) -> Terms:
     count = jnp.shape(terms.weight)[0]
     members = jax.ops.segment_sum(jnp.ones(count), groups, count)
 
-    def mean(values: Float[Array, " K"]) -> Float[Array, " K"]:
+    def mean(values: Float[ArrayLike, " K"]) -> Float[Array, " K"]:
         return (jax.ops.segment_sum(jnp.asarray(values), groups, count) / jnp.maximum(members, 1))[groups]
 
     lower = jax.ops.segment_max(jnp.asarray(terms.lower), groups, count)[groups]
@@ -200,8 +200,8 @@ def _in_scale(curve: Curve, terms: Terms) -> Solution:
     total = jnp.clip(jnp.where(wants > budget, budget, least), floor, jnp.minimum(reach, jnp.sum(cost * limit)))
     dual, bound = spend(amounts, cost, total, low, high)
     amount = jnp.where(slack, free, bound)
-    idle = jnp.any((weight <= 0) & (price <= 0)) & (jnp.abs(dual) <= 2 * _BELOW / jnp.min(cost))
-    dual = jnp.where(slack | idle, 0.0, dual)
+    free_of_charge = jnp.abs(dual) <= 2 * _BELOW / jnp.min(cost)  # the bracket reaches that far past a slope of 0
+    dual = jnp.where(slack | free_of_charge, 0.0, dual)
 
     spent = jnp.sum(cost * amount)
     objective = _objective(curve, terms, amount)

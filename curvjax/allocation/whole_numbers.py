@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 _GRID_BITS = 51  # costs within the budget and their sums stay whole numbers of float64
 
@@ -72,7 +72,7 @@ def _whole_costs(cost: Float[np.ndarray, "G J"], room: float) -> tuple[Float[np.
     bits = _GRID_BITS - math.frexp(left)[1] if left > 0 else 0
     with np.errstate(over="ignore"):  # of entries beyond the budget
         grid = np.rint(np.ldexp(further, bits))
-    return grid, Fraction(2) ** -bits, math.floor(math.ldexp(left, bits))
+    return grid, Fraction(2) ** -bits, float(math.floor(math.ldexp(left, bits)))
 
 
 def _whole_values(value: Float[np.ndarray, "K J"]) -> tuple[Shaped[np.ndarray, "K J"], Fraction]:
@@ -92,7 +92,7 @@ def _reduced(whole: Shaped[np.ndarray, "G J"], unit: Fraction) -> tuple[Shaped[n
     return whole.astype(np.int64) if fits else whole, unit * divisor
 
 
-def nearest(whole: Num[np.ndarray, " N"] | Shaped[np.ndarray, " N"], one: int) -> Float[np.ndarray, " N"]:
+def nearest(whole: Shaped[np.ndarray, "*N"], one: int) -> Float[np.ndarray, "*N"]:
     """`whole / one` in float64, each rounded on its own however many digits both have."""
     return (whole / one).astype(np.float64)
 

@@ -7,18 +7,20 @@ from typing import Annotated, Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 
-from curvjax.allocation import CONTROLS, PROGRAMS
+from curvjax.allocation import CONTROLS, PROGRAMS, Sparsity
 from curvjax.allocation.rules import RULES
 from curvjax.commands.printed import allocation_lines, allocation_table, tell
 from curvjax.commands.scoring import TARGET, Argument, Flat
-from curvjax.records import Scores, read_json
+from curvjax.data import read_documents, split_documents
+from curvjax.records import Allocation, Scores, read_json
 from curvjax.report import comparison_figure, comparison_table, save_figure
 from curvjax.runs.allocate import PROGRAM, allocate
 from curvjax.runs.compare import CompareSettings, compare
+from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
 from curvjax.runs.progress import bars
-from curvjax.runs.text import TextSettings, read, with_validation
+from curvjax.runs.text import TextSettings, packed, read, with_validation
 from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import SURGERIES
 
@@ -93,6 +95,52 @@ class Compare:
             record = compare(loaded, text, with_costs(program), self.settings, self.measured, **given)
         Console().print(comparison_table(record))
         tell(path, *save_figure(comparison_figure(record), self.out, "compare"))
+
+
+@dataclass(frozen=True)
+class Descend:
+    """Share out a sparsity by prices measured at the pruned model, not by a score -> allocation.json, descent.json.
+
+    Each step measures what one more weight removed would cost in every unit, by one gradient at the model as it is
+    pruned then, and moves sparsity to where it costs least; the step of least loss on selection texts is kept. A run
+    that was killed goes on to the same numbers.
+    """
+
+    model: Argument[str]
+    """As for `curvjax score`."""
+    data: str = "demo:squad"
+    """Text that is split by document: two thirds to measure prices on, one third to select by."""
+    start: Path | None = None
+    """allocation.json to begin with; uniform without."""
+    out: Path = Path("runs/descent")
+    """Directory for allocation.json and descent.json."""
+    selection_tokens: int = 4096
+    """Tokens to select by."""
+    reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
+    text: Annotated[TextSettings, Flat] = field(default_factory=lambda: TextSettings(tokens=2048))
+    program: Annotated[Sparsity, Flat] = field(default_factory=Sparsity)
+    settings: Annotated[DescendSettings, Flat] = field(default_factory=DescendSettings)
+
+    def __call__(self) -> None:
+        """Run the command."""
+        start = None if self.start is None else Allocation.load(self.start)
+        documents = read_documents(self.data)
+        parts = split_documents(documents, seed=self.text.text_seed, shares=(2 / 3, 1 / 3, 0.0))
+        much = replace(self.text, tokens=self.selection_tokens)
+        with bars() as progress:
+            loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
+            text = packed(parts.calibration, loaded, self.text, source=self.data)
+            selection = packed(parts.selection, loaded, much, source=self.data)
+            given = {"start": start, "directory": self.out, "progress": progress}
+            found = descend(loaded, text, selection, self.program, self.settings, **given)
+        paths = found.allocation.save(self.out / "allocation.json"), found.save(self.out / "descent.json")
+        first, best = found.iterates[0], found.iterates[found.best]
+        gained = first.selection_nll - best.selection_nll
+        kept = f"step {found.best} of {len(found.iterates) - 1}" if found.best else "the start, which nothing beat"
+        print(
+            f"kept {kept}: {gained:.4f} nats a token below the start on selection texts, {found.gradients:g} gradients"
+        )
+        tell(*paths)
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,7 @@ from curvjax.curvature.layered import (
     unit_gradient,
 )
 from curvjax.curvature.placement import DeviceGain, data_parallel, fully_sharded, layer_gains_over_devices
-from curvjax.curvature.preconditioned import preconditioned_gain
 from curvjax.curvature.spectrum import EigenvalueRange, Spectrum, eigenvalue_range, spectral_density
-from curvjax.curvature.trace import Trace, hutch_plus_plus, hutchinson_trace
 from curvjax.curvature.woodbury import LowRank, gram_spectrum, low_rank_gain, woodbury_gain
 
 __all__ = [
@@ -47,7 +45,6 @@ __all__ = [
     "OfLargestEigenvalue",
     "Spectrum",
     "Status",
-    "Trace",
     "TrustRadius",
     "UnitGain",
     "UnitGram",
@@ -70,8 +67,6 @@ __all__ = [
     "gram_spectrum",
     "hessian_product",
     "host_loop",
-    "hutch_plus_plus",
-    "hutchinson_trace",
     "influence_score",
     "layer_gain",
     "layer_gains",
@@ -80,7 +75,6 @@ __all__ = [
     "mean_diagonals",
     "of_largest_eigenvalue",
     "of_mean_eigenvalue",
-    "preconditioned_gain",
     "run_lanczos",
     "run_passes",
     "sampled_diagonals",

@@ -1,4 +1,4 @@
-"""Kronecker factors of the ggn: a curvature in closed form, and a preconditioner for the true one.
+"""Kronecker factors of the ggn: a curvature in closed form.
 
 With inputs a_t of a linear map and cotangents d_t of its outputs, the ggn block would be
 (1/N) sum_t (a_t a_t') (x) (d_t d_t') if tokens were independent. K-FAC takes the product of the means for the mean of
@@ -92,19 +92,6 @@ def kronecker_spectrum(factors: Kronecker, unit: Unit, gradient: Mapping[str, Ar
     return Spectrum(eigenvalues, weights, jnp.asarray(rounding, jnp.result_type(float)))
 
 
-@jax.jit
-def kronecker_solve(factors: Kronecker, residual: Mapping[str, Array], tau: Float[Array, ""]) -> dict[str, Array]:
-    """(C~ + tau I)^-1 residual, for `preconditioned_gain`; any part of the block's parameters."""
-    solved = {}
-    for path, value in residual.items():
-        factor = factors.factors.get(path)
-        if factor is None:
-            solved[path] = value / (factors.diagonal[path] + tau)
-        else:
-            solved[path] = _rotated_back(factor, _rotated(factor, value) / (factor.eigenvalues + tau))
-    return solved
-
-
 def _by_block(model: LayeredModel, passes: Passes, key: Array) -> Iterator[list[tuple[Any, Any]]]:
     """Yield for every block, last to first, `(part, cotangent)` of all microbatches, which are swept side by side."""
     sweeps = [
@@ -154,7 +141,3 @@ def _factor(taps: Sequence[tuple[Array, Array]], scale: Array, *, corrected: boo
 def _rotated(factor: Factor, value: Array) -> Array:
     wide = value.astype(factor.inputs.dtype)
     return jnp.matmul(jnp.matmul(factor.inputs.T, wide, precision="highest"), factor.outputs, precision="highest")
-
-
-def _rotated_back(factor: Factor, value: Array) -> Array:
-    return jnp.matmul(jnp.matmul(factor.inputs, value, precision="highest"), factor.outputs.T, precision="highest")

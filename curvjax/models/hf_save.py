@@ -50,7 +50,7 @@ def save_hf(
     """
     directory, beside = Path(directory).resolve(), beside or SideFiles()
     require_replaceable(directory)
-    config, tensors = hf_entries(model.config, beside), _stored(model, beside)
+    tensors, config = _stored(model, beside), hf_entries(model.config, beside)
     config |= _dtype_entries(config, tensors)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:

@@ -14,6 +14,8 @@ from curvjax.records.comparison import FieldCost as FieldCost
 from curvjax.records.comparison import Method as Method
 from curvjax.records.comparison import Transfer as Transfer
 from curvjax.records.comparison import TransferUnit as TransferUnit
+from curvjax.records.descent import Descent as Descent
+from curvjax.records.descent import Iterate as Iterate
 from curvjax.records.origin import Cost as Cost
 from curvjax.records.origin import ModelOrigin as ModelOrigin
 from curvjax.records.origin import Origin as Origin

@@ -1,5 +1,6 @@
 """`export`: allocations, adapters and models as files that PEFT, llm-compressor and transformers load."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,7 +252,8 @@ def _ordered(allocation: Allocation, family: Family) -> list[UnitAmount]:
 def _planned_ranks(allocation: Allocation, family: Family, settings: ExportSettings) -> dict[str, int]:
     """Rank of every projection chosen, its own or that of its layer, checked against what the units can take."""
     units = _ordered(allocation, family)
-    _require_sides({unit.name: unit.amount for unit in units}, {unit.name: unit.maximum or 0.0 for unit in units})
+    limits = {unit.name: math.inf if unit.maximum is None else unit.maximum for unit in units}
+    _require_sides({unit.name: unit.amount for unit in units}, limits)
     paths = {}
     for unit in units:
         layer = layer_prefix(layer_index(unit.name))

@@ -92,7 +92,7 @@ def refine(
         wanted = settings.stride + (0 if k in runs else evidence[k].products)
         if wanted > left:
             return None
-        before = runs.get(k) or _begun(model, passes, units[k], settings.longest)
+        before = runs.get(k) or _begun(model, passes, units[k], settings.longest, measured.seed)
         runs[k] = _advanced(before, ggn_product(model, passes, units[k]), wanted)
         done = runs[k].spent - before.spent
         left -= done
@@ -140,9 +140,10 @@ def _provable(gains: Scores, program: Program) -> Callable:
     return lambda scores: monotone(scores * scale)
 
 
-def _begun(model: LayeredModel, passes: Passes, unit: Unit, longest: int) -> _Run:
+def _begun(model: LayeredModel, passes: Passes, unit: Unit, longest: int, seed: int) -> _Run:
     rounding = vectors.rounding(model.blocks[unit.index])  # of the network, which may be coarser than the vectors
-    return _Run(begun(unit_gradient(model, passes, unit), max_iterations=longest, rounding=rounding), 0, 0.0)
+    state = begun(unit_gradient(model, passes, unit), max_iterations=longest, seed=seed, rounding=rounding)
+    return _Run(state, 0, 0.0)
 
 
 def _advanced(run: _Run, matvec: Callable, products: int) -> _Run:

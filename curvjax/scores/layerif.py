@@ -12,7 +12,7 @@ from curvjax.scores.evidence import Evidence
 from curvjax.scores.reading import per_unit, require
 from curvjax.scores.registry import score
 
-_SHARE = 0.1  # damping over the mean eigenvalue, as in DataInf
+SHARE = 0.1  # damping over the mean eigenvalue, as in DataInf
 
 
 @score("layerif", needs=("grams",), source="Askari et al. 2025, arXiv 2505.23811")
@@ -60,6 +60,6 @@ def _scores(name: str, evidence: Evidence, *, beneficial_only: bool) -> Float[Ar
 def _score(
     gram: Float[Array, "m m"], projections: Float[Array, " m"], parameters: ArrayLike, *, beneficial_only: bool
 ) -> Float[Array, ""]:
-    damping = _SHARE * jnp.trace(gram) / gram.shape[0] / parameters
+    damping = SHARE * jnp.trace(gram) / gram.shape[0] / parameters
     damping = jnp.where(damping > 0, damping, 1.0)  # no gradient at all: nothing has influence, at any damping
     return influence_score(datainf_influence(gram, projections, damping=damping), beneficial_only=beneficial_only)

@@ -1,5 +1,6 @@
 """Model surgery: adapters, experts, pruning and masks. Every operation returns a copy and counts what it did."""
 
+from curvjax.registry import import_all
 from curvjax.surgery.adapters import SCALES as SCALES
 from curvjax.surgery.adapters import STARTS as STARTS
 from curvjax.surgery.adapters import LoRA as LoRA
@@ -114,3 +115,5 @@ from curvjax.surgery.wanda import input_energies as input_energies
 from curvjax.surgery.wanda import prune_wanda as prune_wanda
 from curvjax.surgery.wanda import prune_with_energies as prune_with_energies
 from curvjax.surgery.wanda import wanda_mask as wanda_mask
+
+import_all(__name__, __path__)

@@ -19,12 +19,12 @@ Control:   every naive gain must lie in our bracket, or below it by no more than
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.artefacts import Record
 from curvjax.curvature import Status, UnitGain, each_layer_gain, trust_radius
 from curvjax.layers import Unit
 from experiments.benchmarks import flops, whole_model
@@ -59,7 +59,7 @@ class AllGains(Settings):
     """Most products for one layer, on either route."""
 
 
-def measure(settings: AllGains) -> Record:
+def measure(settings: AllGains) -> dict[str, Any]:
     """Our route, then the naive one, each in a process of its own."""
     ours, our_peak = apart(our_route, settings)
     naive, naive_peak = apart(naive_route, settings, ours["gaps"][-1]["layers"])
@@ -71,12 +71,12 @@ def measure(settings: AllGains) -> Record:
     return {**ours, "process_peak_bytes": our_peak, "naive": {**naive, "process_peak_bytes": naive_peak}}
 
 
-def times(product: Record, row: Record) -> Record:
+def times(product: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """How many times our cost as many naive products are, each route's cost in gradients of its own process."""
     return {kind: row["products"] * product[kind] / row["gradient_equivalents"][kind] for kind in product}
 
 
-def our_route(settings: AllGains) -> Record:
+def our_route(settings: AllGains) -> dict[str, Any]:
     """Costs of all gains at each gap."""
     studied = subject(settings)
     gradient = whole_model.gradient(studied)
@@ -118,7 +118,7 @@ def gains(each: Engine, settings: AllGains, gap: float, units: Sequence[Unit] = 
     )
 
 
-def one_gap(gap: float, found: list[UnitGain], cost: Cost) -> Record:
+def one_gap(gap: float, found: list[UnitGain], cost: Cost) -> dict[str, Any]:
     open_units = [row.unit.name for row in found if int(row.gain.status[0]) != Status.CONVERGED]
     return {
         "gap": gap,
@@ -139,7 +139,7 @@ def one_gap(gap: float, found: list[UnitGain], cost: Cost) -> Record:
     }
 
 
-def naive_route(settings: AllGains, ours: list[Record]) -> Record:
+def naive_route(settings: AllGains, ours: list[dict[str, Any]]) -> dict[str, Any]:
     """Whole-model products in cg on three layers, at the accuracy of the tightest gap."""
     studied = subject(settings)
     gradient = whole_model.gradient(studied)
@@ -184,7 +184,7 @@ def naive_route(settings: AllGains, ours: list[Record]) -> Record:
     }
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, AllGains(), {"gaps": (0.2, 0.05), "most": 8}, arguments)
 
 

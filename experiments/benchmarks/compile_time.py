@@ -10,10 +10,10 @@ Control:   the rival's seconds, counted by the same listener, do grow.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
-from curvjax.artefacts import Record
 from curvjax.curvature import each_layer_gain, trust_radius
 from experiments.benchmarks import whole_model
 from experiments.benchmarks.measuring import TINY, Settings, Subject, command, engine, random_subject, subject, timed
@@ -31,7 +31,7 @@ class CompileTime(Settings):
     """Empty all caches before each depth."""
 
 
-def measure(settings: CompileTime) -> Record:
+def measure(settings: CompileTime) -> dict[str, Any]:
     """Compilations, and seconds in the compiler, at each depth."""
     config = TINY if settings.model == "random" else subject(settings).model.config
     durations: list[float] = []
@@ -40,7 +40,7 @@ def measure(settings: CompileTime) -> Record:
         if event == _EVENT:
             durations.append(duration)
 
-    def spent() -> Record:
+    def spent() -> dict[str, Any]:
         found = {"compilations": len(durations), "compile_seconds": sum(durations)}
         durations.clear()
         return found
@@ -82,7 +82,7 @@ def two_products_each(studied: Subject, settings: CompileTime) -> None:
         pass
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, CompileTime(tokens=64, length=64), {"depths": (2,), "fresh": False}, arguments)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.artefacts import Record
 from curvjax.curvature import Absolute, each_layer_gain, trust_radius
 from experiments.benchmarks.measuring import (
     Settings,
@@ -47,7 +46,7 @@ class DampingGrid(Settings):
     """Largest damping of the grid."""
 
 
-def measure(settings: DampingGrid) -> Record:
+def measure(settings: DampingGrid) -> dict[str, Any]:
     """Costs of both comparisons, in turns."""
     studied = subject(settings)
     opened = engine(studied)
@@ -84,7 +83,7 @@ def measure(settings: DampingGrid) -> Record:
     }
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, DampingGrid(), {"smallest": 0.3, "most": 8}, arguments)
 
 

@@ -12,8 +12,8 @@ Control:   gradients are taken before and after, in the same process, in the sam
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from curvjax.artefacts import Record
 from curvjax.curvature import Status, UnitGain, trust_radius
 from curvjax.curvature.factors import Factors, empirical_fisher, fisher_mc
 from curvjax.curvature.fisher import fisher_gains
@@ -55,7 +55,7 @@ class Fisher(Settings):
     """Share of the layers in the case that shows the effect of depth."""
 
 
-def measure(settings: Fisher) -> Record:
+def measure(settings: Fisher) -> dict[str, Any]:
     """Every case in a process of its own."""
     cases = [(kind, m, 1.0) for m in settings.sequences for kind in settings.kinds]
     cases += [(settings.kinds[0], settings.sequences[-1], settings.shallow)]
@@ -67,7 +67,7 @@ def measure(settings: Fisher) -> Record:
     return {"length": settings.length, "cases": rows}
 
 
-def one_case(settings: Fisher, kind: str, m: int, share: float) -> Record:
+def one_case(settings: Fisher, kind: str, m: int, share: float) -> dict[str, Any]:
     """The cost of all gains in gradients."""
     studied = subject(dataclasses.replace(settings, tokens=m * settings.length))
     studied = shallower(studied, max(1, round(share * studied.model.config.num_layers)))
@@ -115,7 +115,7 @@ def shallower(studied: Subject, layers: int) -> Subject:
     return studied._replace(model=with_parameters(model, {path: values[path] for path in parameter_shapes(model)}))
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(
         measure,
         Fisher(length=32, repeats=2),

@@ -7,12 +7,11 @@ Expected:  the mean product costs no more gradients than on a CPU; `gpu_estimate
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from curvjax.artefacts import Record
 from curvjax.curvature import ggn_product, unit_gradient
 from experiments.benchmarks import flops, whole_model
 from experiments.benchmarks.gpu_estimate import CASES, Case
@@ -45,7 +44,7 @@ class Gpu(Settings):
     """Layers measured, evenly spaced."""
 
 
-def measure(settings: Gpu) -> Record:
+def measure(settings: Gpu) -> dict[str, Any]:
     """Products and gradients in turns, the most memory on the device, and what the products of all layers add up to."""
     if jax.default_backend() != "gpu" and not settings.quick:
         msg = f"this measures a GPU, and JAX has found {jax.default_backend()!r}: install curvjax[cuda13] on one."
@@ -84,7 +83,7 @@ def measure(settings: Gpu) -> Record:
     }
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, Gpu(tokens=4096, length=512), {}, arguments)
 
 

@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from curvjax.artefacts import Record, read_record
 from curvjax.curvature import LayeredModel
 from curvjax.curvature.linearized import linearize
 from curvjax.data import Batch
 from curvjax.models import DecoderConfig, abstract_decoder, parameter_shapes
 from curvjax.models.layered import layered_model
+from curvjax.records import read_json
 from experiments.benchmarks import flops
-from experiments.benchmarks.measuring import SCHEMA, Settings, command, proportioned
+from experiments.benchmarks.measuring import Settings, command, proportioned
 
 ALL_GAINS = Path(__file__).with_name("all_gains.json")
 
@@ -69,9 +69,9 @@ class GpuEstimate(Settings):
     """The record that says how many products a gap needs."""
 
 
-def measure(settings: GpuEstimate) -> Record:
+def measure(settings: GpuEstimate) -> dict[str, Any]:
     """Counts, and what they would take."""
-    rows = {row["gap"]: row for row in read_record(settings.measured, schema=SCHEMA)["gaps"]}
+    rows = {row["gap"]: row for row in read_json(settings.measured)["gaps"]}
     missing = [gap for gap in settings.gaps if gap not in rows]
     if missing:
         msg = f"{settings.measured} has no gap {missing}, only {sorted(rows)}; measure all_gains with it."
@@ -86,7 +86,7 @@ def measure(settings: GpuEstimate) -> Record:
     }
 
 
-def estimate(case: Case, settings: GpuEstimate, products: dict[float, float]) -> Record:
+def estimate(case: Case, settings: GpuEstimate, products: dict[float, float]) -> dict[str, Any]:
     sizes, kept = flops.Sizes(case.config, settings.tokens, settings.length), linearisations(case, settings)
     shapes, width = parameter_shapes(abstract_decoder(case.config)), np.dtype(case.dtype).itemsize
     layer = sum(int(np.prod(shape)) for path, shape in shapes.items() if path.startswith("layers.0."))
@@ -98,7 +98,7 @@ def estimate(case: Case, settings: GpuEstimate, products: dict[float, float]) ->
         own = layer * (width + 4) + kept["own"]
         return 2 * (blocks + own + head + kept["ends"])
 
-    def spent(number: float, flop: float, byte: float) -> Record:
+    def spent(number: float, flop: float, byte: float) -> dict[str, Any]:
         compute, traffic = number * flop, number * byte
         seconds = max(compute / (settings.share * case.rate), traffic / (settings.share * BANDWIDTH))
         return {"flops": compute, "bytes": traffic, "seconds": seconds}
@@ -159,7 +159,7 @@ def _ends(model: LayeredModel, outer: Any, x: Any, batch: Batch) -> Any:
     return head, linearize(jax.value_and_grad(lambda z: model.loss.loss(z, batch)), z, shared=())[1]
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, GpuEstimate(tokens=4096, length=512), {"tokens": 4096, "length": 512}, arguments)
 
 

@@ -20,14 +20,14 @@ import tyro
 from flax import nnx
 from jax.typing import DTypeLike
 
-from curvjax.artefacts import Record, machine, peak_memory_bytes, versions, write_record
 from curvjax.curvature import LayeredModel, ggn_product, run_passes, unit_gradient
 from curvjax.curvature.layered import Passes
 from curvjax.data import Batch, microbatches, read_documents
 from curvjax.layers import Unit, layer_units
 from curvjax.models import Decoder, DecoderConfig, load_model, parameters
 from curvjax.models.layered import layered_model
-from curvjax.runs.calibration import calibration_batch
+from curvjax.records import machine, peak_memory_bytes, versions, write_json
+from curvjax.runs.text import TextSettings, packed
 
 SCHEMA = "curvjax.benchmark/1"
 
@@ -105,8 +105,11 @@ class Engine(NamedTuple):
 
 
 def command(
-    measure: Callable[[Chosen], Record], full: Chosen, quick: Mapping[str, Any], arguments: list[str] | None = None
-) -> Record:
+    measure: Callable[[Chosen], dict[str, Any]],
+    full: Chosen,
+    quick: Mapping[str, Any],
+    arguments: list[str] | None = None,
+) -> dict[str, Any]:
     """Read the command line, measure, write the record beside the command, and print it.
 
     Args:
@@ -136,7 +139,7 @@ def command(
     }
     target = settings.out or (None if settings.quick else file.with_suffix(".json"))
     if target is not None:
-        write_record(target, record)
+        write_json(target, record)
     print(json.dumps(result, indent=1, default=str))
     return record
 
@@ -146,8 +149,9 @@ def subject(settings: Settings) -> Subject:
     if settings.model == "random":
         return random_subject(TINY, tokens=settings.tokens, length=settings.length, seed=settings.seed)
     loaded = load_model(settings.model)
-    batch = calibration_batch(read_documents("demo:squad"), loaded, tokens=settings.tokens, length=settings.length)
-    return Subject(loaded.name, loaded.model, batch)
+    much = TextSettings(tokens=settings.tokens, length=settings.length)
+    text = packed(read_documents("demo:squad"), loaded, much, source="demo:squad")
+    return Subject(loaded.name, loaded.model, text.batch)
 
 
 def random_subject(
@@ -220,17 +224,17 @@ def median(costs: list[Cost]) -> Cost:
     return Cost(*np.median(costs, axis=0).tolist())
 
 
-def ratio(numerator: Cost, denominator: Cost) -> Record:
+def ratio(numerator: Cost, denominator: Cost) -> dict[str, Any]:
     """By the clock, and by the time of all cores."""
     return {"wall": numerator.wall / denominator.wall, "cpu": numerator.cpu / denominator.cpu}
 
 
-def mean_ratio(ratios: list[Record]) -> Record:
+def mean_ratio(ratios: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each kind."""
     return {kind: float(np.mean([each[kind] for each in ratios])) for kind in ("wall", "cpu")}
 
 
-def seconds(costs: list[Cost]) -> Record:
+def seconds(costs: list[Cost]) -> dict[str, Any]:
     """Every measurement, for the record."""
     return {"wall_seconds": [cost.wall for cost in costs], "cpu_seconds": [cost.cpu for cost in costs]}
 
@@ -261,7 +265,7 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _hardware() -> Record:
+def _hardware() -> dict[str, Any]:
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     return {

@@ -6,13 +6,15 @@ Expected:  at most 0.45 gradients, mean over layers. Counted in matrix FLOPs (`f
 Control:   the gradient is taken in turns with each layer's product; any other work of the machine hits both alike.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 
-from curvjax.artefacts import Record, peak_memory_bytes
 from curvjax.curvature import ggn_product, unit_gradient
 from curvjax.layers import Unit
 from curvjax.models import DecoderConfig, parameters
+from curvjax.records import peak_memory_bytes
 from experiments.benchmarks import flops, whole_model
 from experiments.benchmarks.measuring import (
     Engine,
@@ -32,7 +34,7 @@ from experiments.benchmarks.measuring import (
 )
 
 
-def measure(settings: Settings) -> Record:
+def measure(settings: Settings) -> dict[str, Any]:
     """Products with linearisations kept, and made anew, each against a gradient; memory; shares of the matmul rate."""
     studied = subject(settings)
     sizes = flops.Sizes(studied.model.config, studied.batch.tokens.size, studied.batch.tokens.shape[1])
@@ -68,7 +70,7 @@ def measure(settings: Settings) -> Record:
 
 def one_layer(
     settings: Settings, kept: Engine, anew: Engine, unit: Unit, gradient: whole_model.Gradient, sizes: flops.Sizes
-) -> Record:
+) -> dict[str, Any]:
     vector = unit_gradient(kept.model, kept.passes, unit)
     product, recompute = (ggn_product(each.model, each.passes, unit) for each in (kept, anew))
     costs = alternated(
@@ -100,7 +102,7 @@ def matmul_rate(config: DecoderConfig, tokens: int, settings: Settings) -> float
     return sum(2 * tokens * n * m for n, m in shapes) / median(cost["matmul"]).wall
 
 
-def memory(studied: Subject, kept: Engine, anew: Engine, gradient: whole_model.Gradient) -> Record:
+def memory(studied: Subject, kept: Engine, anew: Engine, gradient: whole_model.Gradient) -> dict[str, Any]:
     """Bytes: of the weights, held between products, and the compiler's temporaries."""
     return {
         "weights_bytes": sum(array.nbytes for array in parameters(studied.model).values()),
@@ -113,7 +115,7 @@ def memory(studied: Subject, kept: Engine, anew: Engine, gradient: whole_model.G
     }
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, Settings(), {}, arguments)
 
 

@@ -11,12 +11,12 @@ Control:   the gradient at each size, measured in turns.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType
 
-from curvjax.artefacts import Record
 from curvjax.curvature import data_parallel, ggn_product, run_passes, unit_gradient
 from curvjax.layers import layer_units
 from curvjax.models import parameters
@@ -60,7 +60,7 @@ class Scaling(Settings):
     """Numbers of devices, one process each."""
 
 
-def measure(settings: Scaling) -> Record:
+def measure(settings: Scaling) -> dict[str, Any]:
     """Seconds and FLOPs at every size."""
     families = {
         "depth": [(depth, settings.width, settings.tokens) for depth in settings.depths],
@@ -77,7 +77,7 @@ def measure(settings: Scaling) -> Record:
     }
 
 
-def one_size(settings: Scaling, depth: int, width: int, tokens: int) -> Record:
+def one_size(settings: Scaling, depth: int, width: int, tokens: int) -> dict[str, Any]:
     """The mean product over the first, middle and last layer, and the gradient."""
     config = proportioned(depth, width=width, head=settings.head, vocabulary=settings.vocabulary)
     studied = random_subject(config, tokens=tokens, length=settings.length, seed=settings.seed)
@@ -102,7 +102,7 @@ def one_size(settings: Scaling, depth: int, width: int, tokens: int) -> Record:
     return found
 
 
-def split_over(settings: Scaling, count: int) -> Record:
+def split_over(settings: Scaling, count: int) -> dict[str, Any]:
     """The mean product with eight sequences on `count` devices; for a process whose backend has not started."""
     jax.config.update("jax_num_cpu_devices", count)
     config = proportioned(settings.depth, width=settings.width, head=settings.head, vocabulary=settings.vocabulary)
@@ -118,7 +118,7 @@ def split_over(settings: Scaling, count: int) -> Record:
     return found
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     quick = {
         "vocabulary": 64,
         "depth": 2,

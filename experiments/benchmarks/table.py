@@ -6,9 +6,7 @@ Command:   .venv/bin/python -m experiments.benchmarks.table      (rewrites the t
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
-
-from curvjax.artefacts import Record
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- table: made by `python -m experiments.benchmarks.table` -->", "<!-- end of table -->"
@@ -25,7 +23,7 @@ class Row(NamedTuple):
     met: bool | None = None
 
 
-def products(record: Record) -> list[Row]:
+def products(record: dict[str, Any]) -> list[Row]:
     mean, counted = record["product_over_gradient"], record["flops"]["product_over_gradient"]
     share, memory = record["matmul"], record["memory"]
     one = f"a gradient of {median(record['layers'][0]['gradient']['wall_seconds']):.2f} s"
@@ -55,7 +53,7 @@ def products(record: Record) -> list[Row]:
     ]
 
 
-def all_gains(record: Record) -> list[Row]:
+def all_gains(record: dict[str, Any]) -> list[Row]:
     rows, naive = [], record["naive"]
     for gap in record["gaps"]:
         what, ours = f"all gains, {gap['gap']:.0%} gap", f"{gap['products']} products, {gap['wall_seconds']:.0f} s"
@@ -89,7 +87,7 @@ def all_gains(record: Record) -> list[Row]:
     ]
 
 
-def torch_rival(record: Record) -> list[Row]:
+def torch_rival(record: dict[str, Any]) -> list[Row]:
     ours = sum(row["ours"]["wall"] for row in record["layers"])
     what = f"gains of {len(record['layers'])} layers, {record['settings']['gap']:.0%} gap, speed"
     versions = next(iter(record["rivals"].values()))["versions"]
@@ -111,7 +109,7 @@ def torch_rival(record: Record) -> list[Row]:
     return [*rows, Row("one gradient, speed", "", "", f"PyTorch {versions['torch']}", speed(gradient))]
 
 
-def fisher(record: Record) -> list[Row]:
+def fisher(record: dict[str, Any]) -> list[Row]:
     rows, most = [], max((case["layers"], case["columns"]) for case in record["cases"])
     for case in record["cases"]:
         name = {"empirical": "empirical Fisher", "monte_carlo": "Monte Carlo Fisher"}[case["kind"]]
@@ -124,7 +122,7 @@ def fisher(record: Record) -> list[Row]:
     return rows
 
 
-def damping_grid(record: Record) -> list[Row]:
+def damping_grid(record: dict[str, Any]) -> list[Row]:
     count = len(record["grid"])
     return [
         at_most(f"{count} dampings read off the same run", 1.3, record["read_16_over_1"]["wall"], rival="one damping"),
@@ -138,7 +136,7 @@ def damping_grid(record: Record) -> list[Row]:
     ]
 
 
-def compile_time(record: Record) -> list[Row]:
+def compile_time(record: dict[str, Any]) -> list[Row]:
     first, last = record["depths"][0], record["depths"][-1]
     more = record["growth"]["ours_compilations"]
     return [
@@ -160,7 +158,7 @@ def compile_time(record: Record) -> list[Row]:
     ]
 
 
-def scaling(record: Record) -> list[Row]:
+def scaling(record: dict[str, Any]) -> list[Row]:
     rows = []
     for name, unit in (("depth", "layers"), ("width", "width"), ("tokens", "tokens")):
         first, last = record[name][0], record[name][-1]
@@ -190,7 +188,7 @@ def scaling(record: Record) -> list[Row]:
     return rows
 
 
-def gpu_estimate(record: Record) -> list[Row]:
+def gpu_estimate(record: dict[str, Any]) -> list[Row]:
     rows = []
     for name, case in record["cases"].items():
         memory = f"{case['memory_bytes']['all'] / 1e9:.0f} GB"
@@ -207,7 +205,7 @@ def gpu_estimate(record: Record) -> list[Row]:
     return rows
 
 
-SECTIONS: dict[str, Callable[[Record], list[Row]]] = {
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     section.__name__: section
     for section in (products, all_gains, torch_rival, fisher, damping_grid, compile_time, scaling, gpu_estimate)
 }
@@ -238,7 +236,7 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def machine(record: Record) -> str:
+def machine(record: dict[str, Any]) -> str:
     if record.get("is_estimate"):
         return f"{record['gpu']}, from its data sheet"
     found = record["machine"]

@@ -30,11 +30,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from curvjax.artefacts import Record, peak_memory_bytes
 from curvjax.curvature import UnitGain, each_layer_gain, ggn_product, trust_radius, unit_gradient
 from curvjax.layers import Unit, layer_prefix
 from curvjax.models import DecoderConfig, save_hf
 from curvjax.models.hf_names import place
+from curvjax.records import peak_memory_bytes
 from experiments.benchmarks import whole_model
 from experiments.benchmarks.measuring import (
     Cost,
@@ -84,7 +84,7 @@ class Rival:
             text=True,
         )
 
-    def __call__(self, do: str, **request: Any) -> Record:
+    def __call__(self, do: str, **request: Any) -> dict[str, Any]:
         """The answer to one request."""
         self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
         self.process.stdin.flush()
@@ -118,13 +118,13 @@ def cores(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def measure(settings: TorchRival) -> Record:
+def measure(settings: TorchRival) -> dict[str, Any]:
     """Agreement first, then costs."""
     with cores(settings.threads):  # before XLA and torch count them
         return _measure(settings)
 
 
-def _measure(settings: TorchRival) -> Record:
+def _measure(settings: TorchRival) -> dict[str, Any]:
     studied = subject(settings)
     opened = engine(studied)
     units = spread(opened.units, min(settings.layers, len(opened.units)))
@@ -152,7 +152,7 @@ def _measure(settings: TorchRival) -> Record:
         }
 
 
-def agreement(settings: TorchRival, opened: Engine, studied: Subject, unit: Unit, directory: Path) -> Record:
+def agreement(settings: TorchRival, opened: Engine, studied: Subject, unit: Unit, directory: Path) -> dict[str, Any]:
     """Relative errors of our float32 product and gradient against every route in float64; raises above 1e-4."""
     slope, key = unit_gradient(opened.model, opened.passes, unit), jax.random.key(settings.seed)
     vector = {path: jax.random.normal(jax.random.fold_in(key, i), x.shape) for i, (path, x) in enumerate(slope.items())}
@@ -185,7 +185,7 @@ def as_stored(config: DecoderConfig, unit: Unit, tree: dict[str, jax.Array]) -> 
     return stored
 
 
-def gradients(settings: TorchRival, studied: Subject, other: Rival) -> Record:
+def gradients(settings: TorchRival, studied: Subject, other: Rival) -> dict[str, Any]:
     """One gradient in all parameters on both sides, in turns: how good each framework is at the plain task."""
     gradient = whole_model.gradient(studied)
     jax.block_until_ready(gradient())
@@ -201,7 +201,7 @@ def gradients(settings: TorchRival, studied: Subject, other: Rival) -> Record:
     }
 
 
-def race(settings: TorchRival, opened: Engine, units: tuple[Unit, ...], rivals: list[Rival]) -> Record:
+def race(settings: TorchRival, opened: Engine, units: tuple[Unit, ...], rivals: list[Rival]) -> dict[str, Any]:
     """Costs of each layer's gain by every route."""
 
     def gains() -> Iterator[UnitGain]:
@@ -256,7 +256,7 @@ def named(seconds: Sequence[float]) -> dict[str, float]:
     return Cost(*seconds)._asdict()
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, TorchRival(torch_python=Path("python")), {"gap": 0.2}, arguments)
 
 

@@ -13,14 +13,15 @@ import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from curvjax.artefacts import Record, machine, versions, write_record
 from curvjax.curvature import Gain, Status, layer_gain
+from curvjax.records import machine, versions, write_json
 from experiments.certified_brackets.problems import FAMILIES, Problems, adversarial, exact_gains, misses, shown
 
 _AT_ONCE = 1000
@@ -44,10 +45,10 @@ def main(settings: Run) -> None:
         found[dtype.__name__] = judged(settings, dtype)
         print(json.dumps({dtype.__name__: found[dtype.__name__]}, indent=1), flush=True)
     record = {"settings": asdict(settings), "found": found, "versions": versions(), "machine": machine()}
-    write_record(Path(__file__).parent / "record.json", record)
+    write_json(Path(__file__).parent / "record.json", record)
 
 
-def judged(settings: Run, dtype: type) -> Record:
+def judged(settings: Run, dtype: type) -> dict[str, Any]:
     """What became of the problems of one precision, under each idea of |C|."""
     problems = adversarial(settings.count, dtype, seed=settings.seed)
     truth = exact_gains(problems)

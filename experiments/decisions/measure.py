@@ -8,12 +8,12 @@ Writes:    brackets_squad.json and brackets_coqa.json beside itself. The damping
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from curvjax.artefacts import Record, digest, machine, versions, write_record
 from curvjax.curvature import Absolute, ggn_product, host_loop, run_lanczos, run_passes, trust_radius, unit_gradient
 from curvjax.curvature.damping import Layer
 from curvjax.curvature.gain import Lanczos, gain_of
@@ -22,7 +22,8 @@ from curvjax.data import read_documents, sample
 from curvjax.layers import Unit, layer_units, module_path
 from curvjax.models import load_model, parameters, weights_hash
 from curvjax.models.layered import layered_model
-from curvjax.runs.calibration import calibration_batch
+from curvjax.records import digest, machine, versions, write_json
+from curvjax.runs.text import TextSettings, packed
 
 FOLDER = Path(__file__).parent
 
@@ -54,7 +55,8 @@ def main(settings: Measure) -> None:
     for text in settings.texts:
         documents = read_documents(f"demo:{text}")
         documents = sample(documents, len(documents), seed=settings.seed)
-        batch = calibration_batch(documents, loaded, tokens=settings.tokens, length=settings.tokens)
+        much = TextSettings(tokens=settings.tokens, length=settings.tokens)
+        batch = packed(documents, loaded, much, source=text).batch
         passes = run_passes(model, [batch])
         units = []
         for unit in layer_units(values):
@@ -70,10 +72,10 @@ def main(settings: Measure) -> None:
             "versions": versions(),
             "machine": machine(),
         }
-        write_record(FOLDER / f"brackets_{text}.json", record | {"sha256": digest(record)})
+        write_json(FOLDER / f"brackets_{text}.json", record | {"sha256": digest(record)})
 
 
-def trajectory(model: LayeredModel, passes: Passes, unit: Unit, settings: Measure) -> Record:
+def trajectory(model: LayeredModel, passes: Passes, unit: Unit, settings: Measure) -> dict[str, Any]:
     """Bounds after 1, 2, ... products, at the damping of the whole run."""
     varied, _ = unit_parameters(model, unit)
     norm = float(jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in varied.values())))

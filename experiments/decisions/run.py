@@ -29,7 +29,7 @@ from curvjax.allocation import (
     round_capacity,
     transfer_regret,
 )
-from curvjax.artefacts import Record, machine, versions, write_record
+from curvjax.records import machine, versions, write_json
 
 FOLDER = Path(__file__).parent
 
@@ -66,11 +66,11 @@ def main(settings: Run) -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    write_record(FOLDER / "record.json", record)
+    write_json(FOLDER / "record.json", record)
     print(json.dumps(record["refining"], indent=1))
 
 
-def refining(text: str, units: list[Record], settings: Run) -> list[Record]:
+def refining(text: str, units: list[dict[str, Any]], settings: Run) -> list[dict[str, Any]]:
     """Products that proof takes, three ways, at every budget."""
     counts = np.asarray([len(unit["lower"]) for unit in units])
     rows = []
@@ -98,14 +98,14 @@ def whole_program(layers: int, extra: float) -> Callable[[Any], np.ndarray]:
     return lambda q: round_capacity(q, cost=np.ones(layers), budget=extra, alpha=0.0).amount
 
 
-def bounds(units: list[Record], products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bounds(units: list[dict[str, Any]], products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Brackets after so many products of each layer."""
     lower = [unit["lower"][n - 1] for unit, n in zip(units, products, strict=True)]
     upper = [unit["upper"][n - 1] for unit, n in zip(units, products, strict=True)]
     return np.asarray(lower), np.asarray(upper)
 
 
-def refined(program: Callable, units: list[Record], spent: np.ndarray, stride: int) -> Record:
+def refined(program: Callable, units: list[dict[str, Any]], spent: np.ndarray, stride: int) -> dict[str, Any]:
     """Products, and what they prove, when only open layers are measured further."""
     spent, start = spent.copy(), spent.copy()
     scale = 1 / np.mean(bounds(units, spent))
@@ -127,7 +127,7 @@ def refined(program: Callable, units: list[Record], spent: np.ndarray, stride: i
     }
 
 
-def until_proved(program: Callable, units: list[Record], products: Callable, most: int) -> int | None:
+def until_proved(program: Callable, units: list[dict[str, Any]], products: Callable, most: int) -> int | None:
     """Products in all at the first n whose brackets prove the allocation; None if none does."""
     for n in range(1, int(most) + 1):
         spent = products(n)
@@ -136,7 +136,7 @@ def until_proved(program: Callable, units: list[Record], products: Callable, mos
     return None
 
 
-def by_gap(program: Callable, units: list[Record]) -> Record | None:
+def by_gap(program: Callable, units: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Products, and the gap, where every layer is run to one relative gap just tight enough."""
     for gap in np.geomspace(1.0, 1e-3, 61):
         spent = []
@@ -149,14 +149,14 @@ def by_gap(program: Callable, units: list[Record]) -> Record | None:
     return None
 
 
-def proves(program: Callable, units: list[Record], products: np.ndarray) -> bool:
+def proves(program: Callable, units: list[dict[str, Any]], products: np.ndarray) -> bool:
     """Whether these brackets leave one allocation only."""
     lower, upper = bounds(units, products)
     scale = 1 / np.mean(upper)
     return bool(certify(program, lower * scale, upper * scale).unique.all())
 
 
-def transfers(units: list[list[Record]], settings: Run) -> list[Record]:
+def transfers(units: list[list[dict[str, Any]]], settings: Run) -> list[dict[str, Any]]:
     """Regret and bounds both ways, for ranks and sparsities."""
     gains = [np.mean(bounds(one, np.asarray([len(u["lower"]) for u in one])), axis=0) for one in units]
     norms = [np.asarray([unit["gradient_norm2"] for unit in one]) for one in units]

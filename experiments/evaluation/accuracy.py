@@ -14,10 +14,10 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-from curvjax import load_model
-from curvjax.artefacts import machine, versions, write_record
 from curvjax.data import few_shot, read_task
 from curvjax.evaluation import paired_choice, ranked_choice
+from curvjax.models import load_model
+from curvjax.records import machine, versions, write_json
 from curvjax.runs.stopwatch import timed
 
 MODEL, SEED, LENGTH, ROWS, QUESTIONS, SHOTS = "smollm2-135m", 0, 128, 8, 100, 5
@@ -68,7 +68,7 @@ def main() -> None:
             "versions": versions(),
             "machine": machine() | {"load": os.getloadavg()[0]},
         }
-        write_record(out, record)
+        write_json(out, record)
         print(task, tasks[task], flush=True)
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from curvjax import load_model
-from curvjax.artefacts import machine, versions, write_record
 from curvjax.data import Piece, arrange, few_shot, read_task
 from curvjax.evaluation import Pair, Targets, continuation_scores, encode_choices, target_log_probabilities
-from curvjax.models import Decoder
+from curvjax.models import Decoder, load_model
+from curvjax.records import machine, versions, write_json
 from curvjax.runs.stopwatch import timed
 
 MODEL, TASK, SEED, LENGTH, ROWS = "smollm2-135m", "sciq", 0, 128, 8
@@ -93,7 +92,7 @@ def main() -> None:
         "versions": versions(),
         "machine": machine() | {"load": os.getloadavg()[0]},
     }
-    write_record(Path(__file__).with_name("prefixes.json"), record)
+    write_json(Path(__file__).with_name("prefixes.json"), record)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,12 +27,13 @@ import tyro
 import yaml
 from flax import nnx
 
-from curvjax.artefacts import ALLOCATION_SCHEMA, Record, machine, versions, write_record
 from curvjax.data import Batch, read_documents
 from curvjax.interop import load_peft, save_peft
-from curvjax.models import Decoder, Loaded, load_model, save_hf, weights_hash
-from curvjax.runs.calibration import calibration_batch
+from curvjax.layers import layer_index
+from curvjax.models import Decoder, Loaded, load_model, save_hf
+from curvjax.records import Allocation, Budget, Origin, UnitAmount, machine, versions, write_json
 from curvjax.runs.export import RECIPE_FILE, ExportSettings, export_peft_config, export_recipe
+from curvjax.runs.text import TextSettings, packed
 from curvjax.surgery import (
     Format,
     add_lora,
@@ -75,8 +77,11 @@ def main(settings: Exports) -> None:
     """All exports, and the record."""
     loaded = load_model(settings.model)
     documents = read_documents("demo:squad")
-    batch = calibration_batch(documents, loaded, tokens=settings.calibration, length=256)
-    tokens = np.asarray(calibration_batch(documents[-40:], loaded, tokens=settings.tokens, length=64).tokens)
+    batch, others = (
+        packed(part, loaded, TextSettings(tokens=tokens, length=length), source="demo:squad").batch
+        for part, tokens, length in ((documents, settings.calibration, 256), (documents[-40:], settings.tokens, 64))
+    )
+    tokens = np.asarray(others.tokens)
     with folder() as base:
         save_hf(loaded.model, base, tokenizer=loaded.tokenizer)
         results = {
@@ -93,7 +98,7 @@ def main(settings: Exports) -> None:
         "versions": versions() | {name: _version(name) for name in ("torch", "transformers", "peft", "llmcompressor")},
         "machine": machine(),
     }
-    write_record(settings.out, record)
+    write_json(settings.out, record)
     print(json.dumps(record, indent=1))
 
 
@@ -117,7 +122,7 @@ def edits(model: Decoder, batch: Batch) -> dict[str, Callable[[], Decoder]]:
     }
 
 
-def dense(name: str, edit: Callable[[], Decoder], loaded: Loaded, tokens: np.ndarray) -> Record:
+def dense(name: str, edit: Callable[[], Decoder], loaded: Loaded, tokens: np.ndarray) -> dict[str, Any]:
     """A model written as a Hugging Face directory, and as transformers finds it there."""
     model = edit()
     with folder() as new:
@@ -145,7 +150,7 @@ def dense(name: str, edit: Callable[[], Decoder], loaded: Loaded, tokens: np.nda
     return row
 
 
-def adapter(loaded: Loaded, base: Path, tokens: np.ndarray, scaling: str) -> Record:
+def adapter(loaded: Loaded, base: Path, tokens: np.ndarray, scaling: str) -> dict[str, Any]:
     """A LoRA adapter as if trained, as PEFT finds it in our files, and as we find it in those that PEFT saves."""
     model = adapted(loaded.model, scaling)
     with folder() as new, folder() as again:
@@ -175,7 +180,7 @@ def adapter(loaded: Loaded, base: Path, tokens: np.ndarray, scaling: str) -> Rec
     return row
 
 
-def configuration(loaded: Loaded, base: Path, chosen: tuple[str, ...]) -> Record:
+def configuration(loaded: Loaded, base: Path, chosen: tuple[str, ...]) -> dict[str, Any]:
     """An allocation of ranks as adapter_config.json, and the model that PEFT builds from it on random weights."""
     ranks = layer_ranks(loaded.model)
     shapes = {path: linear.kernel.shape for path, linear in projections(loaded.model).items()}
@@ -205,11 +210,12 @@ def configuration(loaded: Loaded, base: Path, chosen: tuple[str, ...]) -> Record
     return row
 
 
-def recipe(loaded: Loaded, base: Path, method: str) -> Record:
+def recipe(loaded: Loaded, base: Path, method: str) -> dict[str, Any]:
     """An allocation of sparsities as recipe.yaml, and what yaml and llm-compressor read in it."""
-    shares = {f"layers.{index}": round(0.3 + 0.01 * index, 2) for index in range(len(loaded.model.layers))}
+    counts = {f"layers.{index}": 300 + 10 * index for index in range(len(loaded.model.layers))}
+    shares = {name: count / 1000 for name, count in counts.items()}
     with folder() as new:
-        export_recipe(allocation(loaded, "sparsity", shares, maximum=0.95), ExportSettings(method=method), new)
+        export_recipe(allocation(loaded, "sparsity", counts, maximum=0.95), ExportSettings(method=method), new)
         text = (new / RECIPE_FILE).read_text(encoding="utf-8")
     (modifier,) = yaml.safe_load(text)["pruning_stage"]["pruning_modifiers"].values()
     wanted = {f"model.{name}": share for name, share in shares.items()}
@@ -228,12 +234,14 @@ def compressor(text: str, wanted: dict[str, float], base: Path) -> bool:
     return dict(zip(names, modifier.sparsity, strict=True)) == wanted
 
 
-def allocation(loaded: Loaded, target: str, amounts: dict[str, float], *, maximum: float) -> Record:
-    """What of allocation.json an export reads."""
-    units = [{"name": name, "amount": amount, "cost": 1.0, "maximum": maximum} for name, amount in amounts.items()]
-    model = {"name": loaded.name, "weights_sha256": weights_hash(loaded.model), "layers": len(loaded.model.layers)}
-    budget = {"unit": "adapter parameters"}
-    return {"schema": ALLOCATION_SCHEMA, "target": target, "model": model, "units": units, "budget": budget}
+def allocation(loaded: Loaded, target: str, amounts: dict[str, int], *, maximum: float) -> Allocation:
+    """Amounts as an allocation, of units of 1000 weights."""
+    units = tuple(
+        UnitAmount(name=name, index=layer_index(name), amount=amount, size=1000, maximum=maximum)
+        for name, amount in amounts.items()
+    )
+    budget = Budget(requested=0.0, planned=0.0, unit="adapter parameters")
+    return Allocation(target=target, units=units, budget=budget, origin=Origin(model=loaded.origin), program={})
 
 
 def layer_ranks(model: Decoder) -> dict[str, int]:

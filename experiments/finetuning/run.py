@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 import tyro
 
-from curvjax.artefacts import Record, machine, versions, write_record
+from curvjax.allocation import Experts, Ranks
 from curvjax.data import Question, question_document, read_task, split_documents
 from curvjax.evaluation import Choice, paired_choice, ranked_choice
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded, load_model
-from curvjax.runs.adapt import AdaptSettings, adapt
+from curvjax.records import Allocation, machine, versions, write_json
+from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.allocate import allocate
-from curvjax.runs.program import AllocateSettings
-from curvjax.runs.progress import silent
-from curvjax.runs.score import ScoreSettings, score
-from curvjax.runs.settings import BASELINES, Arm
+from curvjax.runs.compare_adapters import ARMS
+from curvjax.runs.measure import ScoreSettings
+from curvjax.runs.score import score
 from curvjax.runs.stages import Stages
-from curvjax.surgery import count_lora
+from curvjax.runs.text import TextSettings, packed
+from curvjax.surgery import LoRA, LoRAExperts, count_lora
 
 FOLDER = Path(__file__).parent
 METRICS = {"gold_nll": "question_gold_nll", "accuracy": "correct"}
@@ -53,7 +54,7 @@ class Finetuning:
     """Mean rank of LoRA."""
     experts: float = 2.0
     """Mean number of experts, of half that rank."""
-    adapt: AdaptSettings = field(default_factory=lambda: AdaptSettings(steps=16, checkpoint_every=16, expert_rank=4))
+    adapt: TrainSettings = field(default_factory=lambda: TrainSettings(steps=16, checkpoint_every=16))
     """How all arms are trained."""
     work: Path = Path("runs/finetuning")
     """Where finished arms are kept."""
@@ -66,16 +67,15 @@ def main(settings: Finetuning) -> None:
         read_task(settings.task), seed=0, counts=(settings.train_questions, 0, settings.test_questions)
     )
     train = [question_document(question) for question in parts.calibration]
-    how = ScoreSettings(rtol=0.1, tokens=256)
-    gains = score(loaded, train, how, settings.work, source=f"task:{settings.task}", progress=silent)
+    text = packed(train, loaded, TextSettings(tokens=256), source=f"task:{settings.task}")
+    gains = score(loaded, text, settings=ScoreSettings(rtol=0.1), directory=settings.work)
     stages = Stages(settings.work / "stages")
-    base = stages("base", {"test": [q.id for q in parts.test]}, lambda: tested(loaded.model, loaded, parts.test))
+    base = stages("base", dict, {"test": [q.id for q in parts.test]}, lambda: tested(loaded.model, loaded, parts.test))
     arms = []
     for seed in settings.seeds:
-        for target, budget in (("rank", settings.rank), ("experts", settings.experts)):
-            for arm in BASELINES:
-                plan = AllocateSettings(target=target, budget=budget, baseline=BASELINES[arm], seed=seed)
-                allocation = allocate(gains, plan)
+        for program in (Ranks(settings.rank), Experts(settings.experts)):
+            for arm, (rule, control) in ARMS.items():
+                allocation = allocate(gains, program, rule=rule, control=control, seed=seed)
                 arms.append(trained(loaded, allocation, train, parts.test, settings, stages, arm=arm, seed=seed))
                 print(
                     {k: arms[-1][k] for k in ("target", "arm", "seed", "parameters", "accuracy", "gold_nll")},
@@ -91,48 +91,49 @@ def main(settings: Finetuning) -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    write_record(FOLDER / "record.json", record)
+    write_json(FOLDER / "record.json", record)
 
 
 def trained(
     loaded: Loaded,
-    allocation: Record,
+    allocation: Allocation,
     train: list[Any],
     test: list[Question],
     settings: Finetuning,
     stages: Stages,
     *,
-    arm: Arm,
+    arm: str,
     seed: int,
-) -> Record:
+) -> dict[str, Any]:
     """One arm: its adapters trained, counted and tested, once."""
-    how = replace(settings.adapt, seed=seed)
-    name = f"{allocation['target']}-{arm}-{seed}"
+    how = replace(settings.adapt, order_seed=seed)
+    method = LoRA(seed=seed) if allocation.target == "rank" else LoRAExperts(rank=4, seed=seed)
+    name = f"{allocation.target}-{arm}-{seed}"
     inputs = {
-        "allocation": allocation["units"],
+        "amounts": allocation.amounts,
+        "method": asdict(method),
         "adapt": asdict(how),
         "train": [d.id for d in train],
         "test": len(test),
     }
 
-    def compute() -> Record:
-        model = adapt(loaded, allocation, train, how, settings.work / name, progress=silent)
+    def compute() -> dict[str, Any]:
+        model = adapt(loaded, allocation, method, train, how, settings.work / name).model
         return {"parameters": count_lora(model)} | tested(model, loaded, test)
 
-    found = stages(name, inputs, compute)
-    amounts = [unit["amount"] for unit in allocation["units"]]
-    labels = {"target": allocation["target"], "arm": arm, "seed": seed, "amounts": amounts}
+    found = stages(name, dict, inputs, compute)
+    labels = {"target": allocation.target, "arm": arm, "seed": seed, "amounts": list(allocation.amounts.values())}
     return labels | {"seconds": stages.seconds[name]} | found
 
 
-def tested(model: Decoder, loaded: Loaded, questions: list[Question]) -> Record:
+def tested(model: Decoder, loaded: Loaded, questions: list[Question]) -> dict[str, Any]:
     """Accuracy and -log p, with their columns."""
     found: Choice = ranked_choice(model, loaded.tokenizer, questions, rows_at_once=8)
     fields = ("accuracy", "accuracy_standard_error", "gold_nll", "gold_nll_standard_error", *METRICS.values())
     return {name: getattr(found, name) for name in fields}
 
 
-def against(arm: Record, arms: list[Record]) -> list[Record]:
+def against(arm: dict[str, Any], arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One arm less the uniform one of its target and seed, by metric."""
     other = next(a for a in arms if (a["target"], a["arm"], a["seed"]) == (arm["target"], "uniform", arm["seed"]))
     rows = []
@@ -145,11 +146,11 @@ def against(arm: Record, arms: list[Record]) -> list[Record]:
     return rows
 
 
-def pooled(arms: list[Record]) -> list[Record]:
+def pooled(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Differences to uniform in the mean over seeds: errors over questions, and the range over seeds."""
     rows = []
     for target in dict.fromkeys(arm["target"] for arm in arms):
-        by_arm = {name: [a for a in arms if (a["target"], a["arm"]) == (target, name)] for name in BASELINES}
+        by_arm = {name: [a for a in arms if (a["target"], a["arm"]) == (target, name)] for name in ARMS}
         for name in ("curvature", "permuted"):
             for metric, column in METRICS.items():
                 ours, theirs = (np.asarray([a[column] for a in by_arm[x]], float) for x in (name, "uniform"))

@@ -22,10 +22,10 @@ import numpy as np
 import tyro
 
 from curvjax.allocation import allocate_sparsity, quality
-from curvjax.artefacts import Record, machine, versions, write_record
 from curvjax.data import Batch, pack, read_documents, sample, take
 from curvjax.evaluation import paired_difference, perplexity
 from curvjax.models import Decoder, load_model
+from curvjax.records import machine, versions, write_json
 from curvjax.surgery import Pruned, prune_magnitude, prune_sparsegpt, prune_wanda
 
 FOLDER = Path(__file__).parent
@@ -83,7 +83,7 @@ def main(settings: Pruning) -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    write_record(FOLDER / "record.json", record)
+    write_json(FOLDER / "record.json", record)
 
 
 def rows_of(documents: list, loaded: Any, tokens: int, length: int) -> Batch:
@@ -93,8 +93,8 @@ def rows_of(documents: list, loaded: Any, tokens: int, length: int) -> Batch:
 
 
 def at(
-    share: float, model: Decoder, batch: Batch, tests: dict[str, Batch], units: list[Record], settings: Pruning
-) -> list[Record]:
+    share: float, model: Decoder, batch: Batch, tests: dict[str, Batch], units: list[dict[str, Any]], settings: Pruning
+) -> list[dict[str, Any]]:
     """Every method and arm at one sparsity."""
     names = [unit["name"] for unit in units]
     size = np.asarray([sum(a * b for a, b in unit["projections"].values()) for unit in units], float)

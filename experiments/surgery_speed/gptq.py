@@ -8,11 +8,11 @@ Control:   errors of reconstruction. A faster program that rounds worse refutes 
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.artefacts import Record
 from curvjax.surgery import Format, gptq
 from experiments.benchmarks.measuring import command
 from experiments.surgery_speed import published
@@ -27,7 +27,7 @@ class Rounding(Race):
     """Of every matrix, with one grid for each output. SmolLM2's weights lie on a grid of 4 bits already."""
 
 
-def measure(settings: Rounding) -> Record:
+def measure(settings: Rounding) -> dict[str, Any]:
     """Both, whole."""
 
     def ours(matrix: Matrix, rival: np.ndarray) -> jnp.ndarray:
@@ -42,7 +42,7 @@ def measure(settings: Rounding) -> Record:
     )
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, Rounding(), {}, arguments)
 
 

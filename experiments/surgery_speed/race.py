@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import torch
 
-from curvjax.artefacts import Record
 from curvjax.models import parameters
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import recorded, residual_streams
@@ -56,7 +55,7 @@ Same = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(our kernel, theirs) -> where both made the same choice."""
 
 
-def race(settings: Race, ours: Ours, theirs: Theirs, same: Same) -> Record:
+def race(settings: Race, ours: Ours, theirs: Theirs, same: Same) -> dict[str, Any]:
     """Both programs on all matrices, one after the other, and what is to be said of it."""
     warm: set[tuple[int, ...]] = set()
     results = []
@@ -125,7 +124,7 @@ def error(change: np.ndarray, hessian: np.ndarray) -> float:
     return float(np.sum(wide * (hessian.astype(np.float64) @ wide)))
 
 
-def summary(results: list[Result]) -> Record:
+def summary(results: list[Result]) -> dict[str, Any]:
     """One projection, over the layers: medians of seconds, and how far the results agree."""
     ours, theirs = (median([getattr(result, side) for result in results]) for side in ("ours", "torch"))
     return {
@@ -138,7 +137,7 @@ def summary(results: list[Result]) -> Record:
     }
 
 
-def agreement(results: list[Result]) -> Record:
+def agreement(results: list[Result]) -> dict[str, Any]:
     """Least share of equal choices in a matrix and over all weights, largest difference, ratio of errors."""
     sizes = [result.shape[0] * result.shape[1] for result in results]
     ratios = [ours / theirs for ours, theirs in (result.errors for result in results)]

@@ -9,11 +9,11 @@ Control:   errors of reconstruction. A faster program that prunes worse refutes 
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.artefacts import Record
 from curvjax.surgery import sparsegpt
 from experiments.benchmarks.measuring import command
 from experiments.surgery_speed import published
@@ -28,7 +28,7 @@ class Pruning(Race):
     """Share of the weights of every matrix, and one more in each block, as the rival's threshold has it."""
 
 
-def measure(settings: Pruning) -> Record:
+def measure(settings: Pruning) -> dict[str, Any]:
     """Both, whole."""
 
     def ours(matrix: Matrix, rival: np.ndarray) -> jnp.ndarray:
@@ -42,7 +42,7 @@ def measure(settings: Pruning) -> Record:
     )
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, Pruning(), {}, arguments)
 
 

@@ -11,13 +11,13 @@ Control:   FLOPs as the compiler counts them, which do not feel other work on th
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from curvjax.artefacts import Record
 from curvjax.models.layered import cross_entropy
 from curvjax.surgery import add_lora, projections
 from curvjax.training import Recipe, begin_training, in_precision
@@ -70,7 +70,7 @@ def program(lowered, arguments):
     return partial(compiled, *arguments), compiled.cost_analysis()["flops"]
 
 
-def measure(settings: StepSpeed) -> Record:
+def measure(settings: StepSpeed) -> dict[str, Any]:
     studied = subject(settings)
     recipe = Recipe(steps=10, learning_rate=1e-3)
     ranks = dict.fromkeys((path for path in projections(studied.model) if path.startswith("layers.")), settings.rank)
@@ -83,7 +83,7 @@ def measure(settings: StepSpeed) -> Record:
     }
     costs = alternated({name: run for name, (run, _) in programs.items()}, settings.repeats)
 
-    def against(one: str, other: str) -> Record:
+    def against(one: str, other: str) -> dict[str, Any]:
         flops = programs[one][1] / programs[other][1]
         return ratio(median(costs[one]), median(costs[other])) | {"flops": flops}
 
@@ -98,7 +98,7 @@ def measure(settings: StepSpeed) -> Record:
     }
 
 
-def main(arguments: list[str] | None = None) -> Record:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return command(measure, StepSpeed(tokens=512, length=128), {"rank": 2}, arguments)
 
 

@@ -137,3 +137,13 @@ def test_a_setting_out_of_its_range_is_refused_by_name():
 def test_shapes_are_checked(q, weight, message):
     with pytest.raises(ValueError, match=message):
         share_out(scaled, q, Budget(weight, 1.0, np.inf))
+
+
+def test_a_slope_beyond_the_range_is_not_called_a_total_out_of_reach():
+    budget = Budget(np.array([1.0, 1e300]), 0.5, np.ones(2))
+    with pytest.raises(ValueError, match="scores and weights together leave the range of float64"):
+        share_out(_steep, np.array([1e200, 1.0]), budget)
+
+
+def _steep(q, limits):
+    return Line(0 * q, q * q / limits.weight)

@@ -222,7 +222,7 @@ def test_caps_of_their_own_are_kept_and_their_share_passed_on():
         ({"sparsity": 0.97}, "a total of 2.91 is out of reach, above by 0.06: the units can take from 0 to 2.85"),
         ({"penalty": log_barrier, "max_sparsity": 1.0, "sparsity": 1.0}, "is not finite"),
         ({"minimum": 0.96}, "bounds cross in 3 of 3 units"),
-        ({"q": np.array([1e-200, 1.0, 1.0]), "kappa": 2.0}, "quality raised to its exponent, is not finite"),
+        ({"q": np.array([1e-200, 1.0, 1.0]), "kappa": 8.0}, "quality raised to its exponent, is not finite"),
     ],
 )
 def test_malformed_input_is_refused_with_its_limit(change, message):
@@ -312,3 +312,15 @@ def test_the_least_sparsities_have_their_price(sparsity):
     assert result.status == Status.OPTIMAL
     assert result.dual > 0
     assert result.spent == pytest.approx(3 * sparsity, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("size_neutral", [True, False])
+def test_scores_and_sizes_over_hundreds_of_decades_meet_the_total(seed, size_neutral):
+    rng = np.random.default_rng(seed)
+    q, size = 10.0 ** rng.uniform(-300, 200, 12), rng.uniform(1, 9, 12) * 10.0 ** rng.uniform(-200, 200)
+    found = allocate_sparsity(q, size=size, sparsity=0.5, max_sparsity=0.9, size_neutral=size_neutral)
+    assert size @ found.amount == pytest.approx(0.5 * size.sum(), rel=1e-12)
+    price = np.log(q) + np.log(found.amount) - (0 if size_neutral else np.log(size))  # of one more weight
+    open_, full = found.amount < 0.9, found.amount >= 0.9
+    assert price[full].max(initial=-np.inf) <= price[open_].min() + 1e-9

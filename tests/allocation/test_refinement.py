@@ -56,7 +56,7 @@ def test_the_effort_is_kept_and_what_is_open_is_said():
 
 def test_no_effort_only_certifies():
     truth = np.ones(UNITS) + np.arange(UNITS)
-    found = refine(program, None, truth, truth, effort=0)
+    found = refine(program, Measuring(truth), truth, truth, effort=0)
     assert found.proved
     assert found.probes.sum() == 0
 
@@ -85,7 +85,7 @@ def test_a_settled_unit_that_holds_others_open_is_probed_in_the_end():
 @pytest.mark.parametrize(
     ("effort", "probe", "message"),
     [
-        (-1, None, "effort must be at least 0 probes; got -1"),
+        (-1, lambda _: None, "effort must be at least 0 probes; got -1"),
         (9, lambda unit: (9.0, 10.0), r"unit \d+ was within \[.*\] and is now said to be within \[9, 10\]"),
     ],
 )

@@ -101,7 +101,14 @@ def test_regret_of_qualities_is_free_of_the_gains_scale():
     assert a == pytest.approx(b, rel=1e-9)
 
 
-@pytest.mark.parametrize("bad", [np.array([1.0, 0.0]), np.array([1.0, np.nan]), np.array([1.0, 2.0, 3.0])])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.array([1.0, 0.0]),
+        np.array([1.0, np.nan]),
+        pytest.param(np.array([1.0, 2.0, 3.0]), marks=pytest.mark.bad_shapes),
+    ],
+)
 def test_scores_that_do_not_fit_are_refused(bad):
     with pytest.raises(ValueError, match="q_target"):
         transfer_regret(CapacityProgram(cost=1.0, budget=3.0), np.ones(2), bad)

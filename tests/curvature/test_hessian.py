@@ -172,6 +172,9 @@ def test_without_a_proved_bound_only_the_lower_end_is_claimed(model, passes, uni
 def test_a_bound_at_minus_the_damping_claims_nothing_where_no_negative_ritz_value_shows():
     """Of diag(-1, 1, 2) a gradient without its first component sees nothing negative."""
     diagonal, gradient = jnp.asarray([-1.0, 1.0, 2.0]), jnp.asarray([0.0, 1.0, 1.0])
-    found = layer_gain(lambda v: diagonal * v, gradient, damping=0.5, least_eigenvalue=-0.5, max_iterations=3)
+    settings = {"damping": 0.5, "least_eigenvalue": -0.5, "max_iterations": 3}
+    found = layer_gain(lambda v: diagonal * v, gradient, norm_bound=2.0, **settings)
     assert found.smallest_ritz > 0
     assert found.status == Status.UNPROVED
+    smoothed = layer_gain(lambda v: diagonal * v, gradient, **settings)  # what proves |C| sees all of it
+    assert smoothed.status == Status.NEGATIVE_CURVATURE

@@ -6,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 
 from curvjax.curvature import run_passes, unit_gradient
 from curvjax.curvature.damping import Absolute, TrustRadius
-from curvjax.curvature.kronecker import kronecker_factors, kronecker_solve, kronecker_spectrum
+from curvjax.curvature.kronecker import kronecker_factors, kronecker_spectrum
 from curvjax.curvature.layered import linear_taps, sampled_cotangents
 from curvjax.curvature.spectral import Spectrum, spectral_gain
 from curvjax.layers import module_units
@@ -85,14 +85,12 @@ def block_matrix(factors, gradient):
 
 
 @pytest.mark.parametrize("corrected", [False, True])
-def test_gain_and_solution_are_those_of_the_dense_matrix(model, passes, unit, corrected):
+def test_gain_and_step_are_those_of_the_dense_matrix(model, passes, unit, corrected):
     factors = factors_of(model, passes, corrected=corrected)[LAYER]
     gradient = unit_gradient(model, passes, unit)
     gradient = dict(sorted(gradient.items()))  # the order in which a dict is raveled
     flat = ravel_pytree(gradient)[0]
     solution = np.linalg.solve(block_matrix(factors, gradient) + TAU * np.eye(flat.size), flat)
-    found = kronecker_solve(factors, gradient, jnp.asarray(TAU))
-    np.testing.assert_allclose(ravel_pytree(dict(sorted(found.items())))[0], solution, rtol=1e-7, atol=1e-12)
     spectrum = kronecker_spectrum(factors, unit, gradient)
     gain = spectral_gain(spectrum, Absolute(jnp.asarray([TAU])))
     np.testing.assert_allclose([gain.lower[0], gain.upper[0]], flat @ solution, rtol=1e-8)

@@ -22,6 +22,7 @@ from curvjax.models import (
     save_checkpoint,
     tokenizer_from_gguf,
     weights_hash,
+    with_parameters,
 )
 from tests.models.test_tokenizer import byte_level
 
@@ -78,6 +79,14 @@ class TestModel:
         model = Decoder(CONFIG, rngs=nnx.Rngs(2), dtype=jnp.bfloat16)
         save_checkpoint(model, tmp_path / "half", tokenizer=tokenizer)
         assert weights_hash(load_checkpoint(tmp_path / "half", dtype=jnp.bfloat16).model) == weights_hash(model)
+
+    def test_weights_that_are_not_finite_are_refused_by_name(self, model, tokenizer, tmp_path):
+        path = "layers.11.mlp.up_proj.kernel"
+        values = parameters(model)
+        broken = with_parameters(model, values | {path: values[path].at[2, 3].set(jnp.nan)})
+        save_checkpoint(broken, tmp_path / "broken", tokenizer=tokenizer)
+        with pytest.raises(ValueError, match=rf"broken: {path}: 1 of 96 values are not finite .* at \[2, 3\]"):
+            load_checkpoint(tmp_path / "broken")
 
     def test_variables_beyond_the_config_are_refused(self, model, tokenizer, tmp_path):
         adapted = nnx.clone(model)

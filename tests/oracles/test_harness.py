@@ -98,8 +98,10 @@ def test_texts_without_context_follow_the_token_that_ends_a_document(model, load
     assert found[0][0] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_prefix_stands_before_every_context_once(model, loaded):
-    begun = HarnessModel(loaded.model, loaded.tokenizer, prefix=loaded.tokenizer.encode("w5"), length=32)
+def test_what_begins_a_text_stands_before_every_context_once(model, loaded):
+    (first,) = loaded.tokenizer.encode("w5")
+    tokenizer = Tokenizer(loaded.tokenizer.backend, bos_id=first, eos_id=1, begin_of_text="always")
+    begun = HarnessModel(loaded.model, tokenizer, length=32)
     with_it, without = ([Instance("loglikelihood", {}, (text, " w1 w2"), 0)] for text in ("w5 w3 w4", "w3 w4"))
     assert model.loglikelihood(with_it) == begun.loglikelihood(with_it) == begun.loglikelihood(without)
     assert model.loglikelihood(without) != model.loglikelihood(with_it)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from curvjax.artefacts import ALLOCATION_SCHEMA
 from flax import nnx
 
-from curvjax.artefacts import ALLOCATION_SCHEMA
 from curvjax.interop import load_peft, pruning_recipe, save_peft
 from curvjax.models import load_hf, save_hf
 from curvjax.runs.export import ExportSettings, export_peft_config

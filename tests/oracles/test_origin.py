@@ -7,8 +7,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
-
 from curvjax.artefacts import ALLOCATION_SCHEMA
+
 from curvjax.models import config_from_hf, load_model, save_checkpoint, save_hf
 from curvjax.models.hf_names import stored_layer
 from curvjax.runs.export import ExportSettings, export_peft_config, export_recipe

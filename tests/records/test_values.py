@@ -162,6 +162,14 @@ def test_what_was_there_stays_when_a_write_fails(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["evaluation.json"]
 
 
+def test_a_new_value_takes_the_place_of_the_old_one_and_does_not_write_into_it(tmp_path):
+    path, held = outcome().save(tmp_path / "evaluation.json"), tmp_path / "held.json"
+    held.hardlink_to(path)
+    replace(outcome(), texts={}).save(path)
+    assert Outcome.load(held) == outcome()
+    assert Outcome.load(path).texts == {}
+
+
 def test_a_digest_looks_at_content_and_not_at_the_order_of_names(tmp_path):
     assert digest({"a": 1, "b": (2.0,)}) == digest({"b": [2.0], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})

@@ -48,6 +48,10 @@ def test_averaging_seeds_does_not_shrink_the_standard_error():
     assert entry.verdict == "no significant difference"
 
 
+def test_one_unknown_standard_error_leaves_the_mean_without_one():
+    assert "no claim against" in sentence(pair(-0.5, 0.02, seed=1), pair(-0.5, None, seed=2))
+
+
 def test_paired_differences_keep_arms_metrics_and_sparsities_apart():
     found = paired_differences([
         pair(1.0, 1.0),

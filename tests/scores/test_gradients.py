@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from curvjax.scores.datainf import datainf
 from curvjax.scores.ecoflap import ecoflap_first, ecoflap_zeroth
 from curvjax.scores.floe import fisher_trace
 from curvjax.scores.gain import gain
@@ -53,6 +54,19 @@ def test_influence_is_that_of_the_written_out_inverses(seed):
     assert plain != positive
     np.testing.assert_allclose(layerif(with_grams(data)), plain, rtol=1e-9)
     np.testing.assert_allclose(layerif_positive(with_grams(data)), positive, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_datainf_swaps_mean_and_inverse_and_bounds_the_gain_from_above(seed):
+    data, swapped, gains = training(seed), [], []
+    for s, _ in data:
+        damping, g = 0.1 * np.trace(s.T @ s / len(s)) / s.shape[1], s.mean(axis=0)
+        damped = [np.outer(each, each) + damping * np.eye(g.size) for each in s]
+        swapped.append(g @ np.mean([np.linalg.inv(each) for each in damped], axis=0) @ g)
+        gains.append(g @ np.linalg.inv(np.mean(damped, axis=0)) @ g)
+    found = datainf(with_grams(data))
+    np.testing.assert_allclose(found, swapped, rtol=1e-9)
+    assert (np.asarray(found) > gains).all()
 
 
 def test_a_unit_without_gradient_has_no_influence():
