@@ -102,7 +102,7 @@ def test_the_commands_and_the_report_take_them(model, tmp_path, capsys):
     source, out = tmp_path / "model", tmp_path / "out"
     save_hf(model.model, source, tokenizer=model.tokenizer)
     some = ("--data", write_texts(tmp_path / "texts", tiny_texts(8)), "--tokens", 32, "--length", 16)
-    assert "toy-score" in run("score", source, "--score", "toy-score", *some, "--out", out)
+    assert "1,920" in run("score", source, "--score", "toy-score", *some, "--out", out)
     plan = out / "allocation-toy.json"
     run("allocate", out / "toy-score.json", "--target", "toy", "--budget", 0.25, "--rule", "toy-rule", "--out", plan)
     run("rebuild", source, plan, "--method", "toy-surgery", "--pattern", "n:4", "--out", tmp_path / "rebuilt")
@@ -120,7 +120,7 @@ def test_the_commands_and_the_report_take_them(model, tmp_path, capsys):
 
 
 def test_names_that_are_taken_are_refused_with_whose_they_are():
-    with pytest.raises(ValueError, match=r"there is a score 'erk' already, of curvjax\.scores\.erk; choose another name"):
+    with pytest.raises(ValueError, match=r"there is a score 'erk' already, of curvjax\.scores\.erk; choose"):
         score("erk", needs=("kernels",), source="this file")(toy_score)
     with pytest.raises(ValueError, match=r"there is a method 'magnitude' already, of curvjax\.surgery\.magnitude"):
         surgery(type("Magnitude", (ToySurgery,), {"name": "magnitude", "__module__": __name__}))
