@@ -101,6 +101,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BY_FIELDS = {"runs", "commands", "report", "verbs", "cli"}
 OWN_FORM = {  # files of another form keep their own keys
     "runs/adapt.py",  # the description of an adapter's checkpoint
+    "runs/evidence.py",  # seconds by field of `scores.Evidence`
     "runs/partial.py",  # lines of finished units
     "report/outcome_tables.py",  # a table of metrics
     "runs/stages.py",  # results of a run's stages

@@ -6,7 +6,7 @@ from typing import Literal
 
 from curvjax.data import Batch, Document, Packed, packed, split_documents
 from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, save_arrays
-from curvjax.records import Allocation, Rebuilt
+from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild
 from curvjax.surgery import SURGERIES, Surgery, lora_parameters, with_lora_parameters
@@ -110,7 +110,7 @@ def adapt(
             "best_step": fitted.best_step,
         },
     }
-    found = replace(born, model=fitted.model, evidence=born.evidence | evidence)
+    found = replace(born, model=fitted.model, evidence=born.evidence | plain(evidence))
     if not is_checkpoint(directory / "adapter"):  # one that is there is of this run: `fit` refuses any other
         description = {"schema": ADAPTER_SCHEMA, "amounts": allocation.amounts, "rebuilt": found.to_json()}
         save_arrays(lora_parameters(fitted.model), directory / "adapter", description=description)

@@ -78,15 +78,15 @@ def sparsity_plan(model: nnx.Module, sparsities: Mapping[str, Amount]) -> Sparsi
     units = kernel_units(model, sparsities)
     kernels = {path: value.shape for path, value in parameters(model).items()}
     owners = {path: sparsities[unit.name] for unit in units for path in unit.paths}
+    sizes = {path: math.prod(kernels[path]) for path in owners}
+    of = {unit.name: sum(sizes[path] for path in unit.paths) for unit in units}
+    for name, amount in sparsities.items():
+        _require_amount(name, amount, of[name])
     patterns = {path: amount for path, amount in owners.items() if isinstance(amount, Pattern)}
     for path, pattern in patterns.items():
         if kernels[path][0] % pattern.every:
             msg = f"{path} has {kernels[path][0]} inputs, which {pattern} does not divide into runs of {pattern.every}."
             raise ValueError(msg)
-    sizes = {path: math.prod(kernels[path]) for path in owners}
-    of = {unit.name: sum(sizes[path] for path in unit.paths) for unit in units}
-    for name, amount in sparsities.items():
-        _require_amount(name, amount, of[name])
     shares = [_share(sparsities[unit.name], of[unit.name], of[unit.name]) for unit in units]
     goals = apportioned(shares, round(math.fsum(shares)))
     values = parameters(model)
