@@ -138,7 +138,7 @@ class Descend:
         gained = first.selection_nll - best.selection_nll
         kept = f"step {found.best} of {len(found.iterates) - 1}" if found.best else "the start, which nothing beat"
         print(
-            f"kept {kept}: {gained:.4f} nats a token below the start on selection texts, {found.gradients:g} gradients"
+            f"kept {kept}: {gained:.4f} nats a token below the start on selection texts, {found.gradient_count:g} gradients"
         )
         tell(*paths)
 

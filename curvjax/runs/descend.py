@@ -160,7 +160,7 @@ def descend(
         units=tuple(unit.name for unit in units),
         iterates=tuple(looks),
         best=best,
-        gradients=float(sum(look.prices is not None for look in looks)),
+        gradient_count=float(sum(look.prices is not None for look in looks)),
         allocation=_allocation(looks[best], program, shapes, free, origin, settings),
         selection=selection.origin,
         origin=origin,
