@@ -24,7 +24,6 @@ from curvjax.surgery.experts import add_experts as add_experts
 from curvjax.surgery.experts import lora_experts as lora_experts
 from curvjax.surgery.factorize import Factorize as Factorize
 from curvjax.surgery.factorize import Factorized as Factorized
-from curvjax.surgery.factorize import FactorizedLinear as FactorizedLinear
 from curvjax.surgery.factorize import Factors as Factors
 from curvjax.surgery.factorize import factorize as factorize
 from curvjax.surgery.factorize import factorize_asvd as factorize_asvd
@@ -33,6 +32,7 @@ from curvjax.surgery.factorize import factorize_scaled as factorize_scaled
 from curvjax.surgery.factorize import factorize_svd as factorize_svd
 from curvjax.surgery.factorize import merge_factors as merge_factors
 from curvjax.surgery.factorize import saving_ranks as saving_ranks
+from curvjax.surgery.factorized_linear import FactorizedLinear as FactorizedLinear
 from curvjax.surgery.gptq import GPTQ as GPTQ
 from curvjax.surgery.gptq import Rounded as Rounded
 from curvjax.surgery.gptq import Sweep as Sweep

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.layers import layer_index, module_path
-from curvjax.models import Decoder, Linear, affine, parameters, submodules
-from curvjax.models.rebuilt import Facts, rebuilt_module
+from curvjax.models import Decoder, Linear, parameters, submodules
 from curvjax.records import Rebuilt
+from curvjax.surgery.factorized_linear import FactorizedLinear
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import by_projection, kernel_units, linear_with, projections, rebuilt, replaced, select
 from curvjax.surgery.second_moment import inverse_root, moments_of, output_error, require_hessian
@@ -32,36 +32,6 @@ from curvjax.surgery.sequential import Statistic, Stream, edit_in_order, residua
 Module = TypeVar("Module", bound=nnx.Module)
 
 _LEAST = 1e-6  # of the largest scale of an input: inputs that never fire can be divided by theirs
-
-
-@rebuilt_module
-class FactorizedLinear(nnx.Module):
-    """y = (x A) B + bias. first: `[in, r]` A. second: `[r, out]` B. No `Linear`: what edits kernels refuses it."""
-
-    def __init__(self, base: Linear, first: jax.Array, second: jax.Array):
-        self.first, self.second, self.bias = nnx.Param(first), nnx.Param(second), base.bias
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., in]` to `[..., out]`, in x's dtype."""
-        return affine(affine(x, self.first[...], None), self.second[...], None if self.bias is None else self.bias[...])
-
-    def dense(self) -> jax.Array:
-        """A B, `[in, out]`."""
-        return jnp.matmul(self.first[...], self.second[...], precision="highest")
-
-    def plain(self) -> Linear:
-        """The projection of their product."""
-        return linear_with(self.dense(), self.bias)
-
-    def facts(self) -> dict[str, Any]:
-        """The rank."""
-        return {"rank": self.first.shape[1]}
-
-    @classmethod
-    def blank(cls, plain: Linear, facts: Facts) -> Self:
-        """Factors of zeros."""
-        (inputs, outputs), rank = plain.kernel.shape, facts["rank"]
-        return cls(plain, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)))
 
 
 class Factors(NamedTuple):
