@@ -22,7 +22,6 @@ from curvjax.surgery.dropout import drop_inputs as drop_inputs
 from curvjax.surgery.experts import LoRAExperts as LoRAExperts
 from curvjax.surgery.experts import add_experts as add_experts
 from curvjax.surgery.experts import lora_experts as lora_experts
-from curvjax.surgery.factorize import Factorize as Factorize
 from curvjax.surgery.factorize import Factorized as Factorized
 from curvjax.surgery.factorize import Factors as Factors
 from curvjax.surgery.factorize import factorize as factorize
@@ -51,6 +50,7 @@ from curvjax.surgery.lora import merge_lora as merge_lora
 from curvjax.surgery.lora import rank_stabilised_scale as rank_stabilised_scale
 from curvjax.surgery.lora import uniform_start as uniform_start
 from curvjax.surgery.lora import with_lora_parameters as with_lora_parameters
+from curvjax.surgery.low_rank import Factorize as Factorize
 from curvjax.surgery.magnitude import Magnitude as Magnitude
 from curvjax.surgery.magnitude import magnitude_mask as magnitude_mask
 from curvjax.surgery.magnitude import prune_magnitude as prune_magnitude
