@@ -9,7 +9,15 @@ Entry = TypeVar("Entry")
 
 
 class Registry(dict[str, Entry], Generic[Entry]):
-    """Entries by name, in the order in which they came. kind: what they are, for messages."""
+    """Entries by name, in the order in which they came. kind: what they are, for messages.
+
+    Example:
+      >>> from curvjax.registry import Registry
+      >>> shoes = Registry("shoe")
+      >>> shoes.enter("boot", 44, place="a cupboard")
+      >>> shoes.named("boot")
+      44
+    """
 
     def __init__(self, kind: str):
         super().__init__()

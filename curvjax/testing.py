@@ -40,6 +40,7 @@ def tiny_scores(values: Sequence[float]) -> Scores:
     """Exact gains of decoder layers, each with two small projections.
 
     Example:
+      >>> from curvjax.testing import tiny_scores
       >>> tiny_scores([3.0, 1.0]).values.tolist()
       [3.0, 1.0]
     """
@@ -57,6 +58,7 @@ def tiny_model(*, seed: int = 1, layers: int = CONFIG.num_layers) -> Loaded:
     """A decoder with drawn weights, each layer at a scale of its own so that gains differ, and a tokenizer of WORDS.
 
     Example:
+      >>> from curvjax.testing import tiny_model
       >>> len(tiny_model(layers=2).model.layers)
       2
     """
@@ -74,13 +76,25 @@ def tiny_model(*, seed: int = 1, layers: int = CONFIG.num_layers) -> Loaded:
 
 
 def tiny_texts(count: int, *, words: int = 15, seed: int = 1) -> list[Document]:
-    """Documents of random WORDS, all different."""
+    """Documents of random WORDS, all different.
+
+    Example:
+      >>> from curvjax.testing import tiny_texts
+      >>> len(tiny_texts(3, words=5)[0].text.split())
+      5
+    """
     rng = np.random.default_rng(seed)
     return [Document(f"text/{number}", " ".join(rng.choice(WORDS, words))) for number in range(count)]
 
 
 def tiny_questions(count: int, *, seed: int = 2) -> list[Question]:
-    """Questions of random WORDS with two answers each."""
+    """Questions of random WORDS with two answers each.
+
+    Example:
+      >>> from curvjax.testing import tiny_questions
+      >>> len(tiny_questions(1)[0].continuations)
+      2
+    """
     rng = np.random.default_rng(seed)
     drawn = [rng.choice(WORDS, 7) for _ in range(count)]
     return [

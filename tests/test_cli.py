@@ -25,6 +25,7 @@ OPTIONS = {
     "refine": ("--data", "--out", "--products", "--stride", "--longest", "--target", "--budget"),
     "transfer": ("--out", "--target", "--budget", "--floor"),
     "compare": ("--data", "--gains", "--target", "--budget", "--scores", "--rules", "--plans", "--directions"),
+    "descend": ("--data", "--start", "--out", "--selection-tokens", "--budget"),
     "adapt": ("--data", "--out", "--merge", "--checkpoint", "--steps", "--learning-rate", "--method", "--scaling"),
     "prune": ("--data", "--out", "--checkpoint", "structured", "--method", "--pattern", "--drop", "--tokens"),
     "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),

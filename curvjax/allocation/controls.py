@@ -20,6 +20,11 @@ def control(name: str) -> Callable[[Control], Control]:
 
     Raises:
       ValueError: if the name is taken.
+
+    Example:
+      >>> from curvjax.allocation import CONTROLS
+      >>> list(CONTROLS)
+      ['none', 'permuted', 'reversed', 'random']
     """
 
     def entered(of: Control) -> Control:

@@ -99,6 +99,11 @@ def program(kind: Kind) -> Kind:
 
     Raises:
       ValueError: if the name is taken.
+
+    Example:
+      >>> from curvjax.allocation import PROGRAMS
+      >>> PROGRAMS["rank"](8).budget
+      8
     """
     PROGRAMS.enter(kind.target, kind, place=kind.__module__)
     return kind

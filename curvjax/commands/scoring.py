@@ -12,7 +12,7 @@ from curvjax.commands.choice import Choice
 from curvjax.commands.printed import allocation_table, tell
 from curvjax.data import read_documents
 from curvjax.records import Scores
-from curvjax.report import gains_table
+from curvjax.report import gains_table, scores_table
 from curvjax.runs.allocate import allocate
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
@@ -61,7 +61,7 @@ class Score:
                 text, validation = with_validation(text, loaded, self.text)
             chosen = {"validation": validation, "directory": self.out, "progress": progress, "team": team}
             scores = score(loaded, text, self.score, self.settings, **chosen)
-        Console().print(gains_table(scores))
+        Console().print(gains_table(scores) if self.score == "gain" else scores_table(scores))
         tell(self.out / ("gains.json" if self.score == "gain" else f"{self.score}.json"))
 
 

@@ -43,6 +43,12 @@ class Loaded(_Loaded):
 
     config: `model.config`. name: of the demonstration, file or directory. beside: what lay beside the weights, for
     whoever writes the model again.
+
+    Example:
+      >>> from curvjax.testing import tiny_model
+      >>> loaded = tiny_model(layers=2)
+      >>> loaded.name, loaded.origin.layers
+      ('tiny', 2)
     """
 
     @cached_property
@@ -83,6 +89,11 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32, begin_of_tex
     Raises:
       FileNotFoundError: if there is nothing at `path`.
       ValueError: if what is there is of no known kind, damaged, or its tokenizer does not belong to its model.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.load_model("glassllm").name
+      'glassllm'
     """
     if isinstance(path, str) and path in DEMONSTRATIONS:
         name = path

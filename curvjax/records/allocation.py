@@ -88,6 +88,13 @@ class Allocation(Value):
     or a published rule. control: what was done to the scores before. score: their name; scores_sha256: their record.
     dual: the price, its meaning in dual_meaning. objective, gap, residual, status: of the continuous program.
     dropped: layers that `without_layers` left out, and their weights.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_scores
+      >>> plan = cj.allocate(tiny_scores([3.0, 1.0]), cj.Ranks(2))
+      >>> sum(plan.amounts.values()), plan.budget.unit
+      (4, 'adapter parameters')
     """
 
     schema: ClassVar[str] = "curvjax.allocation/2"

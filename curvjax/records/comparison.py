@@ -73,7 +73,13 @@ class ComparedUnit:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Value):
-    """Scores through rules, and plans, at one budget."""
+    """Scores through rules, and plans, at one budget.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Comparison.schema
+      'curvjax.compare/2'
+    """
 
     schema: ClassVar[str] = "curvjax.compare/2"
     target: str

@@ -60,7 +60,13 @@ class TaskOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Value):
-    """What came of a model: texts and tasks by name. adapter: directory of the adapter that was put on it."""
+    """What came of a model: texts and tasks by name. adapter: directory of the adapter that was put on it.
+
+    Example:
+      >>> from curvjax.records import ModelOrigin, Origin, Outcome
+      >>> Outcome(origin=Origin(model=ModelOrigin(name="tiny", sha256="0"))).texts
+      {}
+    """
 
     schema: ClassVar[str] = "curvjax.outcome/1"
     origin: Origin

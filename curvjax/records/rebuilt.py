@@ -37,6 +37,13 @@ class Rebuilt(Value):
     records name it; only_checkpoint: why no Hugging Face directory could hold it; both None before. In memory only,
     model: the decoder; arrays: what is saved beside it, by name (masks); source: the model that was rebuilt, as loaded,
     whose tokenizer and files go along.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_model
+      >>> made = cj.LoRA()(tiny_model(layers=1).model, {"layers.0": 2})
+      >>> made.units[0].realised, made.after.parameters - made.before.parameters
+      (2, 464)
     """
 
     schema: ClassVar[str] = "curvjax.rebuilt-model/1"

@@ -121,6 +121,12 @@ class Scores(Value):
     """A score of every unit, in layer order; larger means more capacity, or more weights kept.
 
     score: its name in `curvjax.scores.SCORES`. source: the publication. granularity: what the units are.
+
+    Example:
+      >>> from curvjax.testing import tiny_scores
+      >>> scores = tiny_scores([3.0, 1.0])
+      >>> scores.units[0].name, scores.values.tolist(), scores.bounded
+      ('layers.0', [3.0, 1.0], True)
     """
 
     schema: ClassVar[str] = "curvjax.scores/2"

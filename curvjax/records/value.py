@@ -26,7 +26,17 @@ LEFT_OUT = {"left_out": True}
 
 
 class Value:
-    """What a frozen dataclass of this room can do: become JSON, and come back from it, checked field by field."""
+    """What a frozen dataclass of this room can do: become JSON, and come back from it, checked field by field.
+
+    Example:
+      >>> import tempfile
+      >>> from curvjax.records import Scores
+      >>> from curvjax.testing import tiny_scores
+      >>> scores = tiny_scores([3.0, 1.0])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     Scores.load(scores.save(f"{folder}/gains.json")) == scores
+      True
+    """
 
     schema: ClassVar[str]
     """Name and version of the form on disk; a change of meaning needs a new one."""

@@ -32,6 +32,13 @@ def gains_table(gains: Scores) -> RichTable:
     return terminal_table(table(f"Gains of {gains.origin.model.name}", columns, "lrrrrrrrl", rows))
 
 
+def scores_table(scores: Scores) -> RichTable:
+    """The scores of every unit for the terminal, whatever their name; `gains_table` shows more of gains."""
+    rows = [(unit.name, "" if unit.value is None else significant(unit.value)) for unit in scores.units]
+    title = f"{scores.score} of {scores.origin.model.name}"
+    return terminal_table(table(title, ("unit", scores.score), "lr", rows))
+
+
 def layers_table(records: RunDirectory) -> Table:
     """Everything about every layer, one row each."""
     profile = records.profile

@@ -43,7 +43,14 @@ class TextSettings:
 
 
 class Text(NamedTuple):
-    """Rows of packed tokens. documents: in the order in which they were used. origin: for records."""
+    """Rows of packed tokens. documents: in the order in which they were used. origin: for records.
+
+    Example:
+      >>> import curvjax as cj
+      >>> text = cj.read("demo:squad", cj.load("glassllm"), tokens=128, length=64)
+      >>> text.origin.source, text.origin.sequences
+      ('demo:squad', 2)
+    """
 
     batch: Batch
     origin: TextOrigin

@@ -21,6 +21,14 @@ def transfer(source: Scores, target: Scores, program: Program) -> Transfer:
     Raises:
       ValueError: if the two are of different models, units or measurements, the program has no bounds (settings beyond
         the paper's two programs), or the budget is out of reach.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_scores
+      >>> one, other = tiny_scores([3.0, 1.0]), tiny_scores([2.0, 1.0])
+      >>> found = cj.transfer(one, other, cj.Ranks(4))
+      >>> bool(0 <= found.regret <= found.bound)
+      True
     """
     _require_alike(source, target)
     posed = program.pose(source.shapes)

@@ -84,6 +84,11 @@ def plan(
 
     Raises:
       ValueError: if the name is taken, or evidence has no such field.
+
+    Example:
+      >>> from curvjax.scores import PLANS
+      >>> PLANS["lamp"].target
+      'sparsity'
     """
     _require_fields(name, needs)
 

@@ -83,7 +83,15 @@ class LoRA:
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class LoRAMixture:
-    """Mixtures of their unit's number of LoRA experts on each projection; see `add_experts`."""
+    """Mixtures of their unit's number of LoRA experts on each projection; see `add_experts`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_model
+      >>> model = tiny_model(layers=1).model
+      >>> cj.LoRAMixture(rank=2)(model, {"layers.0.mlp.up_proj": 3}).remarks
+      ('288 adapter parameters',)
+    """
 
     name: ClassVar[str] = "lora-mixture"
     targets: ClassVar[tuple[str, ...]] = ("experts",)

@@ -237,7 +237,13 @@ def _rounded_run(weights, upper, scales, zeros, bits):
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class GPTQ(Nearest):
-    """Rounding that moves later weights to make up for it, layer by layer on quantised inputs; see `quantize_gptq`."""
+    """Rounding that moves later weights to make up for it, layer by layer on quantised inputs; see `quantize_gptq`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.GPTQ(group=128, act_order=True).form
+      Format(group=128, symmetric=False, scales='float16')
+    """
 
     name: ClassVar[str] = "gptq"
     reads_text: ClassVar[bool] = True

@@ -21,6 +21,13 @@ class Factorize:
 
     Where the factors would be as large as the kernel, r (in + out) >= in out, a projection stays as it is: its kernel
     is smaller, and exact.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_model
+      >>> model = tiny_model(layers=1).model
+      >>> cj.Factorize(metric="svd")(model, {"layers.0.mlp.up_proj": 3}).total
+      120.0
     """
 
     name: ClassVar[str] = "factorize"

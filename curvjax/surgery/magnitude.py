@@ -52,7 +52,15 @@ def magnitude_mask(kernel: Float[Array, "I O"], count: int | Int[Array, ""]) -> 
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
-    """The weights of least |W| within each projection go; see `prune_magnitude`."""
+    """The weights of least |W| within each projection go; see `prune_magnitude`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_model
+      >>> model = tiny_model(layers=1).model
+      >>> cj.Magnitude()(model, {"layers.0.mlp": 100}).total
+      100.0
+    """
 
     name: ClassVar[str] = "magnitude"
     targets: ClassVar[tuple[str, ...]] = ("sparsity",)

@@ -123,4 +123,4 @@ def pruned_units(method: Surgery, model: Decoder, found: Pruned) -> Rebuilt:
     if more := plan.excess:
         few = f"{', '.join(list(more)[:3])}{', ...' if len(more) > 3 else ''}"
         remarks.append(f"{sum(more.values()):,} zeros that were there stay, beyond what was asked of {few}")
-    return account(method, "sparsity", models, counts, remarks=remarks, evidence=evidence, arrays=found.masks)
+    return account(method, method.targets[0], models, counts, remarks=remarks, evidence=evidence, arrays=found.masks)

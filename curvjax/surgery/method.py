@@ -66,6 +66,11 @@ def surgery(kind: Kind) -> Kind:
 
     Raises:
       ValueError: if the name is taken.
+
+    Example:
+      >>> from curvjax.surgery import SURGERIES
+      >>> SURGERIES["lora"].targets
+      ('rank',)
     """
     SURGERIES.enter(kind.name, kind, place=kind.__module__)
     return kind

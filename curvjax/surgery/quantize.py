@@ -286,13 +286,21 @@ def quantized_units(method: Surgery, model: Decoder, widths: Mapping[str, int], 
     evidence = {"storage": {"bytes": storage.total, "bits_per_weight": storage.bits_per_weight, "units": units}}
     counts = Counts({name: int(widths[name]) for name in realised}, realised, float(total))
     remarks = [f"{storage.total:,} bytes, {storage.bits_per_weight:.3f} bits per weight with scales and zeros"]
-    return account(method, "bits", (model, found.model), counts, remarks=remarks, evidence=plain(evidence))
+    return account(method, method.targets[0], (model, found.model), counts, remarks=remarks, evidence=plain(evidence))
 
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class Nearest:
-    """Every weight at the nearest point of its grid; see `quantize_nearest`."""
+    """Every weight at the nearest point of its grid; see `quantize_nearest`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_model
+      >>> model = tiny_model(layers=1).model
+      >>> cj.Nearest(group=8)(model, {"layers.0.mlp": 4}).remarks
+      ('1,008 bytes, 7.000 bits per weight with scales and zeros',)
+    """
 
     name: ClassVar[str] = "nearest"
     targets: ClassVar[tuple[str, ...]] = ("bits",)

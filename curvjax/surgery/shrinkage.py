@@ -184,6 +184,11 @@ class Channels:
     """Whole MLP channels go, those of least |x| sum |W|, so that the model really shrinks; see `shrink`.
 
     Totals are met to the nearest whole piece; "asked" in the evidence is what the amounts come to.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Channels().pieces
+      ('channels',)
     """
 
     name: ClassVar[str] = "channels"
@@ -217,13 +222,19 @@ class Channels:
             f"{sum(many.values()):,} {what}" for what, many in (("channels", plan.channels), ("key heads", plan.heads))
         )
         remarks = [f"{went} are gone: {plan.total - plan.asked:+,.0f} weights from the {plan.asked:,.0f} allocated"]
-        return account(self, "sparsity", (model, smaller), counts, remarks=remarks, evidence=evidence)
+        return account(self, self.targets[0], (model, smaller), counts, remarks=remarks, evidence=evidence)
 
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class Heads(Channels):
-    """Whole key heads go with their query heads; see `Channels`."""
+    """Whole key heads go with their query heads; see `Channels`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Heads().pieces
+      ('heads',)
+    """
 
     name: ClassVar[str] = "heads"
     pieces: ClassVar[tuple[str, ...]] = ("heads",)
@@ -232,7 +243,13 @@ class Heads(Channels):
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class Structured(Channels):
-    """Both whole channels and whole heads; see `Channels`."""
+    """Both whole channels and whole heads; see `Channels`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Structured().pieces
+      ('channels', 'heads')
+    """
 
     name: ClassVar[str] = "structured"
     pieces: ClassVar[tuple[str, ...]] = ("channels", "heads")

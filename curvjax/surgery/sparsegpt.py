@@ -233,7 +233,13 @@ def _kept(keys, count, *, by_output):
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT:
-    """What later weights make up for best goes, layer by layer on pruned inputs; see `prune_sparsegpt`."""
+    """What later weights make up for best goes, layer by layer on pruned inputs; see `prune_sparsegpt`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.SparseGPT(rows=2).reads_text
+      True
+    """
 
     name: ClassVar[str] = "sparsegpt"
     targets: ClassVar[tuple[str, ...]] = ("sparsity",)

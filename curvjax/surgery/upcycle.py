@@ -168,7 +168,13 @@ def _require_plain(name: str, mlp: nnx.Module, number: object) -> None:
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class Upcycle:
-    """MLPs grown into mixtures of their layer's number of copies, with equal logits; see `upcycle`."""
+    """MLPs grown into mixtures of their layer's number of copies, with equal logits; see `upcycle`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Upcycle(top_k=1).targets
+      ('experts',)
+    """
 
     name: ClassVar[str] = "upcycle"
     targets: ClassVar[tuple[str, ...]] = ("experts",)

@@ -161,7 +161,13 @@ def _mask(kernel: jax.Array, energy: jax.Array, plan: SparsityPlan, path: str) -
 @surgery
 @dataclass(frozen=True, kw_only=True)
 class Wanda:
-    """The weights of least |W| |x| within each output go, layer by layer on pruned inputs; see `prune_wanda`."""
+    """The weights of least |W| |x| within each output go, layer by layer on pruned inputs; see `prune_wanda`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Wanda(pattern="2:4").targets
+      ('sparsity',)
+    """
 
     name: ClassVar[str] = "wanda"
     targets: ClassVar[tuple[str, ...]] = ("sparsity",)
