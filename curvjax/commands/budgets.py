@@ -137,9 +137,8 @@ class Descend:
         first, best = found.iterates[0], found.iterates[found.best]
         gained = first.selection_nll - best.selection_nll
         kept = f"step {found.best} of {len(found.iterates) - 1}" if found.best else "the start, which nothing beat"
-        print(
-            f"kept {kept}: {gained:.4f} nats a token below the start on selection texts, {found.gradients:g} gradients"
-        )
+        print(f"kept {kept}: {gained:.4f} nats a token below the start on selection texts")
+        print(f"{found.gradient_count:g} gradients of the whole model went into prices")
         tell(*paths)
 
 

@@ -27,7 +27,7 @@ class Descent(Value):
     """A budget shared out by measured prices.
 
     method: whose masks were priced. best: place of the iterate of least selection loss, 0 where nothing beat the start.
-    allocation: of that iterate, in whole amounts. gradients: spent, of the whole model on the calibration rows.
+    allocation: of that iterate, in whole amounts. gradient_count: spent, of the whole model on the calibration rows.
     """
 
     schema: ClassVar[str] = "curvjax.descent/1"
@@ -36,7 +36,7 @@ class Descent(Value):
     units: tuple[str, ...]
     iterates: tuple[Iterate, ...]
     best: int
-    gradients: float
+    gradient_count: float
     allocation: Allocation
     selection: TextOrigin
     origin: Origin

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +28,7 @@ from curvjax.records import (
     UnitAmount,
     WholeEvidence,
     digest,
+    plain,
     read_json,
     write_json,
 )
@@ -153,14 +154,14 @@ def descend(
     looks = state.looks
     best = int(np.argmin([look.selection_nll for look in looks]))
     cost = Cost(seconds=time.perf_counter() - began)
-    origin = Origin(model=loaded.origin, text=text.origin, settings=asdict(settings), cost=cost)
+    origin = Origin(model=loaded.origin, text=text.origin, settings=plain(settings), cost=cost)
     return Descent(
         method=settings.method,
-        settings=asdict(settings),
+        settings=plain(settings),
         units=tuple(unit.name for unit in units),
         iterates=tuple(looks),
         best=best,
-        gradients=float(sum(look.prices is not None for look in looks)),
+        gradient_count=float(sum(look.prices is not None for look in looks)),
         allocation=_allocation(looks[best], program, shapes, free, origin, settings),
         selection=selection.origin,
         origin=origin,
@@ -264,7 +265,7 @@ def _allocation(
         ),
         budget=Budget(requested=free.total, planned=float(whole.amount.sum()), unit="weights removed"),
         origin=origin,
-        program=asdict(program),
+        program=plain(program),
         granularity=settings.granularity,
         rule=RULE,
         score="price",

@@ -22,9 +22,7 @@ from curvjax.surgery.dropout import drop_inputs as drop_inputs
 from curvjax.surgery.experts import LoRAExperts as LoRAExperts
 from curvjax.surgery.experts import add_experts as add_experts
 from curvjax.surgery.experts import lora_experts as lora_experts
-from curvjax.surgery.factorize import Factorize as Factorize
 from curvjax.surgery.factorize import Factorized as Factorized
-from curvjax.surgery.factorize import FactorizedLinear as FactorizedLinear
 from curvjax.surgery.factorize import Factors as Factors
 from curvjax.surgery.factorize import factorize as factorize
 from curvjax.surgery.factorize import factorize_asvd as factorize_asvd
@@ -33,6 +31,7 @@ from curvjax.surgery.factorize import factorize_scaled as factorize_scaled
 from curvjax.surgery.factorize import factorize_svd as factorize_svd
 from curvjax.surgery.factorize import merge_factors as merge_factors
 from curvjax.surgery.factorize import saving_ranks as saving_ranks
+from curvjax.surgery.factorized_linear import FactorizedLinear as FactorizedLinear
 from curvjax.surgery.gptq import GPTQ as GPTQ
 from curvjax.surgery.gptq import Rounded as Rounded
 from curvjax.surgery.gptq import Sweep as Sweep
@@ -51,6 +50,7 @@ from curvjax.surgery.lora import merge_lora as merge_lora
 from curvjax.surgery.lora import rank_stabilised_scale as rank_stabilised_scale
 from curvjax.surgery.lora import uniform_start as uniform_start
 from curvjax.surgery.lora import with_lora_parameters as with_lora_parameters
+from curvjax.surgery.low_rank import Factorize as Factorize
 from curvjax.surgery.magnitude import Magnitude as Magnitude
 from curvjax.surgery.magnitude import magnitude_mask as magnitude_mask
 from curvjax.surgery.magnitude import prune_magnitude as prune_magnitude

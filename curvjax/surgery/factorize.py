@@ -10,8 +10,7 @@ Shang, Song, Wu, Yan, Sun, "ASVD: Activation-aware Singular Value Decomposition 
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,48 +19,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from curvjax.data import Batch
-from curvjax.layers import layer_index, module_path
-from curvjax.models import Decoder, Linear, affine, parameters, submodules
-from curvjax.models.rebuilt import Facts, rebuilt_module
-from curvjax.records import Rebuilt
-from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
-from curvjax.surgery.projections import by_projection, kernel_units, linear_with, projections, rebuilt, replaced, select
+from curvjax.layers import layer_index
+from curvjax.models import Decoder, Linear, parameters, submodules
+from curvjax.surgery.factorized_linear import FactorizedLinear
+from curvjax.surgery.method import Progress
+from curvjax.surgery.projections import linear_with, rebuilt, replaced, select
 from curvjax.surgery.second_moment import inverse_root, moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import Statistic, Stream, edit_in_order, residual_streams
 
 Module = TypeVar("Module", bound=nnx.Module)
 
 _LEAST = 1e-6  # of the largest scale of an input: inputs that never fire can be divided by theirs
-
-
-@rebuilt_module
-class FactorizedLinear(nnx.Module):
-    """y = (x A) B + bias. first: `[in, r]` A. second: `[r, out]` B. No `Linear`: what edits kernels refuses it."""
-
-    def __init__(self, base: Linear, first: jax.Array, second: jax.Array):
-        self.first, self.second, self.bias = nnx.Param(first), nnx.Param(second), base.bias
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., in]` to `[..., out]`, in x's dtype."""
-        return affine(affine(x, self.first[...], None), self.second[...], None if self.bias is None else self.bias[...])
-
-    def dense(self) -> jax.Array:
-        """A B, `[in, out]`."""
-        return jnp.matmul(self.first[...], self.second[...], precision="highest")
-
-    def plain(self) -> Linear:
-        """The projection of their product."""
-        return linear_with(self.dense(), self.bias)
-
-    def facts(self) -> dict[str, Any]:
-        """The rank."""
-        return {"rank": self.first.shape[1]}
-
-    @classmethod
-    def blank(cls, plain: Linear, facts: Facts) -> Self:
-        """Factors of zeros."""
-        (inputs, outputs), rank = plain.kernel.shape, facts["rank"]
-        return cls(plain, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)))
 
 
 class Factors(NamedTuple):
@@ -385,80 +353,3 @@ def _factorized(model: Decoder, factors: dict[str, Factors]) -> Factorized:
     values = parameters(copy)
     sizes = {path: values[f"{path}.first"].size + values[f"{path}.second"].size for path in factors}
     return Factorized(copy, sizes, factors)
-
-
-@surgery
-@dataclass(frozen=True, kw_only=True)
-class Factorize:
-    """Projections cut to their unit's rank as products of two thin matrices.
-
-    Where the factors would be as large as the kernel, r (in + out) >= in out, a projection stays as it is: its kernel
-    is smaller, and exact.
-
-    Example:
-      >>> import curvjax as cj
-      >>> from curvjax.testing import tiny_model
-      >>> model = tiny_model(layers=1).model
-      >>> cj.Factorize(metric="svd")(model, {"layers.0.mlp.up_proj": 3}).total
-      120.0
-    """
-
-    name: ClassVar[str] = "factorize"
-    targets: ClassVar[tuple[str, ...]] = ("rank",)
-
-    metric: Literal["svd", "aware", "asvd"] = "aware"
-    """Nearest in the weights; nearest in the outputs, by the second moment of the inputs (SVD-LLM's whitening); or with
-    each input scaled by its mean size (ASVD). The last two go layer by layer, on factorised inputs."""
-    alpha: float = 0.5
-    """Exponent of the mean sizes in asvd; 0 is svd."""
-    rows: int = 4
-    """Rows in memory at a time."""
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether the metric looks at inputs."""
-        return self.metric != "svd"
-
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Surgery`: amounts are the ranks that each projection of a unit keeps; units count parameters."""
-        asked = by_projection(model, amounts)
-        ranks = saving_ranks(model, asked)
-        if not ranks:
-            msg = f"none of the {len(asked)} ranks makes two factors smaller than their kernel; allocate lower ranks."
-            raise ValueError(msg)
-        shapes = {path: projections(model)[path].kernel.shape for path in asked}
-        found = self._cut(model, ranks, batch, progress)
-        whole = {path: math.prod(shape) for path, shape in shapes.items()}
-        planned = {path: ranks[path] * sum(shapes[path]) if path in ranks else size for path, size in whole.items()}
-        units = {unit.name: [module_path(path) for path in unit.paths] for unit in kernel_units(model, amounts)}
-        counts = [
-            {name: sum(of[path] for path in paths) for name, paths in units.items()}
-            for of in (planned, whole | found.parameters)
-        ]
-        left = [path for path in asked if path not in ranks]
-        why = "left as they are: at their rank, factors are not smaller than the kernel"
-        evidence = {
-            "ranks": ranks,
-            "left": left,
-            "errors": {path: float(factors.error) for path, factors in found.factors.items()},
-        }
-        total = Counts(*counts, sum(counts[1].values()))
-        remarks = [f"{len(left)} {why}"] if left else []
-        return account(self, "rank", (model, found.model), total, remarks=remarks, evidence=evidence)
-
-    def _cut(
-        self, model: Decoder, ranks: Mapping[str, int], batch: Batch | None, progress: Progress | None
-    ) -> Factorized:
-        if self.metric == "svd":
-            return factorize_svd(model, ranks)
-        rows = require_batch(self, batch)
-        if self.metric == "aware":
-            return factorize_aware(model, rows, ranks, rows_at_once=self.rows, progress=progress)
-        return factorize_asvd(model, rows, ranks, rows_at_once=self.rows, alpha=self.alpha, progress=progress)

@@ -82,7 +82,7 @@ def main(settings: Settings) -> None:
         "settings": asdict(settings) | {"work": settings.work.name},
         "iterates": [{"selection_nll": each.selection_nll, "spread": each.spread} for each in found.iterates],
         "kept": found.best,
-        "gradients": found.gradients,
+        "gradients": found.gradient_count,
         "seconds": found.origin.cost.seconds,
         "selection_nll": chosen,
         "best_gain": best,
