@@ -11,8 +11,10 @@ from curvjax.records import (
     Comparison,
     Correlations,
     Cost,
+    Descent,
     FieldCost,
     GainEvidence,
+    Iterate,
     Method,
     ModelOrigin,
     Origin,
@@ -275,4 +277,19 @@ def outcome():
     return Outcome(origin=ORIGIN, texts={"boolq": TEXT}, tasks={"sciq": TASK})
 
 
-EVERY = (scores(), allocation(), rebuilt(), outcome(), run(), comparison(), transfer())
+def descent():
+    first = Iterate(shares=(0.5, 0.5), selection_nll=2.0, prices=(1.0, 2.0), spread=0.5, calibration_nll=1.9)
+    return Descent(
+        method="magnitude",
+        settings={"iterations": 1},
+        units=("layers.0", "layers.1"),
+        iterates=(first, Iterate(shares=(0.6, 0.4), selection_nll=1.9)),
+        best=1,
+        gradient_count=2.0,
+        allocation=allocation(*map(unit_amount, range(2))),
+        selection=TEXT_ORIGIN,
+        origin=ORIGIN,
+    )
+
+
+EVERY = (scores(), allocation(), rebuilt(), outcome(), run(), comparison(), transfer(), descent())

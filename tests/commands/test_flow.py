@@ -1,141 +1,15 @@
-import json
+"""Commands one after the other, from a model and a text to what comes of them."""
+
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from curvjax import cli
-from curvjax.commands import scoring as commands
-from curvjax.layers import layer_index
 from curvjax.models import load_model, weights_hash
-from curvjax.records import Allocation, Budget, Comparison, ModelOrigin, Origin, Outcome, Rebuilt, Scores, UnitAmount
-from curvjax.runs import adapt as adapting
+from curvjax.records import Allocation, Comparison, ModelOrigin, Origin, Outcome, Rebuilt, Scores
 from curvjax.runs import evidence as measuring
-from curvjax.runs import score as scoring
 from curvjax.runs.settings import RunSettings
-from tests.runs.stand_ins import stand_in_fit, stand_in_gains
-from tests.runs.tiny import save_tiny_model, texts, write_texts
-
-OPTIONS = {
-    "run": ("--out", "--quick", "--task", "--sparsities", "--score.rtol", "--adapt.steps", "--seed"),
-    "score": ("--data", "--score", "--out", "--granularity", "--rtol", "--processes", "--process", "--coordinator"),
-    "allocate": ("--out", "--target", "--rule", "--control", "--budget", "--minimum", "--sweep", "--cost"),
-    "refine": ("--data", "--out", "--products", "--stride", "--longest", "--target", "--budget"),
-    "transfer": ("--out", "--target", "--budget", "--floor"),
-    "compare": ("--data", "--gains", "--target", "--budget", "--scores", "--rules", "--plans", "--directions"),
-    "descend": ("--data", "--start", "--out", "--selection-tokens", "--budget"),
-    "adapt": ("--data", "--out", "--merge", "--checkpoint", "--steps", "--learning-rate", "--method", "--scaling"),
-    "prune": ("--data", "--out", "--checkpoint", "structured", "--method", "--pattern", "--drop", "--tokens"),
-    "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),
-    "factorize": ("--data", "--out", "--metric", "svd", "aware", "asvd", "--alpha", "--tokens"),
-    "upcycle": ("--data", "--out", "--top-k", "--seed"),
-    "rebuild": ("--data", "--out", "--method", "--drop", "--checkpoint", "--pattern"),
-    "evaluate": ("--data", "--tasks", "--adapter", "--out", "--questions"),
-    "export": ("--to", "peft-config", "recipe", "--adapter", "--model", "--out", "--projections", "--base"),
-    "report": ("gains.json",),
-    "methods": (),
-}
-
-
-@pytest.fixture
-def command(capsys):
-    """Function that runs the command in this process; its exit status (0 where it returns), output and errors."""
-
-    def of(*words):
-        status = 0
-        try:
-            cli.main([*map(str, words)])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return of
-
-
-@pytest.fixture
-def stand_ins(monkeypatch):
-    """Gains and adapters without curvature or training."""
-    monkeypatch.setattr(scoring, "full_gradient_seconds", lambda *_: 1.0)
-    monkeypatch.setattr(scoring, "run_passes", lambda *_, **__: None)
-    monkeypatch.setattr(scoring, "CURVATURES", {"ggn": stand_in_gains})
-    monkeypatch.setattr(adapting, "fit", stand_in_fit)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("data") / "texts", texts(8))
-
-
-def refused(result, *words):
-    """One line on standard error that says why, and no traceback."""
-    status, _, errors = result
-    lines = [line for line in errors.splitlines() if line.startswith("curvjax: ")]
-    assert status == 1
-    assert "Traceback" not in errors
-    assert errors.splitlines()[-1:] == lines[-1:]
-    assert len(lines) == 1
-    assert all(word in lines[0] for word in words)
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_help_names_the_options(command, name):
-    status, output, errors = command(name, "--help")
-    assert status == 0
-    assert not errors
-    assert [option for option in OPTIONS[name] if option not in output] == []
-
-
-@pytest.mark.parametrize(
-    ("words", "options"),
-    [
-        (("allocate", "--target", "sparsity"), ("--kappa", "--max-sparsity")),
-        (("allocate", "--target=bits"), ("--allowed",)),
-        (("rebuild", "--method", "gptq"), ("--group", "--act-order")),
-        (("adapt", "--method", "lora-mixture"), ("--rank", "--top-k")),
-    ],
-)
-def test_the_settings_of_what_is_chosen_are_flags(command, words, options):
-    status, output, _ = command(*words, "--help")
-    assert status == 0
-    assert [option for option in options if option not in output] == []
-
-
-@pytest.mark.parametrize("words", [("allocate", "x.json", "--target"), ("rebuild", "x", "y", "--method")])
-def test_a_choice_that_there_is_not_is_refused_with_those_there_are(command, words):
-    refused(command(*words, "shoes"), f"{words[-1]} must be one of", "got 'shoes'")
-    assert command(*words)[0] != 0
-
-
-def test_a_command_that_there_is_not_is_refused_with_those_there_are(command):
-    refused(command("shoes"), "there is no command 'shoes'", "allocate")
-    status, output, _ = command()
-    assert (status, output.splitlines()[0]) == (2, "usage: curvjax COMMAND ...")
-
-
-def test_methods_are_listed_with_their_sources(command):
-    status, output, _ = command("methods")
-    assert status == 0
-    assert [name for name in ("gain", "lamp", "owl", "permuted", "sparsity", "gptq") if name not in output] == []
-
-
-def test_help_names_the_commands(command):
-    status, output, _ = command("--help")
-    assert status == 0
-    assert set(OPTIONS) == set(cli.COMMANDS)
-    assert [name for name in OPTIONS if name not in output] == []
-
-
-def test_the_module_runs_as_a_program():
-    shown = subprocess.run([sys.executable, "-m", "curvjax", "--help"], check=True, capture_output=True, text=True)
-    assert "allocate" in shown.stdout
-    assert not shown.stderr
+from tests.commands.running import an_allocation, refused
 
 
 def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, tmp_path, stand_ins):
@@ -202,21 +76,6 @@ def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path
     assert found["checkpoint"] == found["adapter"]
     assert found["merged"] == pytest.approx(found["adapter"], rel=1e-5)  # float32 kernels, folded
     assert found["merged"] != pytest.approx(found["base"], rel=1e-4)
-
-
-def an_allocation(path, model, target, amounts, *, unit="", **about):
-    """As `allocate` writes it, of a few units."""
-    units = tuple(
-        UnitAmount(name=name, index=layer_index(name), amount=amount, **about) for name, amount in amounts.items()
-    )
-    total = float(sum(unit.amount * unit.cost for unit in units))
-    budget = Budget(requested=total, planned=total, unit=unit or target)
-    return Allocation(target=target, units=units, budget=budget, origin=Origin(model=model), program={}).save(path)
-
-
-@pytest.fixture(scope="module")
-def origin(model):
-    return load_model(model).origin
 
 
 def test_widths_become_a_quantised_model(command, model, origin, data, tmp_path):
@@ -324,10 +183,6 @@ def test_scores_and_rules_are_compared_in_a_record_a_table_and_a_figure(command,
     assert all(rule in output for rule in ("layer-card-energy", "erk", "lamp"))
 
 
-def test_an_unknown_score_is_refused_in_one_line(command, model, data):
-    refused(command("compare", model, "--data", data, "--scores", "zeta"), "unknown scores: zeta", "gradient-norm")
-
-
 def test_calibration_documents_are_shuffled_by_the_seed_and_not_lost(command, model, data, tmp_path, stand_ins):
     for seed in (0, 1):
         words = ("--data", data, "--out", tmp_path / str(seed), "--tokens", 128, "--length", 16, "--text-seed", seed)
@@ -335,67 +190,6 @@ def test_calibration_documents_are_shuffled_by_the_seed_and_not_lost(command, mo
     one, other = (Scores.load(tmp_path / seed / "gains.json").origin.text for seed in "01")
     assert one.sha256 != other.sha256
     assert one.sequences == other.sequences == 8
-
-
-def test_a_model_that_is_not_there_is_refused_in_one_line(command, data):
-    refused(command("score", "no/such/model", "--data", data), "no/such/model", "no such file or directory")
-
-
-def test_text_that_is_not_there_is_refused_in_one_line(command, model):
-    refused(command("score", model, "--data", "no/such/text"), "no/such/text", "no such file or directory")
-
-
-@pytest.mark.parametrize("source", ["demo:nothing", "task:nothing"])
-def test_an_unknown_source_is_refused_in_one_line(command, model, source):
-    refused(command("score", model, "--data", source), f"unknown source '{source}'", "demo:squad")
-    refused(command("evaluate", model, "--data", source), f"unknown source '{source}'")
-
-
-def test_an_unknown_task_is_refused_in_one_line(command, model, data):
-    refused(command("evaluate", model, "--data", data, "--tasks", "nothing"), "no task 'nothing'", "sciq")
-
-
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [("adapt", "sparsity"), ("prune", "rank"), ("quantize", "sparsity"), ("factorize", "bits"), ("upcycle", "rank")],
-)
-def test_an_allocation_of_another_target_is_refused_in_one_line(command, model, origin, data, tmp_path, name, target):
-    path = an_allocation(tmp_path / "allocation.json", origin, target, {"layers.1": 1})
-    refused(command(name, model, path, "--data", data, "--out", tmp_path / "out"), f"is of {target}", "allocate again")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("content", ["{", json.dumps({"schema": "curvjax.scores/0"})])
-def test_gains_that_cannot_be_read_are_refused_in_one_line(command, tmp_path, content):
-    (tmp_path / "gains.json").write_text(content)
-    refused(command("allocate", tmp_path / "gains.json"), "gains.json", "rite it again")
-
-
-def test_missing_gains_are_refused_in_one_line(command, tmp_path):
-    refused(command("allocate", tmp_path / "gains.json"), "gains.json does not exist")
-    refused(command("report", tmp_path), "holds no gains.json")
-
-
-def test_a_setting_out_of_range_is_refused_in_one_line(command, model):
-    refused(command("score", model, "--rtol", 0), "rtol must be positive, got 0.0")
-
-
-def test_an_interruption_says_how_to_go_on(command, model, monkeypatch):
-    def interrupted(self):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(commands.Score, "__call__", interrupted)
-    status, _, errors = command("score", model)
-    assert (status, errors) == (130, "curvjax: stopped; the same command goes on from here.\n")
-
-
-def test_a_key_error_is_told_without_quotes(command, model, monkeypatch):
-    def lost(self):
-        msg = "layers.12 is not there."
-        raise KeyError(msg)
-
-    monkeypatch.setattr(commands.Score, "__call__", lost)
-    assert command("score", model) == (1, "", "curvjax: layers.12 is not there.\n")
 
 
 def test_quick_runs_beside_the_real_one(command, model, tmp_path, monkeypatch):
@@ -436,14 +230,6 @@ def test_questions_may_have_solved_examples_before_them(command, monkeypatch, tm
     words = ("--task", "sciq", "--shots", 2, "--out", tmp_path / "e.json")
     assert command("evaluate", "glassllm", *words)[0] == 0
     assert asked == [(("demo:squad",), ("sciq",), 2)]
-
-
-@pytest.mark.parametrize("words", [("-m", "curvjax", "--help"), ("-c", "import curvjax; dir(curvjax)")])
-def test_asking_what_there_is_waits_for_nothing(words):
-    lines = subprocess.run([sys.executable, "-X", "importtime", *words], check=True, capture_output=True, text=True)
-    imported = {line.rpartition("|")[2].strip() for line in lines.stderr.splitlines()}
-    assert "curvjax" in imported
-    assert not imported & {"jax", "numpy", "flax", "tyro", "curvjax.verbs"}
 
 
 def test_what_is_pruned_loads_with_the_same_tokenizer(model):

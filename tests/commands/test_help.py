@@ -1,0 +1,91 @@
+"""What there is, and how it is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from curvjax import cli
+from tests.commands.running import refused
+
+OPTIONS = {
+    "run": ("--out", "--quick", "--task", "--sparsities", "--score.rtol", "--adapt.steps", "--seed"),
+    "score": ("--data", "--score", "--out", "--granularity", "--rtol", "--processes", "--process", "--coordinator"),
+    "allocate": ("--out", "--target", "--rule", "--control", "--budget", "--minimum", "--sweep", "--cost"),
+    "refine": ("--data", "--out", "--products", "--stride", "--longest", "--target", "--budget"),
+    "transfer": ("--out", "--target", "--budget", "--floor"),
+    "compare": ("--data", "--gains", "--target", "--budget", "--scores", "--rules", "--plans", "--directions"),
+    "descend": ("--data", "--start", "--out", "--selection-tokens", "--budget"),
+    "adapt": ("--data", "--out", "--merge", "--checkpoint", "--steps", "--learning-rate", "--method", "--scaling"),
+    "prune": ("--data", "--out", "--checkpoint", "structured", "--method", "--pattern", "--drop", "--tokens"),
+    "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),
+    "factorize": ("--data", "--out", "--metric", "svd", "aware", "asvd", "--alpha", "--tokens"),
+    "upcycle": ("--data", "--out", "--top-k", "--seed"),
+    "rebuild": ("--data", "--out", "--method", "--drop", "--checkpoint", "--pattern"),
+    "evaluate": ("--data", "--tasks", "--adapter", "--out", "--questions"),
+    "export": ("--to", "peft-config", "recipe", "--adapter", "--model", "--out", "--projections", "--base"),
+    "report": ("gains.json",),
+    "methods": (),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_names_the_options(command, name):
+    status, output, errors = command(name, "--help")
+    assert status == 0
+    assert not errors
+    assert [option for option in OPTIONS[name] if option not in output] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (("allocate", "--target", "sparsity"), ("--kappa", "--max-sparsity")),
+        (("allocate", "--target=bits"), ("--allowed",)),
+        (("rebuild", "--method", "gptq"), ("--group", "--act-order")),
+        (("adapt", "--method", "lora-mixture"), ("--rank", "--top-k")),
+    ],
+)
+def test_the_settings_of_what_is_chosen_are_flags(command, words, options):
+    status, output, _ = command(*words, "--help")
+    assert status == 0
+    assert [option for option in options if option not in output] == []
+
+
+@pytest.mark.parametrize("words", [("allocate", "x.json", "--target"), ("rebuild", "x", "y", "--method")])
+def test_a_choice_that_there_is_not_is_refused_with_those_there_are(command, words):
+    refused(command(*words, "shoes"), f"{words[-1]} must be one of", "got 'shoes'")
+    assert command(*words)[0] != 0
+
+
+def test_a_command_that_there_is_not_is_refused_with_those_there_are(command):
+    refused(command("shoes"), "there is no command 'shoes'", "allocate")
+    status, output, _ = command()
+    assert (status, output.splitlines()[0]) == (2, "usage: curvjax COMMAND ...")
+
+
+def test_methods_are_listed_with_their_sources(command):
+    status, output, _ = command("methods")
+    assert status == 0
+    assert [name for name in ("gain", "lamp", "owl", "permuted", "sparsity", "gptq") if name not in output] == []
+
+
+def test_help_names_the_commands(command):
+    status, output, _ = command("--help")
+    assert status == 0
+    assert set(OPTIONS) == set(cli.COMMANDS)
+    assert [name for name in OPTIONS if name not in output] == []
+
+
+def test_the_module_runs_as_a_program():
+    shown = subprocess.run([sys.executable, "-m", "curvjax", "--help"], check=True, capture_output=True, text=True)
+    assert "allocate" in shown.stdout
+    assert not shown.stderr
+
+
+@pytest.mark.parametrize("words", [("-m", "curvjax", "--help"), ("-c", "import curvjax; dir(curvjax)")])
+def test_asking_what_there_is_waits_for_nothing(words):
+    lines = subprocess.run([sys.executable, "-X", "importtime", *words], check=True, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in lines.stderr.splitlines()}
+    assert "curvjax" in imported
+    assert not imported & {"jax", "numpy", "flax", "tyro", "curvjax.verbs"}

@@ -1,0 +1,73 @@
+"""What is refused, in one line and with what to do."""
+
+import json
+
+import pytest
+
+from curvjax.commands import scoring as commands
+from tests.commands.running import an_allocation, refused
+
+
+def test_an_unknown_score_is_refused_in_one_line(command, model, data):
+    refused(command("compare", model, "--data", data, "--scores", "zeta"), "unknown scores: zeta", "gradient-norm")
+
+
+def test_a_model_that_is_not_there_is_refused_in_one_line(command, data):
+    refused(command("score", "no/such/model", "--data", data), "no/such/model", "no such file or directory")
+
+
+def test_text_that_is_not_there_is_refused_in_one_line(command, model):
+    refused(command("score", model, "--data", "no/such/text"), "no/such/text", "no such file or directory")
+
+
+@pytest.mark.parametrize("source", ["demo:nothing", "task:nothing"])
+def test_an_unknown_source_is_refused_in_one_line(command, model, source):
+    refused(command("score", model, "--data", source), f"unknown source '{source}'", "demo:squad")
+    refused(command("evaluate", model, "--data", source), f"unknown source '{source}'")
+
+
+def test_an_unknown_task_is_refused_in_one_line(command, model, data):
+    refused(command("evaluate", model, "--data", data, "--tasks", "nothing"), "no task 'nothing'", "sciq")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("adapt", "sparsity"), ("prune", "rank"), ("quantize", "sparsity"), ("factorize", "bits"), ("upcycle", "rank")],
+)
+def test_an_allocation_of_another_target_is_refused_in_one_line(command, model, origin, data, tmp_path, name, target):
+    path = an_allocation(tmp_path / "allocation.json", origin, target, {"layers.1": 1})
+    refused(command(name, model, path, "--data", data, "--out", tmp_path / "out"), f"is of {target}", "allocate again")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps({"schema": "curvjax.scores/0"})])
+def test_gains_that_cannot_be_read_are_refused_in_one_line(command, tmp_path, content):
+    (tmp_path / "gains.json").write_text(content)
+    refused(command("allocate", tmp_path / "gains.json"), "gains.json", "rite it again")
+
+
+def test_missing_gains_are_refused_in_one_line(command, tmp_path):
+    refused(command("allocate", tmp_path / "gains.json"), "gains.json does not exist")
+    refused(command("report", tmp_path), "holds no gains.json")
+
+
+def test_a_setting_out_of_range_is_refused_in_one_line(command, model):
+    refused(command("score", model, "--rtol", 0), "rtol must be positive, got 0.0")
+
+
+def test_an_interruption_says_how_to_go_on(command, model, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.Score, "__call__", interrupted)
+    status, _, errors = command("score", model)
+    assert (status, errors) == (130, "curvjax: stopped; the same command goes on from here.\n")
+
+
+def test_a_key_error_is_told_without_quotes(command, model, monkeypatch):
+    def lost(self):
+        msg = "layers.12 is not there."
+        raise KeyError(msg)
+
+    monkeypatch.setattr(commands.Score, "__call__", lost)
+    assert command("score", model) == (1, "", "curvjax: layers.12 is not there.\n")
