@@ -30,7 +30,7 @@ from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.score import score
 from curvjax.runs.stages import Stages
 from curvjax.runs.text import TextSettings, packed
-from curvjax.surgery import LoRA, LoRAExperts, count_lora
+from curvjax.surgery import LoRA, LoRAMixture, count_lora
 
 FOLDER = Path(__file__).parent
 METRICS = {"gold_nll": "question_gold_nll", "accuracy": "correct"}
@@ -107,7 +107,7 @@ def trained(
 ) -> dict[str, Any]:
     """One arm: its adapters trained, counted and tested, once."""
     how = replace(settings.adapt, order_seed=seed)
-    method = LoRA(seed=seed) if allocation.target == "rank" else LoRAExperts(rank=4, seed=seed)
+    method = LoRA(seed=seed) if allocation.target == "rank" else LoRAMixture(rank=4, seed=seed)
     name = f"{allocation.target}-{arm}-{seed}"
     inputs = {
         "amounts": allocation.amounts,

@@ -209,7 +209,7 @@ def test_caps_of_their_own_are_kept_and_their_share_passed_on():
     ("change", "message"),
     [
         ({"q": np.zeros((0,))}, "q needs one entry per unit, and at least one unit"),
-        ({"q": np.array([1.0, 0.0, 0.0])}, r"units \[1, 2\] have q = 0.*quality\(zeta2, floor=0.05\)"),
+        ({"q": np.array([1.0, 0.0, 0.0])}, r"units \[1, 2\] have q = 0.*give a floor, such as 0.05"),
         ({"q": np.array([1.0, -1.0, 1.0])}, "q must be at least 0 and finite; got -1 in unit 1"),
         ({"q": np.array([1.0, np.nan, 1.0])}, "q must be at least 0 and finite; got nan in unit 1"),
         bad_shapes({"size": np.ones(4)}, "size needs one entry for each of the 3 units"),

@@ -279,7 +279,6 @@ def _adaptation(ranks):
             for metric, size in (("gold_nll", 0.004), ("accuracy", 0.006)):
                 paired.append(pair(float(rng.normal(0, size)), size, metric, against=against, seed=seed))
     base = TaskOutcome(
-        task="sciq",
         questions=400,
         accuracy=0.747,
         accuracy_standard_error=0.022,
@@ -303,7 +302,6 @@ def _adaptation(ranks):
 
 def _adapted(arm, seed, ranks, rng):
     outcome = TaskOutcome(
-        task="sciq",
         questions=400,
         accuracy=0.79 + rng.normal(0, 0.006),
         accuracy_standard_error=0.0204,
@@ -347,4 +345,4 @@ def _pruning(allocations):
 
 def _text(perplexity, error):
     nll = float(np.log(perplexity))
-    return TextOutcome(source="boolq", tokens=8192, nll=nll, standard_error=error, perplexity=perplexity)
+    return TextOutcome(tokens=8192, nll=nll, standard_error=error, perplexity=perplexity)
