@@ -13,7 +13,7 @@ from curvjax.commands.printed import allocation_lines, allocation_table, tell
 from curvjax.commands.scoring import TARGET, Argument, Flat
 from curvjax.data import read_documents, split_documents
 from curvjax.records import Allocation, Scores, read_json
-from curvjax.report import comparison_figure, comparison_table, save_figure
+from curvjax.report import comparison_figure, comparison_table, descent_figure, save_figure
 from curvjax.runs.allocate import PROGRAM, allocate
 from curvjax.runs.compare import CompareSettings, compare
 from curvjax.runs.descend import DescendSettings, descend
@@ -113,7 +113,7 @@ class Descend:
     start: Path | None = None
     """allocation.json to begin with; uniform without."""
     out: Path = Path("runs/descent")
-    """Directory for allocation.json and descent.json."""
+    """Directory for allocation.json, descent.json, descent.svg and descent.png."""
     selection_tokens: int = 4096
     """Tokens to select by."""
     reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
@@ -139,7 +139,7 @@ class Descend:
         kept = f"step {found.best} of {len(found.iterates) - 1}" if found.best else "the start, which nothing beat"
         print(f"kept {kept}: {gained:.4f} nats a token below the start on selection texts")
         print(f"{found.gradient_count:g} gradients of the whole model went into prices")
-        tell(*paths)
+        tell(*paths, *save_figure(descent_figure(found), self.out, "descent"))
 
 
 @dataclass(frozen=True)

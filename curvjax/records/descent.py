@@ -12,14 +12,13 @@ from curvjax.records.value import Value
 class Iterate:
     """One look. shares, prices: `[K]`. spread: residual of the measured problem. losses: nats a token.
 
-    prices, spread, calibration_nll: None for the last look, which is only judged.
+    prices, spread: None for the last look, which is only judged.
     """
 
     shares: tuple[float, ...]
     selection_nll: float
     prices: tuple[float, ...] | None = None
     spread: float | None = None
-    calibration_nll: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

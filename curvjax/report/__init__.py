@@ -9,6 +9,7 @@ from curvjax.report.comparison import comparison_table as comparison_table
 from curvjax.report.curvature_figures import bootstrap_figure as bootstrap_figure
 from curvjax.report.curvature_figures import convergence_figure as convergence_figure
 from curvjax.report.curvature_figures import density_figure as density_figure
+from curvjax.report.descent import descent_figure as descent_figure
 from curvjax.report.gain_figures import damping_figure as damping_figure
 from curvjax.report.gain_figures import gains_figure as gains_figure
 from curvjax.report.gain_figures import gradient_figure as gradient_figure

@@ -278,7 +278,7 @@ def outcome():
 
 
 def descent():
-    first = Iterate(shares=(0.5, 0.5), selection_nll=2.0, prices=(1.0, 2.0), spread=0.5, calibration_nll=1.9)
+    first = Iterate(shares=(0.5, 0.5), selection_nll=2.0, prices=(1.0, 2.0), spread=0.5)
     return Descent(
         method="magnitude",
         settings={"iterations": 1},
