@@ -1,15 +1,28 @@
 """Shared test set-up: float64 at hand, no silent rank promotion, warnings are errors (pyproject.toml).
 
 Compilation is most of the suite's time, and XLA takes its short way. Its cache on disk would save more, but writing to
-it was seen to crash (jaxlib 0.10.2).
+it was seen to crash (jaxlib 0.10.2). Compiled programs are dropped when they hold too many of the mappings that Linux
+allows a process (65,530): beyond those, compiling aborts.
 """
 
+import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_mappings():
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
