@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import tyro
-from curvjax.artefacts import machine, versions, write_record
 from curvjax.steps.score import calibration_batch
 
 from curvjax.curvature import ggn_product, host_loop, run_lanczos, run_passes, trust_radius, unit_gradient, vectors
@@ -23,6 +22,7 @@ from curvjax.data import read_documents, sample
 from curvjax.layers import layer_units
 from curvjax.models import load_model, parameters, weights_hash
 from curvjax.models.layered import layered_model
+from curvjax.records import machine, versions, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def main(settings: Products) -> None:
             print(row, flush=True)
     record = {"settings": asdict(settings), "model": weights_hash(loaded.model), "rows": rows}
     made = {"versions": versions(), "machine": machine()}
-    write_record(Path(__file__).parent / "products.json", record | made)
+    write_json(Path(__file__).parent / "products.json", record | made)
 
 
 if __name__ == "__main__":

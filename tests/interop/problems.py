@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from curvjax.layers import layer_index
 from curvjax.models import Decoder, DecoderConfig, Linear
+from curvjax.records import Allocation, Budget, ModelOrigin, Origin, UnitAmount
 from curvjax.surgery import LoRALinear, constant_scale, projections
 from curvjax.surgery.projections import rebuilt
 
@@ -44,3 +46,17 @@ def with_adapters(model: Decoder, ranks: dict[str, int], *, scaling=constant_sca
         return LoRALinear(base, lora_a, lora_b, scale=scaling(alpha, rank))
 
     return rebuilt(model, {path: functools.partial(adapter, rank=rank) for path, rank in ranks.items() if rank})
+
+
+def planned(target: str, amounts: dict[str, int], family: str, projections: list[str], **unit: float) -> Allocation:
+    """An allocation of a model of 12 layers of this family; `unit`: what all units have in common."""
+    origin = ModelOrigin(name="tiny", sha256="0" * 64, layers=12, family=family, projections=tuple(projections))
+    return Allocation(
+        target=target,
+        units=tuple(
+            UnitAmount(name=name, index=layer_index(name), amount=amount, **unit) for name, amount in amounts.items()
+        ),
+        budget=Budget(requested=0.0, planned=0.0, unit="adapter parameters" if target == "rank" else "weights removed"),
+        origin=Origin(model=origin),
+        program={},
+    )

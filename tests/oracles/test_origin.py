@@ -7,12 +7,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from curvjax.artefacts import ALLOCATION_SCHEMA
 
 from curvjax.models import config_from_hf, load_model, save_checkpoint, save_hf
 from curvjax.models.hf_names import stored_layer
 from curvjax.runs.export import ExportSettings, export_peft_config, export_recipe
 from curvjax.surgery import drop_layers, prune_magnitude
+from tests.interop.problems import planned
 from tests.models.families import FAMILIES, golden, weights, write_checkpoint
 from tests.models.gguf_files import converted, metadata, write_gguf
 from tests.models.test_gguf import CONFIGS
@@ -68,14 +68,14 @@ def test_a_rebuilt_model_is_met_as_its_original_was(family, tmp_path):
     assert len(set(map(str, (before["chat"], before["shouting"])))) == 2
     loaded = load_model(tmp_path / "model")
     pruned = prune_magnitude(loaded.model, {"layers.1": 0.5, "layers.10": 0.25}).model
-    save_hf(pruned, tmp_path / "pruned", tokenizer=loaded.tokenizer, origin=loaded.origin)
-    save_checkpoint(pruned, tmp_path / "own", tokenizer=loaded.tokenizer, origin=loaded.origin)
+    save_hf(pruned, tmp_path / "pruned", tokenizer=loaded.tokenizer, beside=loaded.beside)
+    save_checkpoint(pruned, tmp_path / "own", tokenizer=loaded.tokenizer, beside=loaded.beside)
     own = load_model(tmp_path / "own")
-    save_hf(own.model, tmp_path / "later", tokenizer=own.tokenizer, origin=own.origin)
+    save_hf(own.model, tmp_path / "later", tokenizer=own.tokenizer, beside=own.beside)
     assert seen(tmp_path / "pruned") == before
     assert seen(tmp_path / "later") == before
     shallow = drop_layers(loaded.model, [1, 11])
-    save_hf(shallow, tmp_path / "shallow", tokenizer=loaded.tokenizer, origin=loaded.origin)
+    save_hf(shallow, tmp_path / "shallow", tokenizer=loaded.tokenizer, beside=loaded.beside)
     after = seen(tmp_path / "shallow")
     assert {key: after[key] for key in after if key != "config"} == {k: before[k] for k in before if k != "config"}
     moved = {key for key, value in before["config"].items() if after["config"].get(key, "lost") != value}
@@ -87,7 +87,7 @@ def test_a_gguf_files_chat_and_special_tokens_reach_transformers(tmp_path):
     tensors = converted(CONFIGS["qwen3"], weights("qwen3", golden("qwen3").shapes))
     write_gguf(tmp_path / "tiny.gguf", metadata(CONFIGS["qwen3"]) | more, tensors)
     loaded = load_model(tmp_path / "tiny.gguf")
-    save_hf(loaded.model, tmp_path / "out", tokenizer=loaded.tokenizer, origin=loaded.origin)
+    save_hf(loaded.model, tmp_path / "out", tokenizer=loaded.tokenizer, beside=loaded.beside)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "a!!"}])["input_ids"]
     assert ids == loaded.tokenizer.encode("<s>a!!</s>")
@@ -106,20 +106,19 @@ def test_every_exported_name_is_a_module_of_transformers_and_comes_in_its_order(
     gates = [] if config.architecture in {"opt", "gpt2"} else ["mlp.gate_proj"]
     heads = [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     paths = [*heads, *gates, "mlp.up_proj", "mlp.down_proj"]
-    about = {"name": "tiny", "layers": 12, "architecture": config.architecture, "projections": paths}
-    units = [{"name": f"layers.{layer}", "amount": 1, "cost": 1.0, "maximum": 8.0} for layer in (10, 2)]
-    record = {"schema": ALLOCATION_SCHEMA, "model": about, "budget": {"unit": "x"}, "target": "rank", "units": units}
-    parts = [{"name": f"layers.3.{path}", "amount": 0.5} for path in paths]
+    ranks = planned("rank", {"layers.2": 1, "layers.10": 1}, config.architecture, paths, maximum=8.0)
+    halves = {f"layers.3.{path}": 1 for path in paths}
+    sparsities = planned("sparsity", halves, config.architecture, paths, size=2)
     if config.architecture == "gpt2":
-        for write, fused in ((export_peft_config, record), (export_recipe, record | {"target": "sparsity"})):
+        for write, fused in ((export_peft_config, ranks), (export_recipe, sparsities)):
             with pytest.raises(ValueError, match="gpt2 has no linear module"):
                 write(fused, ExportSettings(), tmp_path / "out")
         return
-    export_peft_config(record, ExportSettings(), tmp_path / "peft")
+    export_peft_config(ranks, ExportSettings(), tmp_path / "peft")
     adapted = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert set(adapted["target_modules"]) <= modules.keys()
     assert all(isinstance(modules[name], torch.nn.Linear) for name in adapted["target_modules"])
-    text = export_recipe(record | {"target": "sparsity", "units": parts}, ExportSettings(), tmp_path / "r").read_text()
+    text = export_recipe(sparsities, ExportSettings(), tmp_path / "r").read_text()
     targets = [line.strip("- ") for line in text.partition("targets:\n")[2].splitlines()]
     assert targets == [name for name in modules if name in targets]  # llm-compressor pairs them in this order
-    assert len(targets) == len(parts)
+    assert len(targets) == len(halves)

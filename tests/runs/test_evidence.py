@@ -70,8 +70,9 @@ def measured(decoder, texts, units):
 
 def test_padding_and_an_empty_row_change_no_field(decoder, texts, units, measured):
     """Moments and stream take every token outside padding, prompts too: they are what enters, not what counts."""
-    padded = Texts(*(Batch(*(jnp.pad(x, ((0, 2), (0, 2))) for x in batch)) for batch in texts))
-    found = measure_evidence(decoder, padded, units, FIELDS.keys() - {"gains"}, SETTINGS).evidence
+    padded = [each._replace(batch=Batch(*(jnp.pad(x, ((0, 2), (0, 2))) for x in each.batch))) for each in texts]
+    fields = FIELDS.keys() - {"gains"}
+    found = measure_evidence(decoder, padded[0], units, fields, SETTINGS, validation=padded[1]).evidence
     for field, value in found._asdict().items():
         expected = getattr(measured.evidence, field)
         jax.tree.map(
