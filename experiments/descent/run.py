@@ -2,7 +2,7 @@
 
     nice .venv/bin/python -m experiments.descent.run --sparsity 0.6
 
-One process on two CPU cores: about 25 minutes a sparsity. Wanda on SmolLM2-135M; prices on 2048 tokens, steps chosen
+One process on two CPU cores: about 30 minutes a sparsity. Wanda on SmolLM2-135M; prices on 2048 tokens, steps chosen
 on 4096 others, judged on 4096 test tokens of SQuAD and as many of BoolQ, none of whose documents chose anything. The
 gain's exponent is chosen on the same selection tokens among as many values as its record says. What could refute it:
 uniform (the start), and the program by gain. Expected at 60%: at least 20% of perplexity below the best of them.
