@@ -1,13 +1,11 @@
 """`descend`: sparsities by prices measured at the pruned model, judged by selection texts -> descent.json."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 from flax import nnx
@@ -17,7 +15,7 @@ from curvjax.allocation import Sparsity
 from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
 from curvjax.evaluation import perplexity
 from curvjax.layers import Unit, UnitShape
-from curvjax.models import Decoder, Loaded, parameters, require_plain
+from curvjax.models import Decoder, Loaded, require_plain
 from curvjax.records import (
     Allocation,
     Budget,
@@ -33,11 +31,19 @@ from curvjax.records import (
     write_json,
 )
 from curvjax.runs.compare import unit_shapes
-from curvjax.runs.measure import ScoreSettings, compiled_gradient, split_rows, units_of
+from curvjax.runs.measure import (
+    ScoreSettings,
+    compiled_gradient,
+    mean_gradients,
+    split_rows,
+    summed_gradient,
+    units_of,
+)
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.text import Text
 from curvjax.surgery import input_energies
 from curvjax.surgery.prices import Order, magnitude_order, mask_prices, masked, wanda_order
+from curvjax.surgery.projections import kernel_units
 
 RULE = "descent"
 
@@ -122,14 +128,15 @@ def descend(
         raise ValueError(msg)
     began = time.perf_counter()
     units = units_of(loaded.model, ScoreSettings(granularity=settings.granularity))
-    units = tuple(unit._replace(paths=_kernels(loaded.model, unit)) for unit in units)
+    units = kernel_units(loaded.model, [unit.name for unit in units])
+    paths = [path for unit in units for path in unit.paths]
     shapes = unit_shapes(loaded.model, units)
     free, x = _posed(program, shapes, start)
     about = {"model": loaded.sha256, "text": text.origin, "selection": selection.origin, "program": program}
     key = digest(about | {"settings": settings, "start": x})
     path = None if directory is None else Path(directory) / "descent.partial.json"
     state = _kept(path, key) or _State((), x, None)
-    order = _order(loaded.model, text, units, settings)
+    order = _order(loaded.model, text, paths, settings)
     gradient, _ = compiled_gradient(loaded.model)
     parts = split_rows(text.batch, settings.rows)
     progress("descent", len(state.looks), settings.iterations + 1)
@@ -138,7 +145,8 @@ def descend(
         nll = perplexity(model, selection.batch, rows_at_once=settings.rows).nll
         look = Iterate(shares=tuple(state.x.tolist()), selection_nll=nll)
         if len(state.looks) < settings.iterations:
-            gradients = _gradients(gradient, model, parts, units)
+            summed = summed_gradient(gradient, nnx.split(model)[1], parts)
+            gradients = mean_gradients(model, summed, parts, paths)
             prices = mask_prices(order, gradients, units, state.x, band=settings.band)
             _require_finite(prices, units, len(state.looks))
             spread = price_spread(state.x, prices, free)
@@ -175,11 +183,6 @@ def _require_apart(text: Text, selection: Text) -> None:
         raise ValueError(msg)
 
 
-def _kernels(model: Decoder, unit: Unit) -> tuple[str, ...]:
-    values = parameters(model)
-    return tuple(path for path in unit.paths if values[path].ndim == 2)
-
-
 def _posed(
     program: Sparsity, shapes: Sequence[UnitShape], start: Allocation | None
 ) -> tuple[Free, Float[np.ndarray, " K"]]:
@@ -196,8 +199,7 @@ def _posed(
     return free, projected(start.shares, free)
 
 
-def _order(model: Decoder, text: Text, units: Sequence[Unit], settings: DescendSettings) -> Order:
-    paths = [path for unit in units for path in unit.paths]
+def _order(model: Decoder, text: Text, paths: Sequence[str], settings: DescendSettings) -> Order:
     if settings.method == "magnitude":
         return magnitude_order(model, paths)
     return wanda_order(model, input_energies(model, text.batch, rows_at_once=settings.rows), paths)
@@ -205,15 +207,6 @@ def _order(model: Decoder, text: Text, units: Sequence[Unit], settings: DescendS
 
 def _by_path(units: Sequence[Unit], x: Float[np.ndarray, " K"]) -> dict[str, float]:
     return {path: float(share) for unit, share in zip(units, x, strict=True) for path in unit.paths}
-
-
-def _gradients(gradient: Callable, model: Decoder, parts: Sequence[Any], units: Sequence[Unit]) -> dict[str, jax.Array]:
-    graph, state = nnx.split(model)
-    total = gradient(state, parts[0])
-    for part in parts[1:]:
-        total = jax.tree.map(jnp.add, total, gradient(state, part))
-    count, found = sum(float(part.weights.sum()) for part in parts), parameters(nnx.merge(graph, total))
-    return {path: found[path] / count for unit in units for path in unit.paths}
 
 
 def _require_finite(prices: Float[np.ndarray, " K"], units: Sequence[Unit], step: int) -> None:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from curvjax.curvature import (
@@ -30,7 +29,14 @@ from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, run_block, sampled_stream, streams_before
-from curvjax.runs.measure import POLICIES, ScoreSettings, compiled_gradient, split_rows
+from curvjax.runs.measure import (
+    POLICIES,
+    ScoreSettings,
+    compiled_gradient,
+    mean_gradients,
+    split_rows,
+    summed_gradient,
+)
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
@@ -174,18 +180,10 @@ def _timed_gradients(model: Decoder, parts: list[Batch], kernels: Collection[str
     """Gradients of the mean loss in the kernels, and the seconds of that in all parameters."""
     gradient, state = compiled_gradient(model)
     jax.block_until_ready(gradient(state, parts[0]))
-
-    def summed() -> nnx.State:
-        total = gradient(state, parts[0])
-        for part in parts[1:]:
-            total = jax.tree.map(jnp.add, total, gradient(state, part))
-        return total
-
+    summed = partial(summed_gradient, gradient, state, parts)
     total, first = timed(summed)
     seconds = float(np.median([first, *(timed(summed)[1] for _ in range(2))]))  # all else is quoted in it
-    count = sum(float(part.weights.sum()) for part in parts)
-    found = parameters(nnx.merge(nnx.split(model)[0], total))
-    return {path: found[path] / count for path in kernels}, seconds
+    return mean_gradients(model, total, parts, kernels), seconds
 
 
 def _moments(subject: _Subject) -> dict[str, Array]:

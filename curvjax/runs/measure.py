@@ -1,12 +1,13 @@
 """What is measured of a model and how closely; and the gradient in whose time costs are quoted."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -142,6 +143,25 @@ def compiled_gradient(model: Decoder) -> tuple[Callable[[nnx.State, Batch], nnx.
         return jax.grad(loss)(state)
 
     return gradient, state
+
+
+def summed_gradient(
+    gradient: Callable[[nnx.State, Batch], nnx.State], state: nnx.State, parts: Sequence[Batch]
+) -> nnx.State:
+    """The gradient of the loss summed over all parts, by `compiled_gradient`."""
+    total = gradient(state, parts[0])
+    for part in parts[1:]:
+        total = jax.tree.map(jnp.add, total, gradient(state, part))
+    return total
+
+
+def mean_gradients(
+    model: Decoder, summed: nnx.State, parts: Sequence[Batch], paths: Iterable[str]
+) -> dict[str, jax.Array]:
+    """Gradients of the mean loss, `path -> like the parameter`, from those of the sum over `parts`."""
+    count = sum(float(part.weights.sum()) for part in parts)
+    found = parameters(nnx.merge(nnx.split(model)[0], summed))
+    return {path: found[path] / count for path in paths}
 
 
 def full_gradient_seconds(model: Decoder, batch: Batch, rows: int) -> float:
