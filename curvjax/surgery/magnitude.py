@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
-from curvjax.models import Decoder, parameters, require_plain
-from curvjax.records import Rebuilt
-from curvjax.surgery.masks import Pruned, pruned, pruned_units
+from curvjax.models import Decoder, parameters
+from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import Progress, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import pattern_mask
-from curvjax.surgery.sparsity import Amount, pruning_amounts, require_pattern, sparsity_plan
+from curvjax.surgery.sparsity import Amount, sparsity_plan
 
 
 def prune_magnitude(model: Decoder, sparsities: Mapping[str, Amount]) -> Pruned:
@@ -51,7 +50,7 @@ def magnitude_mask(kernel: Float[Array, "I O"], count: int | Int[Array, ""]) -> 
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
-class Magnitude:
+class Magnitude(Unstructured):
     """The weights of least |W| within each projection go; see `prune_magnitude`.
 
     Example:
@@ -63,26 +62,11 @@ class Magnitude:
     """
 
     name: ClassVar[str] = "magnitude"
-    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
     reads_text: ClassVar[bool] = False
 
-    pattern: str = ""
-    """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
-    unit's share, to the nearest. Empty: none."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no pattern."""
-        require_pattern(self.pattern)
-
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Surgery`: amounts are weights to remove of each unit."""
-        require_plain(model)
-        asked = pruning_amounts(model, amounts, self.pattern)
-        return pruned_units(self, model, prune_magnitude(model, asked))
+    def prune(
+        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
+    ) -> Pruned:
+        """By `prune_magnitude`."""
+        del batch, progress
+        return prune_magnitude(model, asked)

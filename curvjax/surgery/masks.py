@@ -1,9 +1,11 @@
 """Pruning masks: which weights stay."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,19 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
-from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.data import Batch
+from curvjax.models import Decoder, parameters, require_plain, with_parameters
 from curvjax.records import Rebuilt
-from curvjax.surgery.method import Counts, Surgery, account
-from curvjax.surgery.sparsity import Sparsity, SparsityPlan, measured_sparsity, require_counts
+from curvjax.surgery.method import Counts, Progress, Surgery, account
+from curvjax.surgery.sparsity import (
+    Amount,
+    Sparsity,
+    SparsityPlan,
+    measured_sparsity,
+    pruning_amounts,
+    require_counts,
+    require_pattern,
+)
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -110,6 +121,42 @@ def load_masks(path: str | Path) -> dict[str, jax.Array]:
         msg = f"{path} holds {len(other)} arrays that are not boolean masks, e.g. {other[:3]}."
         raise ValueError(msg)
     return masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unstructured(ABC):
+    """What surgeries that zero single weights have in common; `prune` is what each does."""
+
+    name: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
+    reads_text: ClassVar[bool]
+
+    pattern: str = ""
+    """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
+    unit's share, to the nearest. Empty: none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no pattern."""
+        require_pattern(self.pattern)
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are weights to remove of each unit."""
+        require_plain(model)
+        asked = pruning_amounts(model, amounts, self.pattern)
+        return pruned_units(self, model, self.prune(model, batch, asked, progress))
+
+    @abstractmethod
+    def prune(
+        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
+    ) -> Pruned:
+        """The model with as many zeros in each unit as are asked for."""
 
 
 def pruned_units(method: Surgery, model: Decoder, found: Pruned) -> Rebuilt:

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.layers import Unit, module_path
-from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.models import Decoder, parameters
+from curvjax.surgery.masks import apply_masks
+from curvjax.surgery.wanda import wanda_score
 
 
 class Order(NamedTuple):
@@ -31,25 +33,23 @@ class Order(NamedTuple):
 
 def wanda_order(model: Decoder, energies: Mapping[str, jax.Array], paths: Sequence[str]) -> Order:
     """Places by |W_ij| |x_i| within each output; `energies` as of `input_energies`, of the dense model."""
-    kernels = {path: parameters(model)[path] for path in paths}
+    kernels = _kernels(model, paths)
     place = {path: _by_output(kernel, energies[module_path(path)]) for path, kernel in kernels.items()}
     return Order(place, {path: kernel.shape[0] for path, kernel in kernels.items()}, kernels)
 
 
 def magnitude_order(model: Decoder, paths: Sequence[str]) -> Order:
     """Places by |W_ij| within the matrix."""
-    kernels = {path: parameters(model)[path] for path in paths}
+    kernels = _kernels(model, paths)
     place = {path: _by_matrix(kernel) for path, kernel in kernels.items()}
     return Order(place, {path: kernel.size for path, kernel in kernels.items()}, kernels)
 
 
 def masked(model: Decoder, order: Order, shares: Mapping[str, float]) -> Decoder:
     """The model whose weights with a place below share x length are zero; `shares` by kernel path."""
-    values = parameters(model)
-    values |= {
-        path: _kept(order.kernels[path], order.place[path], shares[path] * order.length[path]) for path in shares
-    }
-    return with_parameters(model, values)
+    return apply_masks(
+        model, {path: order.place[path] >= jnp.round(share * order.length[path]) for path, share in shares.items()}
+    )
 
 
 def mask_prices(
@@ -89,20 +89,19 @@ def mask_prices(
     return np.asarray(prices)
 
 
+def _kernels(model: Decoder, paths: Sequence[str]) -> dict[str, jax.Array]:
+    values = parameters(model)
+    return {path: values[path] for path in paths}
+
+
 @jax.jit
 def _by_output(kernel: Float[Array, "I O"], energy: Float[Array, " I"]) -> Int[Array, "I O"]:
-    score = jnp.abs(kernel) * jnp.sqrt(energy)[:, None]
-    return jnp.argsort(jnp.argsort(score, axis=0), axis=0).astype(jnp.int32)
+    return jnp.argsort(jnp.argsort(wanda_score(kernel, energy), axis=0), axis=0).astype(jnp.int32)
 
 
 @jax.jit
 def _by_matrix(kernel: Float[Array, "I O"]) -> Int[Array, "I O"]:
     return jnp.argsort(jnp.argsort(jnp.abs(kernel).reshape(-1))).astype(jnp.int32).reshape(kernel.shape)
-
-
-@jax.jit
-def _kept(kernel: Float[Array, "I O"], place: Int[Array, "I O"], count: float) -> Float[Array, "I O"]:
-    return jnp.where(place >= jnp.round(count), kernel, jnp.zeros((), kernel.dtype))
 
 
 @jax.jit

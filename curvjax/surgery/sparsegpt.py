@@ -15,9 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from curvjax.data import Batch
-from curvjax.models import Decoder, require_plain
-from curvjax.records import Rebuilt
-from curvjax.surgery.masks import Pruned, pruned_units
+from curvjax.models import Decoder
+from curvjax.surgery.masks import Pruned, Unstructured
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern
@@ -30,7 +29,7 @@ from curvjax.surgery.second_moment import (
     visited,
 )
 from curvjax.surgery.sequential import Cut, prune_in_order, residual_streams
-from curvjax.surgery.sparsity import Amount, apportioned_above, pruning_amounts, require_pattern, sparsity_plan
+from curvjax.surgery.sparsity import Amount, apportioned_above, sparsity_plan
 
 
 class Reconstruction(NamedTuple):
@@ -232,7 +231,7 @@ def _kept(keys, count, *, by_output):
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
-class SparseGPT:
+class SparseGPT(Unstructured):
     """What later weights make up for best goes, layer by layer on pruned inputs; see `prune_sparsegpt`.
 
     Example:
@@ -242,32 +241,14 @@ class SparseGPT:
     """
 
     name: ClassVar[str] = "sparsegpt"
-    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
     reads_text: ClassVar[bool] = True
 
-    pattern: str = ""
-    """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
-    unit's share, to the nearest. Empty: none."""
     rows: int = 4
     """Rows in memory at a time."""
 
-    def __post_init__(self) -> None:
-        """Refuse what is no pattern."""
-        require_pattern(self.pattern)
-
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Surgery`: amounts are weights to remove of each unit."""
-        require_plain(model)
-        asked = pruning_amounts(model, amounts, self.pattern)
-        return pruned_units(
-            self,
-            model,
-            prune_sparsegpt(model, require_batch(self, batch), asked, rows_at_once=self.rows, progress=progress),
-        )
+    def prune(
+        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
+    ) -> Pruned:
+        """By `prune_sparsegpt`."""
+        rows = require_batch(self, batch)
+        return prune_sparsegpt(model, rows, asked, rows_at_once=self.rows, progress=progress)

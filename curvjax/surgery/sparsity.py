@@ -252,9 +252,8 @@ def pruning_amounts(model: nnx.Module, counts: Mapping[str, int], pattern: str) 
     """
     if not pattern:
         return dict(counts)
-    sizes = {
-        unit.name: sum(parameters(model)[path].size for path in unit.paths) for unit in kernel_units(model, counts)
-    }
+    values = parameters(model)
+    sizes = {unit.name: sum(values[path].size for path in unit.paths) for unit in kernel_units(model, counts)}
     shares = {name: counts[name] / size for name, size in sizes.items()}
     if pattern.startswith("n:"):
         return dict(patterns_near(shares, read_pattern(f"0{pattern[1:]}").every))

@@ -14,14 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
 from curvjax.layers import layer_prefix, module_path
-from curvjax.models import Decoder, parameters, require_plain
-from curvjax.records import Rebuilt
-from curvjax.surgery.masks import Pruned, pruned, pruned_units
+from curvjax.models import Decoder, parameters
+from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
 from curvjax.surgery.pattern import pattern_mask
 from curvjax.surgery.sequential import Cut, prune_in_order, recorded, require_finite, residual_streams
-from curvjax.surgery.sparsity import Amount, SparsityPlan, pruning_amounts, require_pattern, sparsity_plan
+from curvjax.surgery.sparsity import Amount, SparsityPlan, sparsity_plan
 
 
 def prune_wanda(
@@ -121,6 +120,11 @@ def energies_of(inputs: Float[Array, "N I"]) -> Float[Array, " I"]:
     return jnp.sum(inputs * inputs, axis=0)
 
 
+def wanda_score(kernel: Float[Array, "I O"], energy: Float[Array, " I"]) -> Float[Array, "I O"]:
+    """|W_ij| |x_i|; energy: `[in]` sum of squares of each input feature."""
+    return jnp.abs(kernel) * jnp.sqrt(energy)[:, None]
+
+
 @jax.jit
 def wanda_mask(
     kernel: Float[Array, "I O"], energy: Float[Array, " I"], count: int | Int[Array, ""]
@@ -140,8 +144,9 @@ def wanda_mask(
       `[in, out]`, True where the weight stays.
     """
     inputs, outputs = kernel.shape
-    score = jnp.abs(kernel).T * jnp.sqrt(energy)[None, :]
-    keys = jnp.where(kernel.T == 0, 0, order_keys(score))  # below the zero scores of inputs that never fire
+    keys = jnp.where(
+        kernel.T == 0, 0, order_keys(wanda_score(kernel, energy).T)
+    )  # below the zero scores of inputs that never fire
     zeros = jnp.sum(kernel == 0, axis=0, dtype=jnp.int32)
     levels = jnp.arange(inputs + 1, dtype=jnp.int32)
     filled = jnp.sum(jnp.maximum(zeros[None, :], levels[:, None]), axis=1, dtype=jnp.int32)
@@ -154,13 +159,13 @@ def wanda_mask(
 
 def _mask(kernel: jax.Array, energy: jax.Array, plan: SparsityPlan, path: str) -> jax.Array:
     if path in plan.patterns:
-        return pattern_mask(kernel, jnp.abs(kernel) * jnp.sqrt(energy)[:, None], pattern=plan.patterns[path])
+        return pattern_mask(kernel, wanda_score(kernel, energy), pattern=plan.patterns[path])
     return wanda_mask(kernel, energy, plan.counts[path])
 
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
-class Wanda:
+class Wanda(Unstructured):
     """The weights of least |W| |x| within each output go, layer by layer on pruned inputs; see `prune_wanda`.
 
     Example:
@@ -170,32 +175,14 @@ class Wanda:
     """
 
     name: ClassVar[str] = "wanda"
-    targets: ClassVar[tuple[str, ...]] = ("sparsity",)
     reads_text: ClassVar[bool] = True
 
-    pattern: str = ""
-    """N zeros among every M inputs: 2:4 in all units alike, if that is the allocation's total; n:4 with N from each
-    unit's share, to the nearest. Empty: none."""
     rows: int = 4
     """Rows in memory at a time."""
 
-    def __post_init__(self) -> None:
-        """Refuse what is no pattern."""
-        require_pattern(self.pattern)
-
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Surgery`: amounts are weights to remove of each unit."""
-        require_plain(model)
-        asked = pruning_amounts(model, amounts, self.pattern)
-        return pruned_units(
-            self,
-            model,
-            prune_wanda(model, require_batch(self, batch), asked, rows_at_once=self.rows, progress=progress),
-        )
+    def prune(
+        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
+    ) -> Pruned:
+        """By `prune_wanda`."""
+        rows = require_batch(self, batch)
+        return prune_wanda(model, rows, asked, rows_at_once=self.rows, progress=progress)
