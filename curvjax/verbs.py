@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from curvjax.allocation import Program, Sparsity
+from curvjax.allocation import Bits, Program, Sparsity
 from curvjax.data import read_documents
 from curvjax.interop import save_peft
 from curvjax.models import BeginOfText, Loaded
@@ -193,24 +193,27 @@ def descend(
     model: Loaded,
     text: Text,
     selection: Text,
-    program: Sparsity,
+    program: Sparsity | Bits,
+    method: Surgery | None = None,
     *,
     start: Allocation | None = None,
     directory: str | Path | None = None,
     progress: Progress = silent,
     **settings: Any,
 ) -> Descent:
-    """Sparsities of equal measured price [M22], [M23]: what each unit's next weight costs at the model as it is pruned.
+    """Amounts of equal measured price [M22]-[M24]: what each unit's next weight or bit costs at the model as rebuilt.
 
     Args:
       model: of `load`, dense.
       text: calibration rows, on which prices are measured.
       selection: rows of other documents, by which the steps are judged; test on others again.
       program: the budget and its bounds.
-      start: sparsities to begin with; uniform if None.
+      method: that rebuilds, and so is priced: `Wanda()`, which is the default, `Magnitude()`, `Channels()`; of bits
+        `Nearest()`, `GPTQ()`.
+      start: amounts to begin with; uniform if None.
       directory: where finished steps are kept, so that a run that was stopped goes on.
       progress: told (what, done, all).
-      **settings: fields of `curvjax.runs.descend.DescendSettings`: method, granularity, iterations, rate, patience, ...
+      **settings: fields of `curvjax.runs.descend.DescendSettings`: granularity, iterations, rate, patience, ...
 
     Returns:
       Every step, and the `allocation` of the best; the start's if nothing beat it.
@@ -228,7 +231,7 @@ def descend(
     """
     chosen = changed(_descend.DescendSettings(), settings)
     given = {"start": start, "directory": directory, "progress": progress}
-    return _descend.descend(model, text, selection, program, chosen, **given)
+    return _descend.descend(model, text, selection, program, method, chosen, **given)
 
 
 def adapt(

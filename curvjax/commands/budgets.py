@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 
-from curvjax.allocation import CONTROLS, PROGRAMS, Sparsity
+from curvjax.allocation import CONTROLS, PROGRAMS
 from curvjax.allocation.rules import RULES
 from curvjax.commands.printed import allocation_lines, allocation_table, tell
+from curvjax.commands.rebuilding import METHOD
 from curvjax.commands.scoring import TARGET, Argument, Flat
 from curvjax.data import read_documents, split_documents
 from curvjax.records import Allocation, Scores, read_json
@@ -99,17 +100,24 @@ class Compare:
 
 @dataclass(frozen=True)
 class Descend:
-    """Share out a sparsity by prices measured at the pruned model, not by a score -> allocation.json, descent.json.
+    """Share out a sparsity or bits by prices measured at the rebuilt model -> allocation.json, descent.json.
 
-    Each step measures what one more weight removed would cost in every unit, by one gradient at the model as it is
-    pruned then, and moves sparsity to where it costs least; the step of least loss on selection texts is kept. A run
+    Each round measures what one more weight removed, or one step of width, costs in every unit of the model as it is
+    rebuilt then, and moves the budget to where it buys most; the look of least loss on selection texts is kept. A run
     that was killed goes on to the same numbers.
     """
+
+    choices: ClassVar = (TARGET._replace(default="sparsity"), METHOD._replace(prefix="method"))
 
     model: Argument[str]
     """As for `curvjax score`."""
     data: str = "demo:squad"
     """Text that is split by document: two thirds to measure prices on, one third to select by."""
+    target: str = "sparsity"
+    """What units receive: sparsity or bits; its settings are flags too."""
+    method: str = "wanda"
+    """What rebuilds, and so is priced: wanda, magnitude, channels of sparsity; nearest, gptq of bits. Its settings are
+    flags after a dot, such as --method.group."""
     start: Path | None = None
     """allocation.json to begin with; uniform without."""
     out: Path = Path("runs/descent")
@@ -118,11 +126,12 @@ class Descend:
     """Tokens to select by."""
     reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
     text: Annotated[TextSettings, Flat] = field(default_factory=lambda: TextSettings(tokens=2048))
-    program: Annotated[Sparsity, Flat] = field(default_factory=Sparsity)
     settings: Annotated[DescendSettings, Flat] = field(default_factory=DescendSettings)
 
     def __call__(self) -> None:
         """Run the command."""
+        program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
+        method: Any = self.surgery  # ty: ignore[missing-attribute] added by `with_choices`
         start = None if self.start is None else Allocation.load(self.start)
         documents = read_documents(self.data)
         parts = split_documents(documents, seed=self.text.text_seed, shares=(2 / 3, 1 / 3, 0.0))
@@ -132,11 +141,11 @@ class Descend:
             text = packed(parts.calibration, loaded, self.text, source=self.data)
             selection = packed(parts.selection, loaded, much, source=self.data)
             given = {"start": start, "directory": self.out, "progress": progress}
-            found = descend(loaded, text, selection, self.program, self.settings, **given)
+            found = descend(loaded, text, selection, program, method, self.settings, **given)
         paths = found.allocation.save(self.out / "allocation.json"), found.save(self.out / "descent.json")
         first, best = found.iterates[0], found.iterates[found.best]
         gained = first.selection_nll - best.selection_nll
-        kept = f"step {found.best} of {len(found.iterates) - 1}" if found.best else "the start, which nothing beat"
+        kept = f"look {found.best} of {len(found.iterates) - 1}" if found.best else "the start, which nothing beat"
         print(f"kept {kept}: {gained:.4f} nats a token below the start on selection texts")
         print(f"{found.gradient_count:g} gradients of the whole model went into prices")
         tell(*paths, *save_figure(descent_figure(found), self.out, "descent"))

@@ -8,12 +8,16 @@ import tyro
 
 
 class Choice(NamedTuple):
-    """flag: of the name. among: values by name. default: the name where the flag is not given. into: the field."""
+    """flag: of the name. among: values by name. default: the name where the flag is not given. into: the field.
+
+    prefix: of the flags of the value's own fields, before a dot; "" for none.
+    """
 
     flag: str
     among: Mapping[str, type]
     default: str
     into: str
+    prefix: str = ""
 
 
 def with_choices(command: type, arguments: Sequence[str]) -> type:
@@ -36,7 +40,7 @@ def with_choices(command: type, arguments: Sequence[str]) -> type:
             msg = f"{choice.flag} must be one of {', '.join(choice.among)}; got {name!r}."
             raise ValueError(msg)
         kind: Any = choice.among[name]
-        fields.append((choice.into, Annotated[kind, tyro.conf.arg(name="")], field(default_factory=kind)))
+        fields.append((choice.into, Annotated[kind, tyro.conf.arg(name=choice.prefix)], field(default_factory=kind)))
     if not fields:
         return command
     return make_dataclass(

@@ -10,26 +10,32 @@ from curvjax.records.value import Value
 
 @dataclass(frozen=True, kw_only=True)
 class Iterate:
-    """One look. shares, prices: `[K]`. spread: residual of the measured problem. losses: nats a token.
+    """One look. amounts: `[K]`, shares removed or widths. selection_nll: nats a token.
 
-    prices, spread: None for the last look, which is only judged.
+    origin: place of the look that it steps from, None for the start. prices: `[K]` of a unit of budget. spread:
+    residual of the measured problem. up, down: `[K]` measured change of the calibration loss by one entry up and down
+    the menu, None where there is none. These four are None where a look was only judged.
     """
 
-    shares: tuple[float, ...]
+    amounts: tuple[float, ...]
     selection_nll: float
+    origin: int | None = None
     prices: tuple[float, ...] | None = None
     spread: float | None = None
+    up: tuple[float | None, ...] | None = None
+    down: tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descent(Value):
     """A budget shared out by measured prices.
 
-    method: whose masks were priced. best: place of the iterate of least selection loss, 0 where nothing beat the start.
-    allocation: of that iterate, in whole amounts. gradient_count: spent, of the whole model on the calibration rows.
+    method: that rebuilds, and that was priced. best: place of the look of least selection loss, 0 where nothing beat
+    the start. allocation: of that look, in whole amounts. gradient_count: spent on prices, in gradients of the whole
+    model on the calibration rows; a forward pass counts as a third.
     """
 
-    schema: ClassVar[str] = "curvjax.descent/1"
+    schema: ClassVar[str] = "curvjax.descent/2"
     method: str
     settings: dict[str, Any]
     units: tuple[str, ...]

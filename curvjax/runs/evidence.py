@@ -22,13 +22,13 @@ from curvjax.curvature import (
     vectors,
 )
 from curvjax.curvature.interactions import ggn_interactions
-from curvjax.curvature.layered import LayeredLoss, unit_parameters
+from curvjax.curvature.layered import unit_parameters
 from curvjax.data import Batch
 from curvjax.layers import Unit, within_layer
 from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
-from curvjax.runs.activations import input_moments, run_block, sampled_stream, streams_before
+from curvjax.runs.activations import input_moments, sampled_stream, streams_before
 from curvjax.runs.measure import (
     POLICIES,
     ScoreSettings,
@@ -37,6 +37,7 @@ from curvjax.runs.measure import (
     split_rows,
     summed_gradient,
 )
+from curvjax.runs.moves import loss_from
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
@@ -218,7 +219,7 @@ def _slopes(subject: _Subject) -> Float[Array, "K S"]:
             for s, key in enumerate(slope_keys(settings.seed, k, settings.directions)):
                 z = vectors.draw(jax.random.normal, key, varied)
                 up, down = (
-                    _loss_from(model, layer, fixed | vectors.add_scaled(varied, jnp.asarray(eps), z), streams, parts)
+                    loss_from(model, layer, fixed | vectors.add_scaled(varied, jnp.asarray(eps), z), streams, parts)
                     for eps in (settings.step, -settings.step)
                 )
                 slopes[k, s] = (up - down) / (2 * settings.step * count)
@@ -228,24 +229,6 @@ def _slopes(subject: _Subject) -> Float[Array, "K S"]:
 def slope_keys(seed: int, unit: int, directions: int) -> Array:
     """Keys of the directions of one unit, by its place: `vectors.draw(jax.random.normal, key, parameters)`."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), unit), directions)
-
-
-def _loss_from(
-    model: LayeredModel, layer: int, weights: Mapping[str, Array], streams: list[Array], parts: list[Batch]
-) -> float:
-    """The summed loss, with other weights in one layer, from the stream before it."""
-    total = 0.0
-    for x, part in zip(streams, parts, strict=True):
-        y = run_block(model.loss, model.specs[layer], weights, x, part)
-        for j in range(layer + 1, len(model.blocks)):
-            y = run_block(model.loss, model.specs[j], model.blocks[j], y, part)
-        total += float(_summed_loss(model.loss, model.outer, y, part))
-    return total
-
-
-@partial(jax.jit, static_argnums=0)
-def _summed_loss(loss: LayeredLoss, outer: Mapping[str, Array], x: Array, part: Batch) -> Float[Array, ""]:
-    return loss.loss(loss.readout(outer, x, part), part)
 
 
 def _gains(subject: _Subject) -> Float[Array, " K"]:

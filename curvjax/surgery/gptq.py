@@ -266,3 +266,12 @@ class GPTQ(Nearest):
         plan = quantization_plan(model, amounts, self.form)
         found = quantize_gptq(model, rows, plan, rows_at_once=self.rows, sweep=sweep, progress=progress)
         return quantized_units(self, model, amounts, found)
+
+    def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
+        """Rounded and refitted to inputs of this second moment; see `Stepwise`."""
+        assert moment is not None
+        return (
+            kernel
+            if amount == UNTOUCHED
+            else gptq(kernel, moment, amount, self.form, Sweep(act_order=self.act_order)).kernel
+        )

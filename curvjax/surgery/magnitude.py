@@ -1,6 +1,6 @@
 """Magnitude pruning: in each projection, the weights of least absolute value go."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import Progress, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import pattern_mask
+from curvjax.surgery.prices import Order, by_matrix
 from curvjax.surgery.sparsity import Amount, sparsity_plan
 
 
@@ -70,3 +71,10 @@ class Magnitude(Unstructured):
         """By `prune_magnitude`."""
         del batch, progress
         return prune_magnitude(model, asked)
+
+    def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
+        """By |W_ij| within the matrix."""
+        del batch
+        kernels = {path: parameters(model)[path] for path in paths}
+        place = {path: by_matrix(jnp.abs(kernel)) for path, kernel in kernels.items()}
+        return Order(place, {path: kernel.size for path, kernel in kernels.items()}, kernels)

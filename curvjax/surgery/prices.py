@@ -6,49 +6,69 @@ too: one gradient prices every unit.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from curvjax.layers import Unit, module_path
-from curvjax.models import Decoder, parameters
+from curvjax.data import Batch
+from curvjax.layers import Unit
+from curvjax.models import Decoder
 from curvjax.surgery.masks import apply_masks
-from curvjax.surgery.wanda import wanda_score
 
 
 class Order(NamedTuple):
     """In which order each projection's weights go.
 
     By kernel path, place: `[in, out]` places from 0, within an output for Wanda, within the matrix for magnitude;
-    length: number of places; kernels: `[in, out]` dense values.
+    length: number of places; kernels: `[in, out]` dense values. weight: weights that go with each of these.
     """
 
     place: Mapping[str, Int[Array, "I O"]]
     length: Mapping[str, int]
     kernels: Mapping[str, Float[Array, "I O"]]
+    weight: float = 1.0
 
 
-def wanda_order(model: Decoder, energies: Mapping[str, jax.Array], paths: Sequence[str]) -> Order:
-    """Places by |W_ij| |x_i| within each output; `energies` as of `input_energies`, of the dense model."""
-    kernels = _kernels(model, paths)
-    place = {path: _by_output(kernel, energies[module_path(path)]) for path, kernel in kernels.items()}
-    return Order(place, {path: kernel.shape[0] for path, kernel in kernels.items()}, kernels)
+@runtime_checkable
+class Ordered(Protocol):
+    """A surgery that takes weights in an order known beforehand, so that one gradient prices every unit [M22]."""
+
+    def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
+        """In which order the weights of `paths` go, by the dense model; `batch` where the surgery reads text."""
+        ...
 
 
-def magnitude_order(model: Decoder, paths: Sequence[str]) -> Order:
-    """Places by |W_ij| within the matrix."""
-    kernels = _kernels(model, paths)
-    place = {path: _by_matrix(kernel) for path, kernel in kernels.items()}
-    return Order(place, {path: kernel.size for path, kernel in kernels.items()}, kernels)
+@runtime_checkable
+class Stepwise(Protocol):
+    """A surgery that can rebuild one projection alone, so that a single move can be measured [M22]."""
+
+    def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
+        """The dense kernel at an amount; moment: `[in, in]` of its inputs where the surgery reads text."""
+        ...
+
+
+def by_output(score: Float[Array, "I O"]) -> Int[Array, "I O"]:
+    """Places from 0 by rising score within each output."""
+    return _places(score)
+
+
+def by_matrix(score: Float[Array, "I O"]) -> Int[Array, "I O"]:
+    """Places from 0 by rising score within the matrix."""
+    return _places(score.reshape(-1, 1)).reshape(score.shape)
 
 
 def masked(model: Decoder, order: Order, shares: Mapping[str, float]) -> Decoder:
     """The model whose weights with a place below share x length are zero; `shares` by kernel path."""
     return apply_masks(
-        model, {path: order.place[path] >= jnp.round(share * order.length[path]) for path, share in shares.items()}
+        model,
+        {
+            path: order.place[path] >= jnp.round(share * order.length[path])
+            for path, share in shares.items()
+            if path in order.place
+        },
     )
 
 
@@ -73,7 +93,7 @@ def mask_prices(
       gradients: `kernel path -> [in, out]` of the mean loss at the pruned model.
       units: `K`, whose kernels they are, in layer order.
       shares: `[K]` removed of each unit.
-      band: half its width, in shares.
+      band: half its width, in shares; at least one place.
 
     Returns:
       `[K]` prices; positive where removing more raises the loss.
@@ -83,25 +103,16 @@ def mask_prices(
         sums = [
             _banded(order.kernels[path], gradients[path], order.place[path], order.length[path], float(share), band)
             for path in unit.paths
+            if path in order.place
         ]
         harm, count = np.sum([[float(x) for x in pair] for pair in sums], axis=0)
-        prices.append(harm / max(count, 1.0))
+        prices.append(harm / max(count * order.weight, 1.0))
     return np.asarray(prices)
 
 
-def _kernels(model: Decoder, paths: Sequence[str]) -> dict[str, jax.Array]:
-    values = parameters(model)
-    return {path: values[path] for path in paths}
-
-
 @jax.jit
-def _by_output(kernel: Float[Array, "I O"], energy: Float[Array, " I"]) -> Int[Array, "I O"]:
-    return jnp.argsort(jnp.argsort(wanda_score(kernel, energy), axis=0), axis=0).astype(jnp.int32)
-
-
-@jax.jit
-def _by_matrix(kernel: Float[Array, "I O"]) -> Int[Array, "I O"]:
-    return jnp.argsort(jnp.argsort(jnp.abs(kernel).reshape(-1))).astype(jnp.int32).reshape(kernel.shape)
+def _places(score: Float[Array, "I O"]) -> Int[Array, "I O"]:
+    return jnp.argsort(jnp.argsort(score, axis=0), axis=0).astype(jnp.int32)
 
 
 @jax.jit
@@ -113,5 +124,6 @@ def _banded(
     share: float,
     band: float,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    inside: Bool[Array, "I O"] = jnp.abs((place + 0.5) / length - share) <= band
+    wide = jnp.maximum(band, 1 / length)  # few inputs: at least the place that goes next and the one that went last
+    inside: Bool[Array, "I O"] = jnp.abs((place + 0.5) / length - share) <= wide
     return -jnp.sum(jnp.where(inside, gradient * kernel, 0.0)), jnp.sum(inside)

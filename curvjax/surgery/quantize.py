@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from curvjax.data import Batch
 from curvjax.layers import Unit, module_path
@@ -331,3 +331,8 @@ class Nearest:
         return quantized_units(
             self, model, amounts, quantize_nearest(model, quantization_plan(model, amounts, self.form))
         )
+
+    def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
+        """On a grid of 2^amount points; see `Stepwise`."""
+        del moment
+        return kernel if amount == UNTOUCHED else decoded(nearest(kernel, amount, self.form), kernel.dtype)

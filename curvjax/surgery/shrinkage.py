@@ -4,21 +4,23 @@ Channels and key heads come whole, and a share of a layer's weights is rarely a 
 first, then one more each by falling remainder for as long as that brings the total nearer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
-from curvjax.models import Block, Decoder, require_plain
+from curvjax.models import Block, Decoder, parameters, require_plain
 from curvjax.records import Rebuilt
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
+from curvjax.surgery.prices import Order, by_output
 from curvjax.surgery.projections import by_projection, kernel_units, projections
-from curvjax.surgery.structured import prune_channels, prune_heads
+from curvjax.surgery.structured import input_scores, prune_channels, prune_heads
 from curvjax.surgery.wanda import input_energies
 
 
@@ -223,6 +225,24 @@ class Channels:
         )
         remarks = [f"{went} are gone: {plan.total - plan.asked:+,.0f} weights from the {plan.asked:,.0f} allocated"]
         return account(self, self.targets[0], (model, smaller), counts, remarks=remarks, evidence=evidence)
+
+    def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
+        """Channels by |x_i| sum |W_i|, as the rows of down_proj: without its row a channel does nothing.
+
+        Raises:
+          ValueError: if attention heads may go: a head's weights have no order of their own.
+        """
+        if self.pieces != ("channels",):
+            msg = f"only channels are priced, not {' and '.join(self.pieces)}; descend with --method channels."
+            raise ValueError(msg)
+        energies = input_energies(model, require_batch(self, batch), rows_at_once=self.rows)
+        kernels = {path: parameters(model)[path] for path in paths if within_layer(path) == "mlp.down_proj.kernel"}
+        scores = {path: input_scores(kernel, energies[module_path(path)]) for path, kernel in kernels.items()}
+        place = {
+            path: jnp.broadcast_to(by_output(score[:, None]), kernels[path].shape) for path, score in scores.items()
+        }
+        matrices = len(projections(model.layers[0].mlp))
+        return Order(place, {path: kernel.shape[0] for path, kernel in kernels.items()}, kernels, float(matrices))
 
 
 @surgery

@@ -3,15 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from curvjax.allocation import Sparsity
+from curvjax.allocation import Bits, Sparsity
 from curvjax.data import Document
 from curvjax.records import Allocation, Descent
-from curvjax.runs import descend as descending
+from curvjax.runs import rounds
 from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import TextSettings, packed
-from curvjax.surgery import Wanda
+from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, SparseGPT, Wanda
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)
@@ -28,7 +28,7 @@ def parts(shallow):
 
 @pytest.fixture(scope="module")
 def found(shallow, parts):
-    return descend(shallow, *parts, PROGRAM, SETTINGS)
+    return descend(shallow, *parts, PROGRAM, None, SETTINGS)
 
 
 def test_every_look_meets_the_budget_and_the_best_by_selection_is_kept(found, shallow):
@@ -36,17 +36,17 @@ def test_every_look_meets_the_budget_and_the_best_by_selection_is_kept(found, sh
     assert len(found.iterates) == 3
     assert found.gradient_count == 2
     for look in found.iterates:
-        assert sizes @ look.shares == pytest.approx(0.5 * sizes.sum(), rel=1e-9)
+        assert sizes @ look.amounts == pytest.approx(0.5 * sizes.sum(), rel=1e-9)
     losses = [look.selection_nll for look in found.iterates]
     assert found.best == int(np.argmin(losses))
     assert sum(found.allocation.amounts.values()) == found.allocation.budget.requested == 0.5 * sizes.sum()
-    np.testing.assert_allclose(found.allocation.shares, found.iterates[found.best].shares, atol=1 / sizes.min())
+    np.testing.assert_allclose(found.allocation.shares, found.iterates[found.best].amounts, atol=1 / sizes.min())
     assert [look.prices is None for look in found.iterates] == [False, False, True]
     assert found.origin.model == shallow.origin
 
 
 def test_the_first_look_is_the_start_uniform_or_given(found, shallow, parts):
-    assert found.iterates[0].shares == pytest.approx((0.5,) * 2)
+    assert found.iterates[0].amounts == pytest.approx((0.5,) * 2)
     uneven = dataclasses.replace(
         found.allocation,
         units=tuple(
@@ -54,8 +54,8 @@ def test_the_first_look_is_the_start_uniform_or_given(found, shallow, parts):
             for unit, share in zip(found.allocation.units, (0.4, 0.6), strict=True)
         ),
     )
-    other = descend(shallow, *parts, PROGRAM, dataclasses.replace(SETTINGS, iterations=1), start=uneven)
-    assert other.iterates[0].shares == pytest.approx((0.4, 0.6), abs=1e-3)
+    other = descend(shallow, *parts, PROGRAM, None, dataclasses.replace(SETTINGS, iterations=1), start=uneven)
+    assert other.iterates[0].amounts == pytest.approx((0.4, 0.6), abs=1e-3)
 
 
 def test_a_descent_that_stopped_goes_on_to_the_same_numbers(found, shallow, parts, tmp_path, monkeypatch):
@@ -64,10 +64,10 @@ def test_a_descent_that_stopped_goes_on_to_the_same_numbers(found, shallow, part
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        descend(shallow, *parts, PROGRAM, SETTINGS, directory=tmp_path, progress=stopped)
-    priced, original = [], descending.mask_prices
-    monkeypatch.setattr(descending, "mask_prices", lambda *a, **k: priced.append(1) or original(*a, **k))
-    again = descend(shallow, *parts, PROGRAM, SETTINGS, directory=tmp_path)
+        descend(shallow, *parts, PROGRAM, None, SETTINGS, directory=tmp_path, progress=stopped)
+    priced, original = [], rounds.mask_prices
+    monkeypatch.setattr(rounds, "mask_prices", lambda *a, **k: priced.append(1) or original(*a, **k))
+    again = descend(shallow, *parts, PROGRAM, None, SETTINGS, directory=tmp_path)
     assert len(priced) == 1
     assert again.iterates == found.iterates
     assert again.allocation.amounts == found.allocation.amounts
@@ -83,19 +83,19 @@ def test_what_it_shares_out_can_be_rebuilt(found, shallow, parts):
 
 def test_frozen_units_and_bounds_hold(shallow, parts):
     program = Sparsity(0.3, frozen=("layers.1",), max_sparsity=0.7)
-    one = descend(shallow, *parts, program, dataclasses.replace(SETTINGS, iterations=1, method="magnitude"))
-    assert [look.shares[1] for look in one.iterates] == [0.0, 0.0]
+    one = descend(shallow, *parts, program, Magnitude(), dataclasses.replace(SETTINGS, iterations=1))
+    assert [look.amounts[1] for look in one.iterates] == [0.0, 0.0]
     assert one.iterates[0].spread == 0.0
 
 
 def test_texts_that_share_documents_patterns_and_other_units_are_refused(found, shallow, gains, parts):
     with pytest.raises(ValueError, match=r"8 documents are in calibration and selection, e\.g\. \['text/0'"):
-        descend(shallow, parts[0], parts[0], PROGRAM, SETTINGS)
+        descend(shallow, parts[0], parts[0], PROGRAM, None, SETTINGS)
     for program in (Sparsity(0.5, pattern=4), Sparsity(0.5, tie="layer")):
         with pytest.raises(ValueError, match="leave out pattern and tie"):
-            descend(shallow, *parts, program, SETTINGS)
+            descend(shallow, *parts, program, None, SETTINGS)
     with pytest.raises(ValueError, match="the start has 12 units"):
-        descend(shallow, *parts, PROGRAM, SETTINGS, start=allocate(gains, Sparsity(0.5)))
+        descend(shallow, *parts, PROGRAM, None, SETTINGS, start=allocate(gains, Sparsity(0.5)))
 
 
 @pytest.mark.parametrize("change", [{"iterations": 0}, {"rate": 1.0}, {"band": 0.5}, {"patience": 0}])
@@ -105,6 +105,82 @@ def test_settings_out_of_range_are_refused(change):
 
 
 def test_a_price_that_is_not_finite_names_unit_and_step(shallow, parts, monkeypatch):
-    monkeypatch.setattr(descending, "mask_prices", lambda *_, **__: np.asarray([1.0, np.nan]))
+    monkeypatch.setattr(rounds, "mask_prices", lambda *_, **__: np.asarray([1.0, np.nan]))
     with pytest.raises(ValueError, match=r"prices of 1 units are not finite at step 0, e\.g\. \['layers\.1'\]"):
-        descend(shallow, *parts, PROGRAM, SETTINGS)
+        descend(shallow, *parts, PROGRAM, None, SETTINGS)
+
+
+BITS = Bits(3.0, allowed=(2, 3, 4, 8))
+MENU = DescendSettings(iterations=2, rows=2, exchanged=(0.3, 0.1), movers=4)
+
+
+@pytest.fixture(scope="module")
+def widths(shallow, parts):
+    return descend(shallow, *parts, BITS, Nearest(group=8), MENU)
+
+
+def test_bits_stay_on_the_menu_and_within_the_mean_and_the_best_look_is_kept(widths, shallow):
+    sizes = np.asarray([unit.size for unit in widths.allocation.units])
+    assert set(widths.iterates[0].amounts) == {3.0}
+    for look in widths.iterates:
+        assert set(look.amounts) <= {2.0, 3.0, 4.0, 8.0}
+        assert sizes @ look.amounts <= 3.0 * sizes.sum()
+    losses = [look.selection_nll for look in widths.iterates]
+    assert widths.best == int(np.argmin(losses))
+    assert list(widths.allocation.amounts.values()) == list(widths.iterates[widths.best].amounts)
+    assert widths.allocation.target == "bits"
+    assert rebuild(shallow, widths.allocation, Nearest(group=8)).total <= widths.allocation.budget.requested
+
+
+def test_a_round_measures_both_moves_of_every_unit_and_later_rounds_only_likely_ones(widths):
+    first = widths.iterates[0]
+    assert None not in first.up
+    assert None not in first.down
+    assert all(look.origin == 0 for look in widths.iterates[1:3])
+    assert widths.gradient_count > 0
+    assert widths.origin.cost.gradient_equivalents == widths.gradient_count
+
+
+def test_a_descent_of_bits_that_stopped_goes_on_to_the_same_numbers(widths, shallow, parts, tmp_path, monkeypatch):
+    def stopped(label, done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        descend(shallow, *parts, BITS, Nearest(group=8), MENU, directory=tmp_path, progress=stopped)
+    measured, original = [], rounds.measure_moves
+    monkeypatch.setattr(rounds, "measure_moves", lambda *a, **k: measured.append(len(a[2])) or original(*a, **k))
+    again = descend(shallow, *parts, BITS, Nearest(group=8), MENU, directory=tmp_path)
+    assert len(measured) == sum(look.prices is not None for look in widths.iterates) - 1
+    assert again.iterates == widths.iterates
+    path = again.save(tmp_path / "descent.json")
+    assert Descent.load(path) == again
+
+
+def test_gptq_is_priced_with_its_repair_and_frozen_units_keep_the_largest_width(shallow, parts):
+    program = Bits(4.0, allowed=(3, 4, 8), frozen=("layers.1.mlp.up_proj",))
+    found = descend(shallow, *parts, program, GPTQ(group=8, rows=2), dataclasses.replace(MENU, iterations=1))
+    assert all(look.amounts[list(found.units).index("layers.1.mlp.up_proj")] == 8.0 for look in found.iterates)
+
+
+def test_a_start_of_bits_must_be_on_the_menu_and_within_the_mean(widths, shallow, parts):
+    begun = descend(shallow, *parts, BITS, Nearest(group=8), MENU, start=widths.allocation)
+    assert begun.iterates[0].amounts == widths.iterates[widths.best].amounts
+    with pytest.raises(ValueError, match=r"the start has 3 bits of 2\.5, and widths \[\] not in"):
+        descend(shallow, *parts, Bits(2.5, allowed=(2, 3, 4, 8)), Nearest(group=8), MENU, start=begun.allocation)
+
+
+def test_channels_go_by_mlps(shallow, parts):
+    program = Sparsity(0.25)
+    found = descend(shallow, *parts, program, Channels(rows=2), dataclasses.replace(SETTINGS, granularity="auto"))
+    assert found.units == ("layers.0.mlp", "layers.1.mlp")
+    assert rebuild(shallow, found.allocation, Channels(rows=2), parts[0]).model is not shallow.model
+    with pytest.raises(ValueError, match="channels go by MLPs: their granularity is mlp, not layer"):
+        descend(shallow, *parts, program, Channels(), SETTINGS)
+
+
+def test_methods_without_prices_of_a_target_are_refused(shallow, parts):
+    with pytest.raises(ValueError, match="wanda takes sparsity, not bits"):
+        descend(shallow, *parts, BITS, Wanda(), SETTINGS)
+    with pytest.raises(ValueError, match="sparsegpt has no prices of sparsity"):
+        descend(shallow, *parts, PROGRAM, SparseGPT(), SETTINGS)

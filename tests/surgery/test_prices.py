@@ -6,8 +6,8 @@ import pytest
 from curvjax.data import pack
 from curvjax.layers import layer_units, module_units
 from curvjax.models import parameters, with_parameters
-from curvjax.surgery import input_energies, prune_magnitude
-from curvjax.surgery.prices import magnitude_order, mask_prices, masked, wanda_order
+from curvjax.surgery import Channels, Magnitude, Structured, Wanda, input_energies, prune_magnitude
+from curvjax.surgery.prices import mask_prices, masked
 from curvjax.surgery.wanda import wanda_mask
 from curvjax.testing import tiny_model, tiny_texts
 
@@ -22,7 +22,7 @@ def kernels(model):
 
 
 def test_places_are_those_of_the_magnitude_mask(model):
-    order = magnitude_order(model, kernels(model))
+    order = Magnitude().order(model, None, kernels(model))
     share = dict.fromkeys(kernels(model), 0.5)
     ours = parameters(masked(model, order, share))
     theirs = parameters(prune_magnitude(model, {"layers.0": 0.5, "layers.1": 0.5}).model)
@@ -32,9 +32,10 @@ def test_places_are_those_of_the_magnitude_mask(model):
 
 def test_places_are_those_of_the_wanda_mask(model):
     loaded = tiny_model(layers=2)
-    energies = input_energies(model, pack(tiny_texts(4), loaded.tokenizer, length=16), rows_at_once=2)
+    batch = pack(tiny_texts(4), loaded.tokenizer, length=16)
+    energies = input_energies(model, batch, rows_at_once=2)
     path = kernels(model)[0]
-    order = wanda_order(model, energies, [path])
+    order = Wanda(rows=2).order(model, batch, [path])
     kernel = parameters(model)[path]
     mask = wanda_mask(kernel, energies[path.rpartition(".")[0]], kernel.shape[1] * (kernel.shape[0] // 2))
     ours = parameters(masked(model, order, {path: 0.5}))[path]
@@ -46,7 +47,7 @@ def test_places_are_those_of_the_wanda_mask(model):
 def test_prices_are_the_slopes_of_a_loss_that_is_linear_in_the_weights(model, seed, granularity):
     """For R = sum_i g_i theta_i removing one more weight costs -g_i w_i: the price is its mean over the band."""
     paths = kernels(model)
-    order = magnitude_order(model, paths)
+    order = Magnitude().order(model, None, paths)
     keys = jax.random.split(jax.random.key(seed), len(paths))
     values = parameters(model)
     gradients = {path: jax.random.normal(key, values[path].shape) for path, key in zip(paths, keys, strict=True)}
@@ -63,3 +64,41 @@ def test_prices_are_the_slopes_of_a_loss_that_is_linear_in_the_weights(model, se
         size = sum(values[path].size for path in unit.paths)
         slope = (loss(0.5 + band, unit) - loss(0.5 - band, unit)) / (2 * band * size)
         assert price == pytest.approx(slope, rel=0.05, abs=0.02 * float(np.abs(prices).max()))
+
+
+def test_channels_go_in_the_order_in_which_they_are_cut(model):
+    """A draft without rows of down_proj has the logits of the model without these channels."""
+    batch = pack(tiny_texts(4), tiny_model(layers=2).tokenizer, length=16)
+    paths = [path for path in kernels(model) if ".mlp." in path]
+    order = Channels(rows=2).order(model, batch, paths)
+    size = sum(parameters(model)[path].size for path in paths if path.startswith("layers.0."))
+    inner = parameters(model)["layers.0.mlp.down_proj.kernel"].shape[0]
+    assert sorted(order.place) == [f"layers.{k}.mlp.down_proj.kernel" for k in (0, 1)]
+    assert order.weight * parameters(model)["layers.0.mlp.down_proj.kernel"].size == size
+    draft = masked(model, order, dict.fromkeys(paths, 0.5))
+    cut = Channels(rows=2)(model, {"layers.0.mlp": size // 2, "layers.1.mlp": size // 2}, batch).model
+    assert cut.layers[0].mlp.down_proj.kernel.shape[0] == inner // 2
+    np.testing.assert_allclose(draft(batch.tokens), cut(batch.tokens), atol=1e-5)
+
+
+def test_a_channel_costs_all_its_matrices_and_heads_have_no_order(model):
+    batch = pack(tiny_texts(4), tiny_model(layers=2).tokenizer, length=16)
+    paths = [path for path in kernels(model) if path.startswith("layers.0.mlp")]
+    order = Channels(rows=2).order(model, batch, paths)
+    ones = {path: jnp.ones_like(parameters(model)[path]) for path in paths}
+    unit = layer_units(paths)[0]
+    dear = mask_prices(order._replace(weight=1.0), ones, [unit], np.asarray([0.5]), band=0.2)
+    assert mask_prices(order, ones, [unit], np.asarray([0.5]), band=0.2) == pytest.approx(dear / order.weight)
+    with pytest.raises(ValueError, match="only channels are priced, not channels and heads"):
+        Structured().order(model, batch, paths)
+
+
+def test_a_band_narrower_than_one_place_still_holds_the_places_beside_the_share(model):
+    path = kernels(model)[0]
+    batch = pack(tiny_texts(4), tiny_model(layers=2).tokenizer, length=16)
+    order = Wanda(rows=2).order(model, batch, [path])
+    unit = layer_units([path])[0]
+    ones = {path: jnp.ones_like(parameters(model)[path])}
+    beside = (order.place[path] == 7) | (order.place[path] == 8)
+    expected = -jnp.sum(jnp.where(beside, parameters(model)[path], 0.0)) / jnp.sum(beside)
+    assert mask_prices(order, ones, [unit], np.asarray([0.5]), band=1e-3) == pytest.approx([expected])

@@ -1,0 +1,239 @@
+"""Rounds of measured prices, and where each goes: mirror steps over shares [M23], exchanges over menus [M24]."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
+from curvjax.allocation.exchange import Moves, exchange, marginal
+from curvjax.allocation.program import Posed
+from curvjax.layers import Unit
+from curvjax.models import Decoder
+from curvjax.records import Iterate, digest, plain, read_json, write_json
+from curvjax.runs.draft import Draft
+from curvjax.runs.measure import compiled_gradient, mean_gradients, split_rows, summed_gradient
+from curvjax.runs.moves import Move, measure_moves, pass_gradients
+from curvjax.runs.text import Text
+from curvjax.surgery.prices import mask_prices
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescendSettings:
+    """How far and how fast."""
+
+    granularity: Literal["auto", "layer", "module", "mlp"] = "auto"
+    """One amount per decoder layer, projection matrix, or MLP; auto: per MLP for channels, else per matrix."""
+    iterations: int = 12
+    """Most rounds of prices."""
+    rate: float = 0.06
+    """Of the first step in shares of weights; each later one is `decay` times the one before."""
+    decay: float = 0.9
+    """Of the rate."""
+    band: float = 0.02
+    """Half the width of the band of weights that a price is read from, in shares."""
+    exchanged: tuple[float, ...] = (0.1, 0.05, 0.025)
+    """Of menus: shares of all weights that may move at once; each is judged, and the best one stepped from."""
+    movers: int = 60
+    """Of menus: units whose moves are measured again in later rounds, those nearest to moving; 0: all."""
+    patience: int = 4
+    """Looks in a row without a lower selection loss that end the descent."""
+    rows: int = 4
+    """Rows in memory at a time."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no step."""
+        if self.iterations < 1 or self.patience < 1 or self.rows < 1 or self.movers < 0:
+            msg = f"iterations, patience and rows must be at least 1, movers at least 0; got {self}."
+            raise ValueError(msg)
+        if not (0 < self.rate < 1 and 0 < self.decay <= 1 and 0 < self.band < 0.5):
+            msg = f"need rate in (0, 1), decay in (0, 1] and band in (0, 0.5); got {self}."
+            raise ValueError(msg)
+        if not self.exchanged or not all(0 < share <= 1 for share in self.exchanged):
+            msg = f"exchanged must be shares in (0, 1], at least one; got {self.exchanged}."
+            raise ValueError(msg)
+
+
+class Memory:
+    """What was measured at which amounts: on disk as it comes, so that a run that was stopped goes on from there."""
+
+    def __init__(self, path: Path | None, key: str):
+        kept = read_json(path) if path is not None and path.is_file() else {}
+        self._path, self._key = path, key
+        self._known: dict[str, Any] = kept["known"] if kept.get("key") == key else {}
+
+    def __call__(self, what: str, at: np.ndarray, compute: Callable[[], Any]) -> Any:
+        """The numbers that `what` is at these amounts, from before or from `compute()`."""
+        name = f"{what} {digest(at)}"
+        if name not in self._known:
+            self._known[name] = plain(compute())
+            if self._path is not None:
+                write_json(self._path, {"key": self._key, "known": self._known})
+        return self._known[name]
+
+
+class Problem(NamedTuple):
+    """What is descended on, over K units.
+
+    size: `[K]` weights. posed: the program over the units. draft: amounts to models. judge: amounts to selection loss.
+    start: `[K]` shares, or widths. menu: `[J]` rising widths; empty for shares. held: `[K]` units that stay where they
+    are. groups: `[K]` numbers of units that move together, or None.
+    """
+
+    model: Decoder
+    units: tuple[Unit, ...]
+    size: Float[np.ndarray, " K"]
+    posed: Posed
+    method: Any
+    text: Text
+    draft: Draft
+    judge: Callable[[Float[np.ndarray, " K"]], float]
+    memory: Memory
+    start: Float[np.ndarray, " K"]
+    menu: Float[np.ndarray, " J"]
+    held: Bool[np.ndarray, " K"]
+    groups: Int[np.ndarray, " K"] | None
+
+
+class Priced(NamedTuple):
+    """looks: so far. gradients: spent on prices, of the whole model on the calibration rows."""
+
+    looks: list[Iterate]
+    gradients: float
+
+
+class Rounds(Protocol):
+    """Yields what was looked at after every round of prices."""
+
+    def __call__(self, problem: Problem, settings: DescendSettings) -> Iterator[Priced]: ...
+
+
+def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Priced]:
+    """Steps towards equal prices, each by one gradient at the model as it is rebuilt then.
+
+    Yields:
+      What was looked at so far.
+    """
+    order, units, parts = problem.draft.order, problem.units, split_rows(problem.text.batch, settings.rows)
+    gradient, _ = compiled_gradient(problem.model)
+    paths = [path for unit in units for path in unit.paths]
+    free = Free(problem.size, problem.posed.requested, 0 * problem.size, problem.posed.maximum / problem.size)
+    x, direction = projected(problem.start, free), None
+    looks: list[Iterate] = []
+    assert order is not None
+
+    def prices(x: Float[np.ndarray, " K"]) -> list[float]:
+        model = problem.draft(x)
+        summed = summed_gradient(gradient, nnx.split(model)[1], parts)
+        gradients = mean_gradients(model, summed, parts, paths)
+        return _finite(mask_prices(order, gradients, units, x, band=settings.band), units, len(looks))
+
+    while len(looks) <= settings.iterations and not _ended(looks, settings.patience):
+        before = len(looks) - 1 if looks else None
+        look = Iterate(amounts=tuple(x.tolist()), selection_nll=problem.judge(x), origin=before)
+        if len(looks) < settings.iterations:
+            price = np.asarray(problem.memory("prices", x, lambda x=x: prices(x)))
+            look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
+            rate = settings.rate * settings.decay ** len(looks)
+            x, direction = mirror_step(x, price, free, rate=rate, direction=direction)
+        looks.append(look)
+        yield Priced(looks, float(sum(each.prices is not None for each in looks)))
+
+
+def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Priced]:
+    """Exchanges at prices of measured single moves, each judged; the best is stepped from, while one beats the last.
+
+    Yields:
+      What was looked at so far.
+    """
+    menu, size = problem.menu, problem.size
+    place, base, spent, known = np.searchsorted(menu, problem.start), 0, 0.0, None
+    looks = [Iterate(amounts=tuple(problem.start.tolist()), selection_nll=problem.judge(problem.start))]
+    for _ in range(settings.iterations):
+        known, cost = _moves(problem, settings, place, known, len(looks))
+        spent += cost
+        looks[base] = _with_moves(looks[base], known, Free(size, 0.0, 0 * size + menu[0], 0 * size + menu[-1]))
+        slack, origin = problem.posed.requested - float(size @ menu[place]), base
+        for share in sorted(settings.exchanged, reverse=True):
+            found = exchange(known.moves, size, slack=slack, most=share * size.sum(), groups=problem.groups)
+            y = menu[place + found.step]
+            if tuple(y.tolist()) not in {look.amounts for look in looks}:
+                looks.append(Iterate(amounts=tuple(y.tolist()), selection_nll=problem.judge(y), origin=origin))
+                base = min(base, len(looks) - 1, key=lambda i: looks[i].selection_nll)
+        yield Priced(looks, spent)
+        if base == origin:
+            return
+        place = np.searchsorted(menu, looks[base].amounts)
+
+
+class _Known(NamedTuple):
+    """moves: last measured. place: `[K]` entries of the menu that they were measured at."""
+
+    moves: Moves
+    place: Int[np.ndarray, " K"]
+
+
+def _moves(
+    problem: Problem, settings: DescendSettings, place: Int[np.ndarray, " K"], known: _Known | None, step: int
+) -> tuple[_Known, float]:
+    """One entry up and one down, for all units or for those nearest to moving; and the cost in gradients."""
+    menu, units, kernels = problem.menu, problem.units, problem.draft.kernels
+    to = np.stack([np.minimum(place + 1, menu.size - 1), np.maximum(place - 1, 0)])
+    there = (to != place) & ~problem.held
+    cost = np.where(there, np.abs(menu[to] - menu[place]) * problem.size, 1.0)
+    again = np.ones(place.size, bool) if known is None else _likely(known, place, settings.movers)
+    chosen = [(side, k) for k in np.flatnonzero(again) for side in (0, 1) if there[side, k]]
+
+    def move(side: int, k: int) -> Move:
+        amount = int(menu[to[side, k]])
+        return Move(
+            units[k].index, units[k].paths, lambda path, moment: problem.method.edited(kernels[path], amount, moment)
+        )
+
+    def compute() -> list[float]:
+        model, parts = problem.draft(menu[place]), split_rows(problem.text.batch, settings.rows)
+        moves = [move(*each) for each in chosen]
+        found = measure_moves(model, parts, moves, moments=problem.method.reads_text)
+        return _finite(found.change, [units[k] for _, k in chosen], step)
+
+    change = np.full(there.shape, np.inf)
+    if known is not None:
+        change[:, ~again] = np.stack(known.moves[:2])[:, ~again]
+    measured = problem.memory("moves", np.concatenate([place, np.flatnonzero(again)]), compute)
+    for (side, k), value in zip(chosen, measured, strict=True):
+        change[side, k] = value
+    return _Known(Moves(*change, *cost), place), sum(pass_gradients(problem.model, units[k].index) for _, k in chosen)
+
+
+def _likely(known: _Known, place: Int[np.ndarray, " K"], movers: int) -> Bool[np.ndarray, " K"]:
+    """Units that moved, and the `movers` whose moves promised most: up for much less loss, or down for little more."""
+    gain, harm = -known.moves.up / known.moves.up_cost, known.moves.down / known.moves.down_cost
+    moved = known.place != place
+    if not movers or movers >= place.size:
+        return np.ones(place.size, bool)
+    best = np.concatenate([np.argsort(-gain)[: movers // 2], np.argsort(harm)[: movers - movers // 2]])
+    return moved | np.isin(np.arange(place.size), best)
+
+
+def _with_moves(look: Iterate, known: _Known, free: Free) -> Iterate:
+    prices, sides = marginal(known.moves), known.moves[:2]
+    up, down = (tuple(float(x) if np.isfinite(x) else None for x in side) for side in sides)
+    spread = price_spread(np.asarray(look.amounts), prices, free)
+    return replace(look, prices=tuple(prices.tolist()), spread=spread, up=up, down=down)
+
+
+def _finite(values: Float[np.ndarray, " M"], units: Sequence[Unit], step: int) -> list[float]:
+    lost = list(dict.fromkeys(units[k].name for k in np.flatnonzero(~np.isfinite(values))))
+    if lost:
+        msg = f"prices of {len(lost)} units are not finite at step {step}, e.g. {lost[:3]}; the looks so far are kept."
+        raise ValueError(msg)
+    return np.asarray(values, np.float64).tolist()
+
+
+def _ended(looks: Sequence[Iterate], patience: int) -> bool:
+    losses = [look.selection_nll for look in looks]
+    return len(losses) > patience and len(losses) - 1 - int(np.argmin(losses)) >= patience
