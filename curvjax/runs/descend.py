@@ -130,7 +130,7 @@ def descend(
         iterates=tuple(found.looks),
         best=best,
         gradient_count=found.gradients,
-        allocation=_allocation(found.looks[best], program, shapes, posed, origin),
+        allocation=_allocation(found.looks[best], program, shapes, posed, origin, settings.granularity),
         selection=selection.origin,
         origin=origin,
     )
@@ -214,7 +214,7 @@ def _start(
 
 
 def _allocation(
-    look: Iterate, program: Program, shapes: Sequence[UnitShape], posed: Posed, origin: Origin
+    look: Iterate, program: Program, shapes: Sequence[UnitShape], posed: Posed, origin: Origin, granularity: str
 ) -> Allocation:
     whole = posed.rounded(np.asarray(look.amounts))
     scale = np.broadcast_to(posed.scale, len(shapes))
@@ -236,7 +236,7 @@ def _allocation(
         budget=Budget(requested=posed.requested, planned=float(posed.cost @ whole.amount), unit=posed.unit),
         origin=origin,
         program=plain(program),
-        granularity=str(origin.settings["granularity"]),
+        granularity=granularity,
         rule=RULE,
         score="price",
         residual=look.spread,

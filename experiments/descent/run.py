@@ -65,7 +65,8 @@ def main(settings: Settings) -> None:
     }
     program, method = Sparsity(settings.sparsity), Wanda()
     with bars() as progress:
-        found = descend(loaded, text, selection, program, method, settings.descent, directory=settings.work, progress=progress)
+        given = {"directory": settings.work, "progress": progress}
+        found = descend(loaded, text, selection, program, method, settings.descent, **given)
         gains = by_gain(loaded, squad.calibration, settings, progress)
         arms: dict[str, Allocation] = {"uniform": allocate(gains, program, rule="uniform")}
         arms |= {f"gain {k:g}": allocate(gains, Sparsity(settings.sparsity, kappa=k)) for k in settings.kappas}

@@ -101,4 +101,4 @@ def test_a_band_narrower_than_one_place_still_holds_the_places_beside_the_share(
     ones = {path: jnp.ones_like(parameters(model)[path])}
     beside = (order.place[path] == 7) | (order.place[path] == 8)
     expected = -jnp.sum(jnp.where(beside, parameters(model)[path], 0.0)) / jnp.sum(beside)
-    assert mask_prices(order, ones, [unit], np.asarray([0.5]), band=1e-3) == pytest.approx([expected])
+    assert mask_prices(order, ones, [unit], np.asarray([0.5]), band=1e-3) == pytest.approx([float(expected)])
