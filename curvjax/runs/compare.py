@@ -33,7 +33,7 @@ class CompareSettings:
     controls: tuple[str, ...] = ("none",)
     """What the program is given: the scores (none), or permuted, reversed or random ones beside them."""
     plans: tuple[str, ...] = ()
-    """Published methods without a score: lamp, magnitude-global."""
+    """Published methods without a score: lamp, wanda-global, ..."""
 
 
 def compare(

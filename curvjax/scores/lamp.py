@@ -1,14 +1,12 @@
 """LAMP: magnitudes over the rest of their matrix, compared across the model."""
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.global_threshold import counts_below
+from curvjax.scores.global_threshold import shares_below
 from curvjax.scores.reading import matrices, require
 from curvjax.scores.registry import plan
-from curvjax.scores.totals import share_total
 
 
 @plan(
@@ -42,8 +40,7 @@ def lamp(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     require("lamp", evidence, "kernels")
     found = (matrices("lamp", evidence, unit, "kernels") for unit in evidence.units)
     scores = [np.concatenate([_lamp_scores(np.asarray(kernel)) for (kernel,) in unit]) for unit in found]
-    sizes = np.array([len(unit) for unit in scores])
-    return jnp.asarray(counts_below(scores, count=share_total("lamp", total, of=int(sizes.sum()))) / sizes)
+    return shares_below("lamp", scores, total=total)
 
 
 def _lamp_scores(kernel: Float[np.ndarray, "I O"]) -> Float[np.ndarray, " n"]:

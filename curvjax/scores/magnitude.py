@@ -1,14 +1,12 @@
 """Global magnitude pruning: one threshold on |w| for the whole model."""
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.global_threshold import counts_below
+from curvjax.scores.global_threshold import shares_below
 from curvjax.scores.reading import matrices, require
 from curvjax.scores.registry import plan
-from curvjax.scores.totals import share_total
 
 
 @plan(
@@ -38,6 +36,4 @@ def magnitude_global(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     require("magnitude-global", evidence, "kernels")
     found = (matrices("magnitude-global", evidence, unit, "kernels") for unit in evidence.units)
     weights = [np.concatenate([np.abs(np.asarray(kernel)).reshape(-1) for (kernel,) in unit]) for unit in found]
-    sizes = np.array([len(unit) for unit in weights])
-    count = share_total("magnitude-global", total, of=int(sizes.sum()))
-    return jnp.asarray(counts_below(weights, count=count) / sizes)
+    return shares_below("magnitude-global", weights, total=total)

@@ -33,9 +33,10 @@ def owl(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.08) ->
     uniform. For equal sizes and no bound in the way the two agree.
     """
     settings = (Setting("spread", spread, SHARE),)
-    return share_out(_line, q, budget, *settings, allowed=FINITE, sparsity=True)
+    return share_out(spread_line, q, budget, *settings, allowed=FINITE, sparsity=True)
 
 
-def _line(q: Float[Array, " K"], limits: Limits, spread: Float[Array, ""]) -> Line:
+def spread_line(q: Float[Array, " K"], limits: Limits, spread: Float[Array, ""]) -> Line:
+    """Densities that rise with the score by 2 spread from the least to the greatest."""
     del limits
     return Line(-2 * spread * minmax(q), jnp.ones_like(q))

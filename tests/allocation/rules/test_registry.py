@@ -38,7 +38,7 @@ def amounts(name, q, budget, **settings):
 
 
 def test_the_registry_names_its_members_and_what_they_share_out():
-    assert {"owl", "alphapruning", "atp", "ecoflap", "erk", "uniform_plus"} == SPARSITY_RULES
+    assert {"owl", "dlp", "lsa", "alphapruning", "atp", "ecoflap", "erk", "uniform_plus"} == SPARSITY_RULES
     named = {"layerif", "alphalora", "mola", "floe", "largest_remainder", "floor", "proportional"}
     assert set(RULES) == SPARSITY_RULES | named | {"uniform"}
     assert {"atp", "mola", "uniform", "uniform_plus"} == BY_POSITION
@@ -195,7 +195,7 @@ def test_rules_that_multiply_refuse_a_negative_score(name):
         amounts(name, np.where(np.arange(13) == 3, -1.0, 1.0), problem(name, 1))
 
 
-@pytest.mark.parametrize("name", ["owl", "alphapruning", "layerif", "floe"])
+@pytest.mark.parametrize("name", ["owl", "dlp", "lsa", "alphapruning", "layerif", "floe"])
 def test_rules_that_compare_take_negative_scores_but_no_nan(name):
     budget = problem(name, 1)
     np.testing.assert_allclose(amounts(name, scores(1) - 5, budget), amounts(name, scores(1), budget), rtol=1e-9)

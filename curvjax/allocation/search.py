@@ -1,0 +1,268 @@
+"""Searches: amounts by trial, with the loss of the rebuilt model as the only guide.
+
+Both move whole steps of the budget from one unit to another, so that the total holds after every move whatever the
+sizes: amounts are x_k + step level_k / size_k, with whole levels of sum zero. What they cost is counted in evaluations.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from curvjax.allocation.descent import Free
+
+Levels = tuple[int, ...]
+
+
+class Sample(NamedTuple):
+    """Part of the data. share: of all, in (0, 1]. draw: which part; for equal draws it must be the same."""
+
+    share: float = 1.0
+    draw: int = 0
+
+
+class Stage(NamedTuple):
+    """One round of selection. survivors: how many pass. share: of the data that they are measured on."""
+
+    survivors: int
+    share: float
+
+
+class Found(NamedTuple):
+    """The best amounts that a search met.
+
+    x: `[K]` shares. loss: theirs, on all data. evaluations: spent, one a loss on all data, and `share` on a sample.
+    trace: `[N]` best loss at the start and after each generation, or each accepted move. spent: `[N]` evaluations
+    until then. converged: whether no single step between two units lowers the loss; an evolution never knows.
+    """
+
+    x: Float[np.ndarray, " K"]
+    loss: float
+    evaluations: float
+    trace: Float[np.ndarray, " N"]
+    spent: Float[np.ndarray, " N"]
+    converged: bool
+
+
+STAGES = (Stage(8, 1 / 32), Stage(2, 1 / 4), Stage(1, 1.0))
+
+
+def evolve(
+    loss: Callable[[Float[np.ndarray, " K"], Sample], float],
+    x: Float[np.ndarray, " K"],
+    free: Free,
+    *,
+    evaluations: float,
+    key: Key[Array, ""],
+    step: float,
+    offspring: int = 64,
+    stages: tuple[Stage, ...] = STAGES,
+) -> Found:
+    """Amounts by evolution: offspring of the best, selected on ever larger samples of the data.
+
+    An offspring is its parent after one to three level switches, each of which takes a step from one unit and gives it
+    to another. Each round measures all that are left on one sample and lets the best pass. In the last, on all the
+    data, the parent competes, so that the loss never rises.
+
+    Args:
+      loss: `(x, sample) -> loss`, called once for each different question; NaN counts as worst.
+      x: `[K]` shares to begin with, uniform ones say.
+      free: sizes, bounds and the total that x meets.
+      evaluations: at most spent; a generation that might go beyond is not begun.
+      key: of moves.
+      step: weights moved in one switch.
+      offspring: in a generation; fewer, and at last none, where there are no more moves.
+      stages: rounds of selection, the last of which lets one pass and looks at all the data. Those that are there by
+        default are ours.
+
+    Returns:
+      A `Found`.
+
+    Raises:
+      ValueError: if x does not fit `free`, the step, the offspring or the rounds mean nothing, or the evaluations do
+        not reach for the start and one generation.
+
+    Source: Sieberling et al. (2025), "EvoPress", arXiv 2410.14649, algorithm 1, and its program `evo_prune_search`. A
+    level there is the same number of weights in every matrix, as a step here. There a switch may give back what it
+    took, and the last round draws a new sample, on which the parent is measured anew; here what lost on all the data
+    is no offspring again.
+    """
+    _require_stages(offspring, stages)
+    trials = _Trials(loss, x, free, step=step)
+    rounds = zip(stages, (offspring, *(stage.survivors for stage in stages)), strict=False)
+    price = sum(count * stage.share for stage, count in rounds)
+    if not evaluations >= 1 + price:
+        msg = f"the start and one generation take {1 + price:g} evaluations, more than {evaluations:g}: raise these."
+        raise ValueError(msg)
+    moves = _generator(key)
+    parent, generation = (0,) * len(x), 0
+    trials.accept(parent, trials.loss(parent, Sample()))
+    while trials.evaluations + price <= evaluations:
+        generation += 1
+        left = trials.offspring(parent, moves, offspring)
+        if not left:
+            break
+        for stage in stages:
+            last = stage is stages[-1]
+            sample = Sample() if last else Sample(stage.share, generation)
+            left = [parent, *left] if last else left
+            losses = [trials.loss(each, sample) for each in left]
+            order = np.argsort(losses, kind="stable")[: stage.survivors]
+            left = [left[place] for place in order]
+        parent = left[0]
+        trials.accept(parent, losses[order[0]])
+    return trials.found(parent, converged=False)
+
+
+def greedy(
+    loss: Callable[[Float[np.ndarray, " K"]], float],
+    x: Float[np.ndarray, " K"],
+    free: Free,
+    *,
+    evaluations: int,
+    step: float,
+    key: Key[Array, ""],
+) -> Found:
+    """Amounts by single moves: a step from one unit to another is kept where it lowers the loss.
+
+    All ordered pairs of units are tried, in an order drawn anew after every pass, until a whole pass changes nothing.
+
+    Args:
+      loss: `x -> loss`, called once for each different x; NaN counts as worst.
+      x: `[K]` shares to begin with.
+      free: sizes, bounds and the total that x meets.
+      evaluations: losses at most; the first is that of x.
+      step: weights moved at a time.
+      key: of the order.
+
+    Returns:
+      A `Found`, `converged` where a whole pass changed nothing.
+
+    Raises:
+      ValueError: if x does not fit `free`, or the step or the evaluations mean nothing.
+
+    Source: ours, as the plainest search; hill climbing by first improvement.
+    """
+    if not evaluations >= 1:
+        msg = f"need at least 1 evaluation, got {evaluations!r}."
+        raise ValueError(msg)
+    trials = _Trials(lambda amounts, _: loss(amounts), x, free, step=step)
+    order = _generator(key)
+    best = (0,) * len(x)
+    least = trials.loss(best, Sample())
+    trials.accept(best, least)
+    pairs = list(permutations(range(len(x)), 2))
+    changed = True
+    while changed:
+        changed = False
+        for place in order.permutation(len(pairs)):
+            moved = trials.moved(best, *pairs[place])
+            if moved is None:
+                continue
+            if trials.evaluations >= evaluations and not trials.knows(moved):
+                return trials.found(best, converged=False)
+            there = trials.loss(moved, Sample())
+            if there < least:
+                best, least, changed = moved, there, True
+                trials.accept(best, least)
+    return trials.found(best, converged=True)
+
+
+class _Trials:
+    """A loss over levels that counts what it is asked, and asks no question twice."""
+
+    def __init__(
+        self,
+        loss: Callable[[Float[np.ndarray, " K"], Sample], float],
+        x: Float[np.ndarray, " K"],
+        free: Free,
+        *,
+        step: float,
+    ) -> None:
+        self._start, self._free, self._ask, self._step = np.asarray(x, np.float64), free, loss, step
+        _require_start(self._start, free, step)
+        self._known: dict[tuple[Levels, Sample], float] = {}
+        self._trace: list[tuple[float, float]] = []
+        self.evaluations = 0.0
+
+    def amounts(self, levels: Levels) -> Float[np.ndarray, " K"]:
+        return self._start + self._step * np.asarray(levels) / self._free.size
+
+    def knows(self, levels: Levels) -> bool:
+        return (levels, Sample()) in self._known
+
+    def loss(self, levels: Levels, sample: Sample) -> float:
+        if (levels, sample) not in self._known:
+            value = float(self._ask(self.amounts(levels), sample))
+            self._known[levels, sample] = np.inf if np.isnan(value) else value
+            self.evaluations += sample.share
+        return self._known[levels, sample]
+
+    def moved(self, levels: Levels, giver: int, taker: int) -> Levels | None:
+        """Levels after one step from one unit to another; None where a bound is in the way."""
+        changed = list(levels)
+        changed[giver] -= 1
+        changed[taker] += 1
+        x = self.amounts(tuple(changed))
+        least, most = self._free.lower[giver], self._free.upper[taker]
+        return tuple(changed) if x[giver] >= least - 1e-12 and x[taker] <= most + 1e-12 else None
+
+    def offspring(self, parent: Levels, draw: np.random.Generator, count: int) -> list[Levels]:
+        """Up to `count` different ones, not known on all data; fewer where twenty draws for each find no more."""
+        different: dict[Levels, None] = {}
+        for child in self._mutants(parent, draw, 20 * count):
+            if not self.knows(child):
+                different[child] = None
+            if len(different) == count:
+                break
+        return list(different)
+
+    def _mutants(self, parent: Levels, draw: np.random.Generator, count: int) -> Iterator[Levels]:
+        for _ in range(count):
+            child = parent
+            for _ in range(min(draw.integers(1, 4, size=2))):  # the lower of two: few switches are the rule
+                giver, taker = draw.choice(len(parent), 2, replace=False) if len(parent) > 1 else (0, 0)
+                child = self.moved(child, int(giver), int(taker)) or child
+            yield child
+
+    def accept(self, levels: Levels, loss: float) -> None:
+        self._trace.append((loss, self.evaluations))
+
+    def found(self, levels: Levels, *, converged: bool) -> Found:
+        trace, spent = np.asarray(self._trace, np.float64).T
+        return Found(self.amounts(levels), float(trace[-1]), self.evaluations, trace, spent, converged)
+
+
+def _generator(key: Key[Array, ""]) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def _require_start(x: Float[np.ndarray, " K"], free: Free, step: float) -> None:
+    if not x.shape == free.size.shape == free.lower.shape == free.upper.shape or x.ndim != 1 or not x.size:
+        msg = f"need one entry per unit in all: x {x.shape}, size {free.size.shape}, bounds {free.lower.shape}."
+        raise ValueError(msg)
+    if not (step > 0 and np.isfinite(step)):
+        msg = f"the step is a number of weights above 0, got {step!r}."
+        raise ValueError(msg)
+    outside = np.flatnonzero(~((x >= free.lower - 1e-12) & (x <= free.upper + 1e-12)))
+    total = float(free.size @ x)
+    if outside.size or not abs(total - free.total) <= 1e-9 * max(abs(free.total), 1.0):
+        msg = (
+            f"a search starts from amounts that fit: {outside.size} units are out of their bounds, and the total is "
+            f"{total:,.6g} for {free.total:,.6g}; take `projected` ones."
+        )
+        raise ValueError(msg)
+
+
+def _require_stages(offspring: int, stages: tuple[Stage, ...]) -> None:
+    survivors = [stage.survivors for stage in stages]
+    falling = all(later <= sooner for sooner, later in zip((offspring, *survivors), survivors, strict=False))
+    if offspring < 1 or not stages or not falling or not all(0 < stage.share <= 1 for stage in stages):
+        msg = f"need offspring, then rounds of ever fewer survivors on shares of the data; got {offspring}, {stages}."
+        raise ValueError(msg)
+    if stages[-1] != Stage(1, 1.0):
+        msg = f"the last round lets one pass, on all the data; got {stages[-1]}."
+        raise ValueError(msg)
