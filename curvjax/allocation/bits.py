@@ -10,6 +10,7 @@ import numpy as np
 from curvjax.allocation.budget import Budget
 from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
 from curvjax.allocation.result import Solution
+from curvjax.allocation.tuned import Tuned
 from curvjax.layers import UnitShape
 
 
@@ -20,8 +21,8 @@ class Bits:
 
         argmin  sum_k h_k 4^-b_k   s.t.  sum_k n_k b_k <= budget sum_k n_k,  b_k in allowed
 
-    Rounding to b bits moves weights by noise of energy ~ |theta|^2 4^-b. h_k = q_k, or with `energy`
-    q_k |theta_k|^2 / (2 p_k), which for the score `trace` is the expected half quadratic form, as in HAWQ-V2.
+    Rounding to b bits moves weights by noise of energy ~ |theta|^2 4^-b. h_k = q_k^kappa, or with `energy`
+    q_k^kappa |theta_k|^2 / (2 p_k), which for the score `trace` is the expected half quadratic form, as in HAWQ-V2.
 
     Example:
       >>> import curvjax as cj
@@ -30,12 +31,15 @@ class Bits:
     """
 
     target: ClassVar[str] = "bits"
+    tuned: ClassVar[Tuned] = Tuned("kappa", (0.25, 0.5, 1.0, 2.0, 4.0))
 
     budget: float = 4.0
     """Mean bits, weighted by weights; scales and zeros are not counted."""
     _: KW_ONLY
     allowed: tuple[int, ...] = (2, 3, 4, 8)
     """Widths to choose from."""
+    kappa: float = 1.0
+    """Exponent of the quality."""
     energy: bool = False
     """Multiply scores by the mean square of the unit's weights: for `trace`."""
     frozen: tuple[str, ...] = ()
@@ -54,6 +58,9 @@ class Bits:
                 f"need widths of at least 1 bit, and a mean of at least the least; got {self.allowed}, {self.budget:g}."
             )
             raise ValueError(msg)
+        if not self.kappa >= 0:
+            msg = f"kappa must be at least 0, got {self.kappa!r}."
+            raise ValueError(msg)
         if self.sweep:
             msg = f"bits have no sweep; allocate for each of the means {self.sweep}."
             raise ValueError(msg)
@@ -69,7 +76,7 @@ class Bits:
             return chosen(np.where(held, np.inf, value), widths, size, budget=total, groups=groups)
 
         def harm(q: Any) -> np.ndarray:
-            return (np.maximum(np.asarray(q, np.float64), 0.0) * energy)[:, None] * 4.0**-widths
+            return (np.maximum(np.asarray(q, np.float64), 0.0) ** self.kappa * energy)[:, None] * 4.0**-widths
 
         return Posed(
             cost=size,

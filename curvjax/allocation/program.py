@@ -66,6 +66,8 @@ class Program(Protocol):
 
     target: the name. budget: mean or share, over all units. floor: added to every quality score, in medians. sweep:
     further budgets, for the curve of what more of it buys.
+
+    A program with a `tuned: ClassVar[Tuned]` says which of its settings a comparison by outcome chooses by trial.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

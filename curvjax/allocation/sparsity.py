@@ -12,6 +12,7 @@ from curvjax.allocation.programs import SparsityProgram
 from curvjax.allocation.pruning import allocate_sparsity
 from curvjax.allocation.result import Solution
 from curvjax.allocation.rounding import round_sparsity
+from curvjax.allocation.tuned import Tuned
 from curvjax.layers import UnitShape
 
 
@@ -31,6 +32,7 @@ class Sparsity:
     """
 
     target: ClassVar[str] = "sparsity"
+    tuned: ClassVar[Tuned] = Tuned("kappa", (0.25, 0.5, 1.0, 1.5, 2.0))
 
     budget: float = 0.5
     """Share of all weights to remove."""

@@ -6,14 +6,17 @@ from curvjax.records.allocation import Ranges as Ranges
 from curvjax.records.allocation import SweepPoint as SweepPoint
 from curvjax.records.allocation import UnitAmount as UnitAmount
 from curvjax.records.allocation import WholeEvidence as WholeEvidence
+from curvjax.records.comparison import Arm as Arm
 from curvjax.records.comparison import ComparedScore as ComparedScore
 from curvjax.records.comparison import ComparedUnit as ComparedUnit
 from curvjax.records.comparison import Comparison as Comparison
 from curvjax.records.comparison import Correlations as Correlations
 from curvjax.records.comparison import FieldCost as FieldCost
 from curvjax.records.comparison import Method as Method
+from curvjax.records.comparison import Outcomes as Outcomes
 from curvjax.records.comparison import Transfer as Transfer
 from curvjax.records.comparison import TransferUnit as TransferUnit
+from curvjax.records.comparison import Trial as Trial
 from curvjax.records.descent import Descent as Descent
 from curvjax.records.descent import Iterate as Iterate
 from curvjax.records.origin import Cost as Cost

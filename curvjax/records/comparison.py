@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from curvjax.records.origin import Origin, TextOrigin
+from curvjax.records.outcome import TextOutcome
+from curvjax.records.run import Pair
 from curvjax.records.value import Value
 
 
@@ -54,6 +56,53 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One value of a method's setting, None where it has none, and the selection loss of the model rebuilt so."""
+
+    value: float | None
+    selection_nll: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What became of a method at its best setting. amounts: by unit. search_gradients: what choosing it took.
+
+    tuned: name of the setting. trials: all that were tried, of which the one of least selection loss counts.
+    """
+
+    method: str
+    tuned: str | None
+    trials: tuple[Trial, ...]
+    amounts: dict[str, int]
+    selection_nll: float
+    test: dict[str, TextOutcome]
+    search_gradients: float
+
+    @property
+    def value(self) -> float | None:
+        """The setting's value at the best trial."""
+        return min(self.trials, key=lambda trial: trial.selection_nll).value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Every method rebuilt and measured. surgery, settings: what rebuilds. selection, tests: texts that share nothing.
+
+    dense: the model as it was. arms: by rising selection loss. paired: differences in nats a token on the same rows, of
+    every arm against uniform, and of the first arm against every other.
+    """
+
+    surgery: str
+    settings: dict[str, Any]
+    selection: TextOrigin
+    tests: dict[str, TextOrigin]
+    dense: dict[str, TextOutcome]
+    arms: tuple[Arm, ...]
+    paired: tuple[Pair, ...]
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Correlations:
     """Spearman's, of every two columns; None where one is constant."""
 
@@ -95,6 +144,7 @@ class Comparison(Value):
     costs: tuple[FieldCost, ...]
     gradient_seconds: float
     validation_tokens: int
+    outcomes: Outcomes | None = None
     origin: Origin
 
 

@@ -94,10 +94,10 @@ def allocate(
     return replace(_solved(allocation, posed, found.solution), sweep=_sweep(posed, program, found.quality))
 
 
-def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rule: str) -> SharedOut:
+def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rule: str, **settings: float) -> SharedOut:
     """What the program, or a published rule, makes of scores.
 
-    Rules get the scores as they are; the program gets the `quality` of `positive_scores`.
+    Rules get the scores as they are, and `settings`; the program gets the `quality` of `positive_scores`.
 
     Raises:
       ValueError: if the rule is unknown or not of this target, or refuses the scores or the budget.
@@ -111,7 +111,7 @@ def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rul
         fitting = ", ".join(rules_of(program.target))
         msg = f"the rule {rule!r} is of {' or '.join(published.targets)}, not of {program.target}; there are {fitting}."
         raise ValueError(msg)
-    amount = np.asarray(published.of(scores, posed.budget))
+    amount = np.asarray(published.of(scores, posed.budget, **settings))
     return SharedOut(posed.scale * amount.astype(np.float64), posed.rounded(amount))
 
 

@@ -45,6 +45,7 @@ def compare(
     *,
     validation: Text | None = None,
     gains: Scores | None = None,
+    found: Measured | None = None,
     path: str | Path | None = None,
     progress: Progress = silent,
 ) -> Comparison:
@@ -61,6 +62,7 @@ def compare(
       measured: how closely the evidence is measured.
       validation: rows of other documents, for scores that need them.
       gains: of the same model and units, in place of measuring gains and traces again.
+      found: by `measured_for` of the same model, text and settings, in place of measuring anything again.
       path: where compare.json goes, if anywhere.
       progress: told of the evidence measured.
 
@@ -76,10 +78,8 @@ def compare(
     units = units_of(loaded.model, measured)
     shapes = unit_shapes(loaded.model, units)
     posed = program.pose(shapes)
-    needs = {field for name in settings.scores for field in SCORES[name].needs}
-    needs |= {field for name in settings.plans for field in PLANS[name].needs}
-    found = measure_evidence(
-        loaded.model, text, units, needs, measured, validation=validation, gains=gains, progress=progress
+    found = found or measured_for(
+        loaded, text, settings, measured, validation=validation, gains=gains, progress=progress
     )
     cost = {each.field: each.gradient_equivalents for each in found.costs}
     scores = [_score(name, found, cost) for name in settings.scores]
@@ -115,6 +115,25 @@ def compare(
     if path is not None:
         record.save(path)
     return record
+
+
+def measured_for(
+    loaded: Loaded,
+    text: Text,
+    settings: CompareSettings,
+    measured: ScoreSettings,
+    *,
+    validation: Text | None = None,
+    gains: Scores | None = None,
+    progress: Progress = silent,
+) -> Measured:
+    """What the chosen scores and plans look at, measured once for many budgets; arguments as of `compare`."""
+    needs = {field for name in settings.scores for field in SCORES[name].needs}
+    needs |= {field for name in settings.plans for field in PLANS[name].needs}
+    units = units_of(loaded.model, measured)
+    return measure_evidence(
+        loaded.model, text, units, needs, measured, validation=validation, gains=gains, progress=progress
+    )
 
 
 def _require_known(settings: CompareSettings, target: str) -> None:

@@ -66,8 +66,8 @@ class Memory:
         self._path, self._key = path, key
         self._known: dict[str, Any] = kept["known"] if kept.get("key") == key else {}
 
-    def __call__(self, what: str, at: np.ndarray, compute: Callable[[], Any]) -> Any:
-        """The numbers that `what` is at these amounts, from before or from `compute()`."""
+    def __call__(self, what: str, at: Any, compute: Callable[[], Any]) -> Any:
+        """What `what` is at these amounts, in JSON's types, from before or from `compute()`."""
         name = f"{what} {digest(at)}"
         if name not in self._known:
             self._known[name] = plain(compute())

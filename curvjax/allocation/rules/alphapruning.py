@@ -7,9 +7,10 @@ from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, SHARE
 from curvjax.allocation.rules.minmax import minmax
 from curvjax.allocation.rules.registry import rule
+from curvjax.allocation.tuned import Tuned
 
 
-@rule("alphapruning", "sparsity")
+@rule("alphapruning", "sparsity", tuned=Tuned("spread", (0.1, 0.2, 0.3, 0.5, 0.8)))
 def alphapruning(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.3) -> Float[ArrayLike, " K"]:
     """Sparsities that fall linearly with the score, from 1 + spread to 1 - spread times a common level.
 

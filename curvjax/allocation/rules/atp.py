@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
-from curvjax.allocation.inputs import FINITE, unit_count
+from curvjax.allocation.inputs import FINITE, SHARE, unit_count
 from curvjax.allocation.rules.registry import rule
+from curvjax.allocation.tuned import Tuned
 
 Number = TypeVar("Number", float, Array)
 
@@ -23,8 +24,10 @@ class SlopeChoice(NamedTuple):
     losses: Float[np.ndarray, " n"]
 
 
-@rule("atp", "sparsity", reads_scores=False)
-def atp(q: Num[ArrayLike, " K"], budget: Budget, *, slope: float | None = None) -> Float[ArrayLike, " K"]:
+@rule("atp", "sparsity", reads_scores=False, tuned=Tuned("part", (0.1, 0.2, 0.35, 0.5, 0.75)))
+def atp(
+    q: Num[ArrayLike, " K"], budget: Budget, *, slope: float | None = None, part: float = 0.5
+) -> Float[ArrayLike, " K"]:
     """Sparsities in arithmetic progression over the layers, whatever the scores.
 
         x_k = clip(c + slope k, 0, maximum_k),   c such that weight @ x = total
@@ -32,8 +35,9 @@ def atp(q: Num[ArrayLike, " K"], budget: Budget, *, slope: float | None = None) 
     Args:
       q: `[K]` not used but for their number.
       budget: sizes of the blocks, weights to remove, and the largest share of each block.
-      slope: the published beta, the rise from one unit to the next, above 0 and at most `largest_slope`. None: half
-        of the largest. The paper has no default; choose with `choose_slope`.
+      slope: the published beta, the rise from one unit to the next, above 0 and at most `largest_slope`. None: a
+        part of the largest. The paper has no default; choose with `choose_slope`.
+      part: of the largest slope, in [0, 1], where `slope` is None.
 
     Returns:
       `[K]` sparsities, of mean S weighted by size.
@@ -47,7 +51,7 @@ def atp(q: Num[ArrayLike, " K"], budget: Budget, *, slope: float | None = None) 
     """
     count = unit_count("q", q)
     if slope is None:
-        return share_out(_half, np.ones(count), budget, sparsity=True)
+        return share_out(_part, np.ones(count), budget, Setting("part", part, SHARE), sparsity=True)
     amount = share_out(_line, np.ones(count), budget, Setting("slope", slope, FINITE), sparsity=True)
     if not isinstance(budget.total, Tracer) and not isinstance(budget.weight, Tracer):
         size = np.broadcast_to(np.asarray(budget.weight, dtype=np.float64), (count,))
@@ -64,8 +68,8 @@ def _line(q: Float[Array, " K"], limits: Limits, slope: Float[Array, ""]) -> Lin
     return Line(slope * jnp.arange(q.size, dtype=q.dtype), jnp.ones_like(q))
 
 
-def _half(q: Float[Array, " K"], limits: Limits) -> Line:
-    return _line(q, limits, largest_slope(limits.total / jnp.sum(limits.weight), q.size) / 2)
+def _part(q: Float[Array, " K"], limits: Limits, part: Float[Array, ""]) -> Line:
+    return _line(q, limits, part * largest_slope(limits.total / jnp.sum(limits.weight), q.size))
 
 
 def largest_slope(sparsity: Number, count: int) -> Number:

@@ -4,11 +4,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
 from curvjax.allocation.budget import Budget
-from curvjax.allocation.rules.owl import owl
+from curvjax.allocation.rules.owl import SPREADS, owl
 from curvjax.allocation.rules.registry import rule
 
 
-@rule("dlp", "sparsity")
+@rule("dlp", "sparsity", tuned=SPREADS)
 def dlp(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.15) -> Float[ArrayLike, " K"]:
     """Sparsities whose densities differ by at most twice the spread, in proportion to the scores, as `owl`.
 

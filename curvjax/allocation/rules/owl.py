@@ -8,9 +8,12 @@ from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
 from curvjax.allocation.inputs import FINITE, SHARE
 from curvjax.allocation.rules.minmax import minmax
 from curvjax.allocation.rules.registry import rule
+from curvjax.allocation.tuned import Tuned
+
+SPREADS = Tuned("spread", (0.04, 0.08, 0.15, 0.25, 0.4))
 
 
-@rule("owl", "sparsity")
+@rule("owl", "sparsity", tuned=SPREADS)
 def owl(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.08) -> Float[ArrayLike, " K"]:
     """Sparsities whose densities differ by at most twice the spread, in proportion to the scores.
 

@@ -5,12 +5,13 @@ are units, the first of each layer included, and a larger score gets more.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from jax.typing import ArrayLike
 from jaxtyping import Num
 
 from curvjax.allocation.budget import Budget
+from curvjax.allocation.tuned import Tuned
 from curvjax.registry import Registry
 
 Of = TypeVar("Of", bound=Callable)
@@ -19,23 +20,27 @@ Of = TypeVar("Of", bound=Callable)
 class Allocator(Protocol):
     """Amounts `[K]` from scores `[K]`."""
 
-    def __call__(self, q: Num[ArrayLike, " K"], budget: Budget) -> Num[ArrayLike, " K"]:
-        """Amounts within `budget`."""
+    def __call__(self, q: Num[ArrayLike, " K"], budget: Budget, **settings: Any) -> Num[ArrayLike, " K"]:
+        """Amounts within `budget`; settings are the rule's own."""
         ...
 
 
 class Rule(NamedTuple):
-    """of: the rule, with its published settings. targets: of programs. reads_scores: whether it looks at scores."""
+    """of: the rule, with its published settings. targets: of programs. reads_scores: whether it looks at scores.
+
+    tuned: name and values of the setting that a fair comparison chooses on selection texts; None where there is none.
+    """
 
     of: Allocator
     targets: tuple[str, ...]
     reads_scores: bool = True
+    tuned: Tuned | None = None
 
 
 RULES: Registry[Rule] = Registry("rule")
 
 
-def rule(name: str, *targets: str, reads_scores: bool = True) -> Callable[[Of], Of]:
+def rule(name: str, *targets: str, reads_scores: bool = True, tuned: Tuned | None = None) -> Callable[[Of], Of]:
     """Enter a function as the rule `name`, for every command; the arguments are fields of `Rule`.
 
     Raises:
@@ -48,7 +53,7 @@ def rule(name: str, *targets: str, reads_scores: bool = True) -> Callable[[Of], 
     """
 
     def entered(of: Of) -> Of:
-        RULES.enter(name, Rule(of, targets, reads_scores), place=of.__module__)
+        RULES.enter(name, Rule(of, targets, reads_scores, tuned), place=of.__module__)
         return of
 
     return entered

@@ -1,0 +1,358 @@
+"""`judge`: every method of a comparison rebuilt, tuned alike on selection texts, and measured on test texts."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import msgspec
+import numpy as np
+from jaxtyping import Float
+
+from curvjax.allocation import CONTROLS, PROGRAMS, Posed
+from curvjax.allocation.descent import Free, projected
+from curvjax.allocation.rules import RULES
+from curvjax.allocation.search import Sample, evolve, greedy
+from curvjax.allocation.tuned import Tuned
+from curvjax.data import Batch
+from curvjax.evaluation import perplexity
+from curvjax.evaluation.perplexity import clustered_mean
+from curvjax.layers import UnitShape
+from curvjax.models import Decoder, Loaded, require_plain
+from curvjax.records import Arm, Comparison, Method, Outcomes, Pair, TextOutcome, Trial, digest, plain
+from curvjax.runs.allocate import PROGRAM, share_out
+from curvjax.runs.descend import descend, require_apart
+from curvjax.runs.draft import Draft, drafts
+from curvjax.runs.evaluate import known, text_outcome
+from curvjax.runs.measure import unit_shapes
+from curvjax.runs.progress import Progress, silent
+from curvjax.runs.rounds import DescendSettings, Memory
+from curvjax.runs.text import Text
+from curvjax.surgery import Surgery, dense_equivalent
+from curvjax.surgery.projections import kernel_units
+
+UNIFORM = "uniform"
+DESCENT = "descent"
+OFFSPRING = 16  # of an evolution: a few generations even of a hundred evaluations
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """What is judged beside the methods compared, and in what portions."""
+
+    descent: bool = True
+    """Also the descent by measured prices, where the method has them."""
+    searches: tuple[Literal["evopress", "greedy"], ...] = ()
+    """Also searches by the selection loss alone."""
+    evaluations: int = 100
+    """Selection losses that each search may ask for."""
+    move: float = 0.05
+    """What a search moves at a time, as a share of the mean unit."""
+    rows: int = 4
+    """Rows in memory at a time."""
+    seed: int = 0
+    """Of searches and controls."""
+
+    def __post_init__(self) -> None:
+        """Refuse what judges nothing."""
+        if self.evaluations < 1 or self.rows < 1 or not 0 < self.move < 1:
+            msg = f"need evaluations and rows of at least 1 and move in (0, 1); got {self}."
+            raise ValueError(msg)
+
+
+class _Court(NamedTuple):
+    """What all methods have in common. shapes: of the comparison's units. memory: of what was measured before."""
+
+    loaded: Loaded
+    program: Any
+    surgery: Any
+    shapes: tuple[UnitShape, ...]
+    posed: Posed
+    text: Text
+    selection: Text
+    tests: Mapping[str, Text]
+    draft: Draft
+    memory: Memory
+    settings: JudgeSettings
+    gradient_seconds: float
+
+    def named(self, amounts: Float[np.ndarray, " K"]) -> dict[str, int]:
+        """Whole amounts by unit."""
+        return {shape.name: int(amount) for shape, amount in zip(self.shapes, amounts, strict=True)}
+
+
+class _Choice(NamedTuple):
+    """A method's best amounts, and how they were found. seconds: that it took."""
+
+    name: str
+    tuned: str | None
+    trials: tuple[Trial, ...]
+    amounts: dict[str, int]
+    seconds: float
+
+
+def judge(
+    loaded: Loaded,
+    comparison: Comparison,
+    surgery: Surgery,
+    text: Text,
+    selection: Text,
+    tests: Mapping[str, Text],
+    settings: JudgeSettings | None = None,
+    descent: DescendSettings | None = None,
+    *,
+    directory: str | Path | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Every method of a comparison by what comes of it: rebuilt, tuned on selection texts, measured on test texts.
+
+    A method with a setting (an exponent, a spread, a slope) has it chosen among as many values as all the others, by
+    the loss on the selection texts, on drafts (see `drafts`); its best amounts are rebuilt by the surgery itself and
+    measured once on the tests.
+
+    Args:
+      loaded: the dense model.
+      comparison: methods, of `compare`, with their scores.
+      surgery: that rebuilds: `Wanda()`, `Nearest()`, ...
+      text: calibration rows, for surgeries and prices.
+      selection: rows of other documents, that choose settings and steps.
+      tests: rows of others again, by name.
+      settings: what else is judged.
+      descent: how far and how fast the descent goes.
+      directory: where what was measured is kept, so that a run that was stopped goes on.
+      progress: told of the methods done.
+
+    Returns:
+      The comparison with its `outcomes`.
+
+    Raises:
+      ValueError: if texts share a document, the model is another one, or the surgery does not take the target.
+    """
+    settings = settings or JudgeSettings()
+    require_plain(loaded.model)
+    comparison.origin.require_model(loaded.sha256, source="the comparison")
+    require_apart(calibration=text, selection=selection, **dict(tests))
+    if comparison.target not in surgery.targets:
+        msg = f"{surgery.name} takes {' or '.join(surgery.targets)}; the comparison is of {comparison.target}."
+        raise ValueError(msg)
+    court = _court(loaded, comparison, surgery, text, selection, tests, settings, directory)
+    dense = _measured(court, None)  # first: texts that the model cannot read are refused before long work
+    extra: list[tuple[str, Callable[[], _Choice]]] = [
+        (name, lambda name=name: _searched(court, name)) for name in settings.searches
+    ]
+    if settings.descent:
+        extra.append((DESCENT, lambda: _descended(court, descent or DescendSettings(), directory, progress)))
+    work = [
+        (method.name, lambda method=method: _tuned(court, method, comparison)) for method in _methods(comparison)
+    ] + extra
+    arms, refused = [], {method.name: method.refused for method in comparison.methods if method.refused}
+    for done, (name, choose) in enumerate(work):
+        progress("methods judged", done, len(work))
+        try:
+            arms.append(_arm(court, choose()))
+        except ValueError as refusal:  # hours of measuring are not lost to one method
+            refused[name] = str(refusal)
+    progress("methods judged", len(work), len(work))
+    arms.sort(key=lambda arm: arm.selection_nll)
+    outcomes = Outcomes(
+        surgery=surgery.name,
+        settings=plain(surgery),
+        selection=selection.origin,
+        tests={name: test.origin for name, test in tests.items()},
+        dense=dense,
+        arms=tuple(arms),
+        paired=tuple(_pairs(arms)),
+        refused={name: str(why) for name, why in refused.items()},
+    )
+    return replace(comparison, outcomes=outcomes)
+
+
+def _court(
+    loaded: Loaded,
+    comparison: Comparison,
+    surgery: Surgery,
+    text: Text,
+    selection: Text,
+    tests: Mapping[str, Text],
+    settings: JudgeSettings,
+    directory: str | Path | None,
+) -> _Court:
+    program = msgspec.convert(comparison.program, PROGRAMS[comparison.target])
+    units = kernel_units(loaded.model, [unit.name for unit in comparison.units])
+    shapes = unit_shapes(loaded.model, units)
+    posed = program.pose(shapes)
+    origins = {name: each.origin for name, each in {"text": text, "selection": selection, **tests}.items()}
+    key = digest({"model": loaded.sha256, "surgery": [surgery.name, plain(surgery)], "texts": plain(origins)})
+    return _Court(
+        loaded=loaded,
+        program=program,
+        surgery=surgery,
+        shapes=shapes,
+        posed=posed,
+        text=text,
+        selection=selection,
+        tests=tests,
+        draft=drafts(surgery, loaded.model, text.batch, units, posed, target=program.target),
+        memory=Memory(None if directory is None else Path(directory) / "judged.partial.json", key),
+        settings=settings,
+        gradient_seconds=comparison.gradient_seconds,
+    )
+
+
+def _methods(comparison: Comparison) -> list[Method]:
+    """Those that shared out the budget, uniform among them."""
+    found = [method for method in comparison.methods if method.refused is None]
+    if all(method.rule != UNIFORM for method in found):
+        found.append(Method(name=UNIFORM, score=None, rule=UNIFORM))
+    return found
+
+
+def _tuned(court: _Court, method: Method, comparison: Comparison) -> _Choice:
+    """A method at the setting of least selection loss."""
+    program, rule = court.program, RULES.get(method.rule)
+    tuned: Tuned | None = getattr(program, "tuned", None) if method.rule == PROGRAM else rule and rule.tuned
+    if method.rule != PROGRAM and rule is None:  # a plan derives its amounts at once
+        return _tried(court, method.name, None, [(None, np.asarray(method.amounts))])
+    score = next((score for score in comparison.scores if score.name == method.score), None)
+    values = np.ones(len(court.shapes)) if score is None else np.asarray(score.values, np.float64)
+    values = CONTROLS[method.control](values, jax.random.key(court.settings.seed))
+
+    def amounts(value: float | None) -> Float[np.ndarray, " K"]:
+        if tuned is None or value is None:
+            return share_out(court.posed, program, values, method.rule).whole.amount
+        if method.rule == PROGRAM:
+            changed = replace(program, **{tuned.name: value})
+            return share_out(changed.pose(court.shapes), changed, values, PROGRAM).whole.amount
+        return share_out(court.posed, program, values, method.rule, **{tuned.name: value}).whole.amount
+
+    settings: tuple[float | None, ...] = tuned.values if tuned else (None,)
+    return _tried(court, method.name, tuned and tuned.name, [(value, amounts(value)) for value in settings])
+
+
+def _tried(
+    court: _Court, name: str, tuned: str | None, candidates: list[tuple[float | None, Float[np.ndarray, " K"]]]
+) -> _Choice:
+    trials, seconds = [], 0.0
+    for value, amounts in candidates:
+        loss, spent = _selection_loss(court, amounts)
+        trials.append(Trial(value=value, selection_nll=loss))
+        seconds += spent
+    best = int(np.argmin([trial.selection_nll for trial in trials]))
+    return _Choice(name, tuned, tuple(trials), court.named(candidates[best][1]), seconds)
+
+
+def _selection_loss(court: _Court, amounts: Float[np.ndarray, " K"]) -> tuple[float, float]:
+    """Of the draft at whole amounts; and the seconds that it took."""
+    shares = np.asarray(amounts) / np.broadcast_to(court.posed.scale, len(amounts))
+    return _timed(court, "draft", court.named(amounts), lambda: _loss(court, shares, Sample()))
+
+
+def _timed(court: _Court, what: str, at: Any, compute: Callable[[], float]) -> tuple[float, float]:
+    """A number, and the seconds that it took when it was measured."""
+
+    def timed() -> tuple[float, float]:
+        began = time.perf_counter()
+        found = compute()
+        return found, time.perf_counter() - began
+
+    found, seconds = court.memory(what, at, timed)
+    return found, seconds
+
+
+def _loss(court: _Court, shares: Float[np.ndarray, " K"], sample: Sample) -> float:
+    batch = _sampled(court.selection.batch, sample)
+    return perplexity(court.draft(shares), batch, rows_at_once=court.settings.rows).nll
+
+
+def _sampled(batch: Batch, sample: Sample) -> Batch:
+    """Some of the rows: at least one, the same for equal samples."""
+    rows = batch.tokens.shape[0]
+    count = max(1, round(sample.share * rows))
+    chosen = np.sort(np.random.default_rng(sample.draw).permutation(rows)[:count]) if count < rows else np.arange(rows)
+    return jax.tree.map(lambda part: part[chosen], batch)
+
+
+def _searched(court: _Court, name: str) -> _Choice:
+    """A search over shares, at so many evaluations of the selection loss."""
+    if court.program.target != "sparsity":
+        msg = f"searches move shares of weights; {court.program.target} has none."
+        raise ValueError(msg)
+    size = np.asarray([shape.weights for shape in court.shapes], np.float64)
+    free = Free(size, court.posed.requested, 0 * size, court.posed.maximum / size)
+    start, key = projected(np.full(size.size, court.program.budget), free), jax.random.key(court.settings.seed)
+    step, evaluations, seconds = court.settings.move * float(size.mean()), court.settings.evaluations, []
+
+    def loss(x: Float[np.ndarray, " K"], sample: Sample) -> float:
+        found, spent = _timed(court, "search", [x.tolist(), sample], lambda: _loss(court, x, sample))
+        seconds.append(spent)
+        return found
+
+    if name == "evopress":
+        found = evolve(loss, start, free, evaluations=evaluations, key=key, step=step, offspring=OFFSPRING)
+    else:
+        found = greedy(lambda x: loss(x, Sample()), start, free, evaluations=evaluations, key=key, step=step)
+    trial = Trial(value=None, selection_nll=found.loss)
+    return _Choice(name, None, (trial,), court.named(court.posed.rounded(found.x).amount), sum(seconds))
+
+
+def _descended(court: _Court, settings: DescendSettings, directory: str | Path | None, progress: Progress) -> _Choice:
+    """The descent; its seconds are those of its first run."""
+    texts = (court.text, court.selection)
+    where = None if directory is None else Path(directory) / DESCENT
+    began = time.perf_counter()
+    found = descend(court.loaded, *texts, court.program, court.surgery, settings, directory=where, progress=progress)
+    best = found.iterates[found.best]
+    about = [plain(settings), plain(court.program)]
+    _, seconds = court.memory("descent", about, lambda: (best.selection_nll, time.perf_counter() - began))
+    trials = (Trial(value=None, selection_nll=best.selection_nll),)
+    return _Choice(DESCENT, None, trials, dict(found.allocation.amounts), seconds)
+
+
+def _arm(court: _Court, choice: _Choice) -> Arm:
+    return Arm(
+        method=choice.name,
+        tuned=choice.tuned,
+        trials=choice.trials,
+        amounts=choice.amounts,
+        selection_nll=min(trial.selection_nll for trial in choice.trials),
+        test=_measured(court, choice.amounts),
+        search_gradients=choice.seconds / court.gradient_seconds,
+    )
+
+
+def _measured(court: _Court, amounts: dict[str, int] | None) -> dict[str, TextOutcome]:
+    """The model as the surgery rebuilds it, on every test text; the dense model for None."""
+
+    def compute() -> dict[str, TextOutcome]:
+        model = court.loaded.model if amounts is None else _rebuilt(court, amounts)
+        found = {
+            name: perplexity(model, test.batch, rows_at_once=court.settings.rows) for name, test in court.tests.items()
+        }
+        return {name: text_outcome(each) for name, each in found.items()}
+
+    return msgspec.convert(court.memory("test", amounts, compute), dict[str, TextOutcome])
+
+
+def _rebuilt(court: _Court, amounts: dict[str, int]) -> Decoder:
+    batch = court.text.batch if court.surgery.reads_text else None
+    return dense_equivalent(court.surgery(court.loaded.model, amounts, batch).model)
+
+
+def _pairs(arms: list[Arm]) -> list[Pair]:
+    """Every arm against uniform, and the arm of least selection loss against all others, on the same rows."""
+    uniform = next(arm for arm in arms if arm.method == UNIFORM)
+    couples = [(arm, uniform) for arm in arms if arm is not uniform]
+    couples += [(arms[0], arm) for arm in arms[1:] if arms[0] is not uniform and arm is not uniform]
+    return [_pair(arm, other, test) for arm, other in couples for test in arm.test]
+
+
+def _pair(arm: Arm, other: Arm, test: str) -> Pair:
+    ours, theirs = arm.test[test], other.test[test]
+    apart = np.asarray(ours.row_nll) - np.asarray(theirs.row_nll)
+    difference, error = clustered_mean(apart, np.asarray(ours.row_tokens))
+    return Pair(
+        arm=arm.method, against=other.method, seed=0, metric=test, difference=float(difference),
+        standard_error=known(error),
+    )  # fmt: skip
