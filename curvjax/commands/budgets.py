@@ -13,7 +13,7 @@ from curvjax.commands.printed import allocation_lines, allocation_table, tell
 from curvjax.commands.scoring import TARGET, Argument, Flat
 from curvjax.data import read_documents, split_documents
 from curvjax.records import Allocation, Scores, read_json
-from curvjax.report import comparison_figure, comparison_table, descent_figure, save_figure
+from curvjax.report import comparison_figure, comparison_table, descent_figure, refusals, save_figure
 from curvjax.runs.allocate import PROGRAM, allocate
 from curvjax.runs.compare import CompareSettings, compare
 from curvjax.runs.descend import DescendSettings, descend
@@ -94,6 +94,8 @@ class Compare:
             given = {"validation": validation, "gains": gains, "path": path, "progress": progress}
             record = compare(loaded, text, with_costs(program), self.settings, self.measured, **given)
         Console().print(comparison_table(record))
+        for reason in refusals(record):
+            print(reason)
         tell(path, *save_figure(comparison_figure(record), self.out, "compare"))
 
 
