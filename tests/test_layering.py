@@ -20,7 +20,7 @@ ALLOWED = {
     "data": set(),
     "curvature": {"layers"},
     "scores": {"curvature", "layers", "registry"},
-    "report": {"allocation", "curvature", "records"},
+    "report": {"allocation", "curvature", "layers", "records"},
     "models": {"curvature", "data", "layers", "records", "registry"},
     "evaluation": {"data", "models"},
     "surgery": {"data", "layers", "models", "records", "registry"},

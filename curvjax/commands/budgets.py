@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -14,14 +15,15 @@ from curvjax.commands.rebuilding import METHOD
 from curvjax.commands.scoring import TARGET, Argument, Flat
 from curvjax.data import read_documents, split_documents
 from curvjax.records import Allocation, Scores, read_json
-from curvjax.report import comparison_figure, comparison_table, descent_figure, save_figure
+from curvjax.report import comparison_figure, comparison_table, descent_figure, refusals, save_figure
 from curvjax.runs.allocate import PROGRAM, allocate
 from curvjax.runs.compare import CompareSettings, compare
 from curvjax.runs.descend import DescendSettings, descend
+from curvjax.runs.judge import JudgeSettings, judge
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
 from curvjax.runs.progress import bars
-from curvjax.runs.text import TextSettings, packed, read, with_validation
+from curvjax.runs.text import TextSettings, judged_texts, packed, read, with_validation
 from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import SURGERIES
 
@@ -62,9 +64,13 @@ class Allocate:
 
 @dataclass(frozen=True)
 class Compare:
-    """Share out one budget by any published scores and rules -> compare.json, and a heat map."""
+    """Share out one budget by any published scores and rules -> compare.json, and a heat map.
 
-    choices: ClassVar = (TARGET._replace(default="sparsity"),)
+    With --outcome every method is rebuilt and measured as well: exponents, spreads and slopes chosen among as many
+    values for each on selection texts, the best measured on test texts, paired with the others on the same rows.
+    """
+
+    choices: ClassVar = (TARGET._replace(default="sparsity"), METHOD._replace(prefix="method"))
 
     model: Argument[str]
     """As for `curvjax score`."""
@@ -76,14 +82,24 @@ class Compare:
     """Directory for compare.json, compare.svg and compare.png."""
     target: str = "sparsity"
     """What units receive; its settings are flags too."""
+    outcome: bool = False
+    """Also rebuild and measure every method, and the descent by measured prices; hours, resumable."""
+    method: str = "wanda"
+    """What rebuilds, for --outcome; its settings are flags after a dot, such as --method.rows."""
+    tests: tuple[str, ...] = ("demo:boolq",)
+    """Texts to measure on, for --outcome, beside the test documents of --data."""
+    test_tokens: int = 8192
+    """Of each."""
     reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
     text: Annotated[TextSettings, Flat] = field(default_factory=TextSettings)
     settings: Annotated[CompareSettings, Flat] = field(default_factory=CompareSettings)
     measured: Annotated[ScoreSettings, Flat] = field(default_factory=ScoreSettings)
+    judged: Annotated[JudgeSettings, tyro.conf.arg(name="outcomes")] = field(default_factory=JudgeSettings)
 
     def __call__(self) -> None:
         """Run the command."""
         program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
+        surgery: Any = self.surgery  # ty: ignore[missing-attribute] added by `with_choices`
         SCORES.require(self.settings.scores)
         PLANS.require(self.settings.plans)
         gains = None if self.gains is None else Scores.load(self.gains)
@@ -92,9 +108,18 @@ class Compare:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
             text = read(self.data, loaded, self.text)
             text, validation = with_validation(text, loaded, self.text)
-            given = {"validation": validation, "gains": gains, "path": path, "progress": progress}
-            record = compare(loaded, text, with_costs(program), self.settings, self.measured, **given)
+            common = {"validation": validation, "gains": gains}
+            texts = judged_texts(loaded, self.data, self.tests, self.text, self.test_tokens) if self.outcome else None
+            record = compare(
+                loaded, text, with_costs(program), self.settings, self.measured, **common, path=path, progress=progress
+            )
+            if texts is not None:
+                where = {"directory": self.out, "progress": progress}
+                record = judge(loaded, record, surgery, *texts, self.judged, **where)
+                record.save(path)
         Console().print(comparison_table(record))
+        for reason in refusals(record):
+            print(reason)
         tell(path, *save_figure(comparison_figure(record), self.out, "compare"))
 
 

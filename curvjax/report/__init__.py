@@ -6,6 +6,8 @@ from curvjax.report.allocation_figures import ranges_figure as ranges_figure
 from curvjax.report.allocation_figures import transfer_figure as transfer_figure
 from curvjax.report.comparison import comparison_figure as comparison_figure
 from curvjax.report.comparison import comparison_table as comparison_table
+from curvjax.report.comparison import correlation_figure as correlation_figure
+from curvjax.report.comparison import refusals as refusals
 from curvjax.report.curvature_figures import bootstrap_figure as bootstrap_figure
 from curvjax.report.curvature_figures import convergence_figure as convergence_figure
 from curvjax.report.curvature_figures import density_figure as density_figure
@@ -22,6 +24,7 @@ from curvjax.report.outcome_figures import adaptation_figure as adaptation_figur
 from curvjax.report.outcome_figures import paired_figure as paired_figure
 from curvjax.report.outcome_figures import pruning_figure as pruning_figure
 from curvjax.report.page import write_report as write_report
+from curvjax.report.rebuilt import rebuilt_figure as rebuilt_figure
 from curvjax.report.run_directory import RunDirectory as RunDirectory
 from curvjax.report.run_directory import read_run as read_run
 from curvjax.report.style import save_figure as save_figure

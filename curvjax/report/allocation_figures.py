@@ -11,6 +11,8 @@ from curvjax.records import Allocation, Ranges
 from curvjax.report import style
 from curvjax.report.numbers import Real
 from curvjax.report.profile import positive
+from curvjax.report.run_directory import overall_sparsity
+from curvjax.report.units import Units, arranged, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,20 +54,21 @@ def amounts_figure(
     target = targets.pop()
     figure, panels = style.panels(width, 2.9, ratios=(1,) * len(allocations), share_y=True)
     for axes, allocation, arms in zip(panels, allocations, controls or [{}] * len(allocations), strict=True):
+        units = units_of(allocation)
         if target == "sparsity":
-            _bars(axes, allocation, 100 * allocation.shares)
-            total = sum(unit.amount for unit in allocation.units) / sum(unit.size for unit in allocation.units)
-            axes.set_title(f"{100 * total:.0f}% of the weights removed")
+            _bars(axes, units, 100 * allocation.shares, allocation)
+            axes.set_title(f"{100 * overall_sparsity(allocation):.0f}% of the weights removed")
             axes.set_ylim(0, 100)
         else:
-            _bars(axes, allocation, np.array(list(allocation.amounts.values())))
+            _bars(axes, units, np.array(list(allocation.amounts.values())), allocation)
             continuous = np.asarray([unit.continuous for unit in allocation.units], np.float64)
-            place, label = np.arange(continuous.size), "its continuous optimum"
-            axes.plot(place, continuous, "_", color=style.BLUE, markersize=6, label=label)
+            axes.plot(units.place, continuous, "_", color=style.BLUE, markersize=6, label="its continuous optimum")
             axes.locator_params(axis="y", integer=True)
         for arm, values in arms.items():
-            _control(axes, arm, np.asarray(values) * (100 if target == "sparsity" else 1))
-        style.layer_axis(axes, np.array([unit.index for unit in allocation.units]))
+            colour, mark = style.arm_style(arm)
+            shown = np.asarray(values) * (100 if target == "sparsity" else 1)
+            style.unit_marks(axes, units, shown, label=arm, colour=colour, mark=mark)
+        style.unit_axis(axes, units)
         style.legend_below(axes)
     panels[0].set_ylabel(_AMOUNTS.get(target, target))
     return figure
@@ -136,7 +139,7 @@ def ranges_figure(
         place, proved = np.arange(len(least)), least == most
         axes.vlines(place[~proved], least[~proved], most[~proved], color=style.ORANGE, linewidth=3)
         axes.plot(place[proved], least[proved], "o", color=style.BLUE, markersize=4)
-        style.layer_axis(axes, np.asarray(index))
+        style.unit_axis(axes, arranged(index))
         axes.set_title(f"{title}: {int(proved.sum())} of {proved.size} proved")
     panels[0].set_ylabel(unit)
     return figure
@@ -170,25 +173,14 @@ def transfer_figure(
         cost.plot(budgets, values, color=colour, linestyle=line, marker=marker, markersize=4, label=label)
     cost.set(yscale="log", xlabel="budget", ylabel="surrogate cost", title="Regret and its bounds")
     style.legend_below(cost)
-    source, target, place = regrets[-1].source, regrets[-1].target, np.arange(len(regrets[-1].source))
-    amount.vlines(place, source, target, color=style.MUTED, linewidth=1)
-    amount.plot(place, source, "o", color=style.ORANGE, markersize=4, label="by the source text")
-    amount.plot(place, target, "o", color=style.BLUE, markersize=4, label="by the target text")
-    style.layer_axis(amount, np.asarray(index))
+    two, labels = np.stack([regrets[-1].source, regrets[-1].target]), ("by the source text", "by the target text")
+    style.unit_moves(amount, arranged(index), two, labels=labels, colours=(style.ORANGE, style.BLUE))
     amount.set(ylabel=unit, title="The two optima at the largest budget")
     style.legend_below(amount)
     return figure
 
 
-def _bars(axes: "Axes", allocation: Allocation, heights: Num[np.ndarray, " K"]) -> None:
-    own = "curvature" if allocation.control == "none" else allocation.control
-    axes.bar(np.arange(len(heights)), heights, width=0.72, color="#8DBBDB", label=f"{own} (allocated)")
-
-
-def _control(axes: "Axes", arm: str, values: Num[np.ndarray, " K"]) -> None:
-    colour, marker = style.arm_style(arm)
-    place = np.arange(len(values))
-    if np.ptp(values) <= 1e-3 * np.max(values):  # equal shares differ by one weight when counted
-        axes.plot(place, values, "-", color=colour, linewidth=1.3, label=arm)
-    else:
-        axes.plot(place, values, marker, color=colour, markersize=3.4, markerfacecolor="white", label=arm)
+def _bars(axes: "Axes", units: Units, heights: Num[np.ndarray, " K"], allocation: Allocation) -> None:
+    own = "curvature" if allocation.score == "gain" else allocation.rule
+    own = own if allocation.control == "none" else allocation.control
+    axes.bar(units.place, heights, width=0.72, color=style.WASH, label=f"{own} (allocated)")

@@ -132,7 +132,7 @@ def bootstrap_figure(bootstrap: Bootstrap, gains: Gains, *, width: Real = style.
         np.asarray(getattr(bootstrap, name))[order] for name in ("lower", "upper", "rank", "rank_lower", "rank_upper")
     )
     figure, (values, ranks) = style.panels(width, 3.4, ratios=(1.25, 1))
-    x = np.arange(len(order))
+    x = profile.units.place
     values.vlines(x, lower, upper, color=style.SKY, linewidth=5, alpha=0.6, label="other sequences")
     _capped(values, x, profile.chosen)
     values.set_ylim(0, 1.08 * np.nanmax([upper, profile.chosen.upper]))
@@ -143,7 +143,7 @@ def bootstrap_figure(bootstrap: Bootstrap, gains: Gains, *, width: Real = style.
     ranks.set(ylabel="rank of the layer (1: largest)", title="Sampling interval of the rank")
     style.rank_axis(ranks, len(order))
     for axes in (values, ranks):
-        style.layer_axis(axes, profile.index)
+        style.unit_axis(axes, profile.units)
     return figure
 
 

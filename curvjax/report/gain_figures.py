@@ -45,13 +45,13 @@ def gains_figure(gains: Gains, *, asked: Real | None = None, width: Real = style
     _brackets(values, profile)
     chosen, line = profile.chosen, 100 * (asked or 0)
     colours = np.where(chosen.converged, style.SKY, style.ORANGE)
-    gaps.bar(np.arange(len(profile.names)), 100 * chosen.gap, color=colours, width=0.6)
+    gaps.bar(profile.units.place, 100 * chosen.gap, color=colours, width=0.6)
     if asked is not None:
         style.named_level(gaps, line, f"asked: {setting(asked)}")
     gaps.set_ylim(0, 1.25 * max(line, 100 * extent(chosen.gap)[1]) or 1)
     gaps.set(ylabel="width (%)", title="Width of the interval, relative to its upper end")
     for axes in (values, gaps):
-        style.layer_axis(axes, profile.index)
+        style.unit_axis(axes, profile.units)
     values.set_xlabel("")
     return figure
 
@@ -134,8 +134,8 @@ def share_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     relative = np.stack([shares(column) * len(profile.names) for column in columns.values()])
     reach = min(8.0, extent(np.abs(np.log2(positive(relative))))[1])
     figure, (axes,) = style.panels(width, 0.9 + 0.27 * len(columns))
-    mesh = style.heat_map(axes, relative, LogNorm(2**-reach, 2**reach), rows=list(columns), index=profile.index)
-    axes.axhline(len(columns) - 1, color="white", linewidth=4)
+    mesh = style.heat_map(axes, relative, LogNorm(2**-reach, 2**reach), rows=list(columns), units=profile.units)
+    axes.axhline(len(columns) - 1.5, color="white", linewidth=4)
     _times_bar(figure, axes, mesh, reach)
     return figure
 
@@ -182,13 +182,13 @@ def step_figure(gains: Gains, *, radius: Real | None = None, width: Real = style
         style.named_level(curves, 100 * radius, f"radius: {setting(radius)}")
     curves.set(ylabel="step |d| / |θ| (%)", title="Length of the step")
     style.damping_axis(curves)
-    chosen.plot(np.arange(len(profile.names)), profile.chosen.damping, "o", color=style.INK, markersize=4)
+    chosen.plot(profile.units.place, profile.chosen.damping, "o", color=style.INK, markersize=4)
     chosen.set_yscale("log")
     low, high = extent(profile.chosen.damping)
     chosen.set_ylim(low / 2, high * 2)
     style.few_ticks(chosen.yaxis)
     chosen.set(ylabel="damping τ", title="Damping that the policy chose")
-    style.layer_axis(chosen, profile.index)
+    style.unit_axis(chosen, profile.units)
     return figure
 
 
@@ -201,16 +201,17 @@ def _with_grid(gains: Gains) -> Profile:
 
 
 def _brackets(values: "Axes", profile: Profile) -> None:
-    place, chosen = np.arange(len(profile.names)), profile.chosen
-    stem = float(np.clip(180 / len(place), 0.8, 6.0))  # points: leaves air between layers
+    place, chosen = profile.units.place, profile.chosen
+    stem = float(np.clip(180 / profile.units.width, 0.8, 6.0))  # points: leaves air between layers
     values.vlines(place, 0, chosen.lower, color="#D9E6F0", linewidth=stem, zorder=1)
     values.vlines(place, chosen.lower, chosen.upper, color=style.BLUE, linewidth=1.6, zorder=3)
     for bound in (chosen.lower, chosen.upper):
         values.plot(place, bound, "_", color=style.BLUE, markersize=max(2.0, stem), zorder=3)
     for k in leading(chosen.middle, 3):
-        side = "left" if k < 0.05 * len(place) else "right" if k > 0.93 * len(place) else "center"
+        at = place[k] / profile.units.width
+        side = "left" if at < 0.05 else "right" if at > 0.93 else "center"
         values.annotate(
-            profile.titles[k], (k, chosen.upper[k]), (0, 4), textcoords="offset points", ha=side, fontsize=8.5
+            profile.titles[k], (place[k], chosen.upper[k]), (0, 4), textcoords="offset points", ha=side, fontsize=8.5
         )
     values.set_ylim(0, 1.12 * extent(chosen.upper)[1])
     values.set(ylabel="gain ζ² (nats)", title="Gain: lower and upper bound")

@@ -1,16 +1,17 @@
 """Tables of the gains and of the allocations."""
 
+from collections.abc import Iterable
+
 import numpy as np
-from rich.table import Table as RichTable
 
-from curvjax.records import Allocation, Cost, Run, Scores
-from curvjax.report.numbers import Real, count, duration, fixed, memory, percent, significant
+from curvjax.records import Allocation, Run, Scores
+from curvjax.report.numbers import amount, count, duration, fixed, memory, percent, significant
 from curvjax.report.profile import Brackets, Profile, extent, gain_profile, measured, rank_correlation, shares
-from curvjax.report.run_directory import RunDirectory, overall_sparsity
-from curvjax.report.tables import Table, table, terminal_table
+from curvjax.report.run_directory import overall_sparsity
+from curvjax.report.tables import Table, table
 
 
-def gains_table(gains: Scores) -> RichTable:
+def gains_table(gains: Scores) -> Table:
     """The gains of every layer for the terminal: interval, share, damping, step and products."""
     profile = gain_profile(gains)
     part = shares(profile.chosen.middle)
@@ -29,19 +30,19 @@ def gains_table(gains: Scores) -> RichTable:
         for k, (unit, gain) in enumerate(measured(gains))
     ]
     columns = ("unit", "ζ² (nats)", "width", "share", "|g|²", "τ", "|d|/|θ|", "products", "status")
-    return terminal_table(table(f"Gains of {gains.origin.model.name}", columns, "lrrrrrrrl", rows))
+    return table(f"Gains of {gains.origin.model.name}", columns, "lrrrrrrrl", rows)
 
 
-def scores_table(scores: Scores) -> RichTable:
+def scores_table(scores: Scores) -> Table:
     """The scores of every unit for the terminal, whatever their name; `gains_table` shows more of gains."""
     rows = [(unit.name, "" if unit.value is None else significant(unit.value)) for unit in scores.units]
     title = f"{scores.score} of {scores.origin.model.name}"
-    return terminal_table(table(title, ("unit", scores.score), "lr", rows))
+    return table(title, ("unit", scores.score), "lr", rows)
 
 
-def layers_table(records: RunDirectory) -> Table:
-    """Everything about every layer, one row each."""
-    profile = records.profile
+def layers_table(scores: Scores, allocations: Iterable[Allocation] = ()) -> Table:
+    """Everything about every unit, one row each, with the amounts of allocations of these units."""
+    profile = gain_profile(scores)
     columns = ["unit", "parameters", "|g|²", "trace of C", "τ", "ζ² from", "ζ² to", "width", "|d|/|θ|", "products"]
     rows = [
         [
@@ -56,16 +57,18 @@ def layers_table(records: RunDirectory) -> Table:
             percent(profile.chosen.step[k]),
             count(gain.products),
         ]
-        for k, (unit, gain) in enumerate(measured(records.gains))
+        for k, (unit, gain) in enumerate(measured(scores))
     ]
-    for allocation in records.allocations:
+    for allocation in allocations:
+        if tuple(allocation.amounts) != profile.names:
+            continue
         if allocation.target == "sparsity":
             columns.append(f"pruned, {100 * overall_sparsity(allocation):.0f}%")
             shown = [f"{100 * share:.1f}%" for share in allocation.shares]
         else:
             columns.append(allocation.target)
             shown = [count(unit.amount) for unit in allocation.units]
-        rows = [[*row, amount] for row, amount in zip(rows, shown, strict=True)]
+        rows = [[*row, cell] for row, cell in zip(rows, shown, strict=True)]
     caption = (
         "Every unit at the chosen damping. ζ² in nats; width relative to the upper end; |d|/|θ| the "
         "step's length against the unit's parameters."
@@ -108,9 +111,9 @@ def budget_table(allocations: tuple[Allocation, ...]) -> Table:
         (
             allocation_name(allocation),
             allocation.budget.unit,
-            _amount(allocation.budget.requested),
-            _amount(allocation.budget.planned),
-            _amount(allocation.budget.realised),
+            amount(allocation.budget.requested),
+            amount(allocation.budget.planned),
+            amount(allocation.budget.realised),
             significant(allocation.dual),
             allocation.status,
         )
@@ -121,8 +124,9 @@ def budget_table(allocations: tuple[Allocation, ...]) -> Table:
     return table(caption, columns, "llrrrrl", rows)
 
 
-def cost_table(cost: Cost, profile: Profile) -> Table:
+def cost_table(scores: Scores) -> Table:
     """What scoring cost, in units that carry over to another machine."""
+    cost, profile = scores.origin.cost, gain_profile(scores)
     rows = [
         ("Block curvature products, all layers", count(cost.products)),
         ("Products per layer, mean", significant(cost.products / len(profile.names), 3)),
@@ -148,7 +152,3 @@ def allocation_name(allocation: Allocation) -> str:
     if allocation.target == "sparsity":
         return f"sparsity {100 * overall_sparsity(allocation):.0f}%"
     return {"rank": "LoRA ranks", "experts": "extra experts"}.get(allocation.target, allocation.target)
-
-
-def _amount(value: Real | None) -> str:
-    return count(value) if value is not None and float(value).is_integer() else significant(value, 5)

@@ -42,6 +42,11 @@ def count(value: Real | None) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{round(value):,}".replace("-", MINUS)
 
 
+def amount(value: Real | None) -> str:
+    """A number that is mostly whole, with separators; otherwise five significant digits."""
+    return count(value) if value is not None and float(value).is_integer() else significant(value, 5)
+
+
 def percent(share: Real | None, digits: int = 2) -> str:
     """A share between 0 and 1 as a percentage of `digits` significant digits."""
     return UNKNOWN if share is None or not math.isfinite(share) else significant(100 * share, digits) + "%"

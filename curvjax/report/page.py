@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from curvjax.report import style, words
-from curvjax.report.numbers import count, duration, listed, memory, percent, significant
-from curvjax.report.profile import extent
+from curvjax.report.numbers import duration, listed
+from curvjax.report.parts import Picture, Section
 from curvjax.report.run_directory import RunDirectory, read_run
-from curvjax.report.sections import SECTIONS, Picture, Section
+from curvjax.report.sections import sections_of
 from curvjax.report.summary import summary_markdown
 
 
@@ -16,7 +16,7 @@ def write_report(run_dir: str | Path, *, progress: Callable[[int, int], None] = 
     """Write `report.html`, `summary.md` and `figures/*.svg, *.png` into `run_dir` from the records there.
 
     Args:
-      run_dir: folder with `gains.json` and, where those stages were run, `allocation*.json` and `run.json`.
+      run_dir: folder with what the commands left there; `read_run` says which files.
       progress: told `(done, all)` figures after each.
 
     Returns:
@@ -24,7 +24,7 @@ def write_report(run_dir: str | Path, *, progress: Callable[[int, int], None] = 
     """
     folder = Path(run_dir)
     records = read_run(folder)
-    sections = [section(records) for section in SECTIONS]
+    sections = sections_of(records)
     pictures, drawn = pictures_of(sections), {}
     for done, picture in enumerate(pictures, start=1):
         svg, _ = style.save_figure(picture.draw(style.WIDE), folder / "figures", picture.name)
@@ -44,20 +44,14 @@ def pictures_of(sections: Iterable[Section]) -> list[Picture]:
 
 def html_page(records: RunDirectory, sections: Iterable[Section], drawn: Mapping[str, Mapping[str, str]]) -> str:
     """The page as one string; `drawn` holds, by picture, the addresses of its drawings, wide and narrow."""
-    run, scoring, profile = records.run, records.gains.origin.cost, records.profile
-    facts = {
-        f"{words.kind(records)} scored": count(len(profile.names)),
-        "widest interval": percent(extent(profile.chosen.gap)[1]),
-        "cost of all gains, in gradients": significant(scoring.gradient_equivalents, 3),
-        "peak memory": memory(records.origin.cost.peak_memory_bytes),
-    }
+    run = records.run
     total = sum(stage.seconds for stage in run.stages) if run else 0
     took = f" The whole run took {duration(total)}." if total else ""
     return _template().render(
-        title=f"Layer gains of {records.gains.origin.model.name}",
-        subtitle=f"curvjax report · {run.created[:10] if run else 'date not recorded'}",
+        title=records.title,
+        subtitle="curvjax report" + (f" · {run.created[:10]}" if run else ""),
         headline=words.headline(records),
-        facts=facts,
+        facts=words.facts(records),
         missing=f"Not part of this run: {listed(list(records.missing))}." if records.missing else "",
         sections=list(sections),
         drawn=drawn,

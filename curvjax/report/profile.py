@@ -9,6 +9,7 @@ from scipy.stats import rankdata, spearmanr
 
 from curvjax.curvature import LayerGains, Status, UnitGain
 from curvjax.records import Bracket, GainEvidence, Scores, UnitScore
+from curvjax.report.units import Units, arranged
 
 Gains: TypeAlias = Scores | LayerGains | Iterable[UnitGain]
 """What has gains: a record, or what `curvjax.curvature` returns, of any curvature, `UnitGain`s in any order."""
@@ -55,6 +56,11 @@ class Profile(NamedTuple):
     gradient_norm2: Float[np.ndarray, " K"]
     chosen: Brackets
     grid: Brackets
+
+    @property
+    def units(self) -> Units:
+        """Where the units stand in figures."""
+        return arranged(self.index, self.names)
 
     @property
     def labels(self) -> tuple[str, ...]:

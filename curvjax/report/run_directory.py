@@ -1,32 +1,48 @@
 """What a run directory holds, as typed values that are checked against each other: all that a report knows."""
 
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Num
 
-from curvjax.records import Adaptation, Allocation, Origin, Pruning, Run, Scores
-from curvjax.report.profile import Profile, gain_profile
+from curvjax.records import Adaptation, Allocation, Comparison, Descent, Origin, Pruning, Rebuilt, Run, Scores, Value
+from curvjax.report.profile import gain_profile
+
+FILES = ("gains.json", "allocation*.json", "run.json", "descent.json", "compare.json", "rebuilt.json")
+"""What a report draws of a directory."""
+
+Kind = TypeVar("Kind", bound=Value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDirectory:
-    """gains: the scores. allocations: capacities first, then sparsities by rising budget. run: None without one."""
+    """What is there, None and () for what is not.
 
-    gains: Scores
+    gains: the scores. allocations: capacities first, then sparsities by rising budget, but for the one of the descent.
+    """
+
+    gains: Scores | None = None
     allocations: tuple[Allocation, ...] = ()
     run: Run | None = None
-
-    @cached_property
-    def profile(self) -> Profile:
-        """The gains as arrays."""
-        return gain_profile(self.gains)
+    descent: Descent | None = None
+    comparison: Comparison | None = None
+    rebuilt: Rebuilt | None = None
 
     def of(self, *targets: str) -> tuple[Allocation, ...]:
         """The allocations of these targets."""
         return tuple(each for each in self.allocations if each.target in targets)
+
+    @property
+    def rebuilt_from(self) -> Allocation | None:
+        """The allocation of the units that were rebuilt; None where it is not here."""
+        if (made := self.rebuilt) is None:
+            return None
+        every = [*self.allocations, *([self.descent.allocation] if self.descent else [])]
+        units = [unit.name for unit in made.units]
+        return next((each for each in every if each.target == made.target and list(each.amounts) == units), None)
 
     @property
     def adaptation(self) -> Adaptation | None:
@@ -39,13 +55,26 @@ class RunDirectory:
         return self.run.pruning if self.run else None
 
     @property
-    def origin(self) -> Origin:
-        """Of the run, or of the gains alone."""
-        return self.run.origin if self.run else self.gains.origin
+    def origin(self) -> Origin | None:
+        """Of the run, or of the first that is there and knows it."""
+        every = (self.run, self.gains, self.descent, self.comparison, *self.allocations, self.rebuilt)
+        return next((each.origin for each in every if each and each.origin), None)
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.origin.model.name if self.origin else "a model"
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        return f"Layer {'gains' if self.gains else 'budgets'} of {self.model}"
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Stages that this directory holds no record of, in plain words."""
+        """Stages after the gains that this directory holds no record of, in plain words; none without gains."""
+        if self.gains is None:
+            return ()
         stages = {
             "rank allocation": self.of("rank", "experts", "bits"),
             "sparsity allocation": self.of("sparsity"),
@@ -62,6 +91,7 @@ class RunDirectory:
         if allocation.target == "sparsity" and self.pruning:
             near = overall_sparsity(allocation)
             found = [(arm.arm, arm.sparsities) for arm in self.pruning.arms if abs(arm.sparsity - near) < 5e-3]
+        found = [(arm, values) for arm, values in found if len(values) == len(allocation.units)]  # or of other units
         return {arm: np.asarray(values) for arm, values in reversed(found) if arm != "curvature"}
 
 
@@ -69,35 +99,39 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     """Every record of `run_dir`, checked against each other.
 
     Args:
-      run_dir: folder with `gains.json` and, where those stages were run, `allocation*.json` and `run.json`.
+      run_dir: folder with any of `FILES`.
 
     Returns:
-      A `RunDirectory`; a stage that was not run is listed in `missing`.
+      A `RunDirectory`; beside gains, a stage that was not run is listed in `missing`.
 
     Raises:
-      FileNotFoundError: if there is no `gains.json`: without it no layer has a name.
-      ValueError: if a file is no JSON, has another schema, lacks a field, is of another model, or names layers
-        otherwise than `gains.json` does; or if the gains have no brackets.
+      FileNotFoundError: if none of them is there.
+      ValueError: if a file is no JSON, has another schema, lacks a field, is of another model than the first, has
+        another number of values than of units, or names units otherwise than `gains.json` does that has as fine ones;
+        or if the gains have no brackets.
     """
     folder = Path(run_dir)
-    if not (folder / "gains.json").is_file():
-        msg = f"{folder} holds no gains.json; write one with `curvjax score` or `curvjax run`."
+    gains, run = _loaded(folder / "gains.json", Scores), _loaded(folder / "run.json", Run)
+    descent, rebuilt = _loaded(folder / "descent.json", Descent), _loaded(folder / "rebuilt.json", Rebuilt)
+    comparison = _loaded(folder / "compare.json", Comparison)
+    allocations = {path.name: Allocation.load(path) for path in sorted(folder.glob("allocation*.json"))}
+    if not (gains or run or descent or rebuilt or comparison or allocations):
+        msg = f"{folder} holds none of {', '.join(FILES)}; `curvjax run`, `score` and others write them."
         raise FileNotFoundError(msg)
-    gains = Scores.load(folder / "gains.json")
-    gain_profile(gains)  # refuses what no figure can show
-    allocations = []
-    for path in sorted(folder.glob("allocation*.json")):
-        allocation = Allocation.load(path)
-        _require_units(allocation, gains, source=path.name)
-        _require_model(allocation.origin, gains, source=path.name)
-        allocations.append(allocation)
-    run = None
-    if (folder / "run.json").is_file():
-        run = Run.load(folder / "run.json")
-        _require_model(run.origin, gains, source="run.json")
-        _require_lengths(run, gains, source="run.json")
-    allocations.sort(key=lambda each: (each.target == "sparsity", each.budget.requested * (each.target == "sparsity")))
-    return RunDirectory(gains=gains, allocations=tuple(allocations), run=run)
+    whose = {"gains.json": gains, **allocations, "run.json": run, "descent.json": descent, "compare.json": comparison}
+    _require_one_model({file: each.origin for file, each in whose.items() if each}, rebuilt)
+    if gains:
+        gain_profile(gains)  # refuses what no figure can show
+        for file, each in allocations.items():
+            if each.granularity == gains.granularity:
+                _require_units(each, gains, source=file)
+    own = [each for each in allocations.values() if descent is None or each != descent.allocation]
+    own.sort(key=lambda each: (each.target == "sparsity", each.budget.requested * (each.target == "sparsity")))
+    records = RunDirectory(
+        gains=gains, allocations=tuple(own), run=run, descent=descent, comparison=comparison, rebuilt=rebuilt
+    )
+    _require_whole(records)
+    return records
 
 
 def overall_sparsity(allocation: Allocation) -> float:
@@ -118,19 +152,54 @@ def _require_units(allocation: Allocation, gains: Scores, *, source: str) -> Non
         raise ValueError(msg)
 
 
-def _require_model(origin: Origin, gains: Scores, *, source: str) -> None:
-    found, expected = origin.model.sha256, gains.origin.model.sha256
-    if found != expected:
-        msg = f"{source} is about weights {found}, gains.json about {expected}: they are not one run."
-        raise ValueError(msg)
+def _loaded(path: Path, kind: type[Kind]) -> Kind | None:
+    return kind.load(path) if path.is_file() else None
 
 
-def _require_lengths(run: Run, gains: Scores, *, source: str) -> None:
-    for stage, arm, what, values in (
-        *(("adaptation", arm.arm, "ranks", arm.ranks) for arm in (run.adaptation.arms if run.adaptation else ())),
-        *(("pruning", arm.arm, "sparsities", arm.sparsities) for arm in (run.pruning.arms if run.pruning else ())),
-    ):
-        if len(values) != len(gains.units):
-            units = f"gains.json has {len(gains.units)} units"
-            msg = f"{source}: {stage} arm {arm!r} has {len(values)} {what}, but {units}."
+def _require_one_model(origins: Mapping[str, Origin], rebuilt: Rebuilt | None) -> None:
+    known = {source: origin.model.sha256 for source, origin in origins.items()}
+    if rebuilt and rebuilt.origin:
+        known["rebuilt.json"] = rebuilt.origin.model.sha256
+    first = next(iter(known), "")
+    for source, found in known.items():
+        if found != known[first]:
+            msg = f"{source} is about weights {found}, {first} about {known[first]}: they are not one run."
             raise ValueError(msg)
+
+
+def _require_whole(records: RunDirectory) -> None:
+    """Refuse values that are not one for each unit, a descent without the step that it kept, ragged correlations."""
+    for what, values, of, where, units in _by_unit(records):
+        if len(values) != len(units):
+            msg = f"{what} has {len(values)} {of}, but {where} has {len(units)} units."
+            raise ValueError(msg)
+    if (descent := records.descent) and not 0 <= descent.best < len(descent.iterates):
+        msg = f"descent.json keeps step {descent.best}, but has {len(descent.iterates)} steps; descend again."
+        raise ValueError(msg)
+    for each in (records.comparison.of_scores, records.comparison.of_amounts) if records.comparison else ():
+        if {len(each.matrix), *map(len, each.matrix)} != {len(each.names)}:
+            msg = f"compare.json: rank correlations of {list(each.names)} are no square of {len(each.names)} rows."
+            raise ValueError(msg)
+
+
+def _by_unit(records: RunDirectory) -> Iterator[tuple[str, Sized, str, str, Sized]]:
+    """Values of which there is one a unit.
+
+    Yields:
+      Whose they are, the values, what they are, and where the units stand.
+    """
+    if gains := records.gains:
+        for arm in records.adaptation.arms if records.adaptation else ():
+            yield f"run.json: adaptation arm {arm.arm!r}", arm.ranks, "ranks", "gains.json", gains.units
+        for arm in records.pruning.arms if records.pruning else ():
+            yield f"run.json: pruning arm {arm.arm!r}", arm.sparsities, "sparsities", "gains.json", gains.units
+    if descent := records.descent:
+        yield "descent.json", descent.units, "names", "its allocation", descent.allocation.units
+        for step, look in enumerate(descent.iterates):
+            yield f"descent.json: step {step}", look.amounts, "amounts", "it", descent.units
+            if look.prices is not None:
+                yield f"descent.json: step {step}", look.prices, "prices", "it", descent.units
+    if comparison := records.comparison:
+        for method in comparison.methods:
+            if method.amounts is not None:
+                yield f"compare.json: method {method.name!r}", method.amounts, "amounts", "it", comparison.units

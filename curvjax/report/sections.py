@@ -1,65 +1,31 @@
 """What the page says: one function a section, `RunDirectory -> Section`, gathered in `SECTIONS`."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
 from curvjax.records import Allocation, Pair, plain
 from curvjax.report import gain_tables, outcome_tables, words
 from curvjax.report.allocation_figures import amounts_figure
+from curvjax.report.comparison import comparison_section
+from curvjax.report.descent import descent_section
 from curvjax.report.gain_figures import damping_figure, gains_figure, gradient_figure, share_figure, step_figure
 from curvjax.report.numbers import Real, fixed, listed, memory, percent
 from curvjax.report.outcome_figures import adaptation_figure, paired_figure, pruning_figure
-from curvjax.report.profile import extent, leading
+from curvjax.report.parts import Bullets, Heading, Part, Picture, Section
+from curvjax.report.profile import extent, gain_profile, leading
+from curvjax.report.rebuilt import rebuilt_section
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.settings import Measurement
-from curvjax.report.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Heading(NamedTuple):
-    """A heading within a section."""
-
-    text: str
-    kind = "heading"
-
-
-class Bullets(NamedTuple):
-    """An unordered list."""
-
-    texts: tuple[str, ...]
-    kind = "bullets"
-
-
-class Picture(NamedTuple):
-    """name: file name without suffix. alt: what it shows, for those who cannot see it. caption: how to read it.
-
-    draw: `width in inches -> Figure`.
-    """
-
-    name: str
-    alt: str
-    caption: str
-    draw: "Callable[[Real], Figure]"
-    kind = "picture"
-
-
-Part: TypeAlias = str | Heading | Bullets | Picture | Table
-"""What a section is made of; text is a paragraph."""
-
-
-class Section(NamedTuple):
-    """name: the anchor. title: heading. parts: from top to bottom."""
-
-    name: str
-    title: str
-    parts: Sequence[Part]
-
-
-def gains(records: RunDirectory) -> Section:
+def gains(records: RunDirectory) -> Section | None:
     """The certified intervals."""
-    profile, measurement = records.profile, Measurement.of(records.gains.origin.settings)
+    if (scores := records.gains) is None:
+        return None
+    profile, measurement = gain_profile(scores), Measurement.of(scores.origin.settings)
     top = listed([profile.labels[k] for k in leading(profile.chosen.middle, 3)])
     explanation = (
         "The gain of a layer is ζ² = gᵀ(C + τI)⁻¹g: twice the drop in loss, in nats, that a damped "
@@ -75,14 +41,16 @@ def gains(records: RunDirectory) -> Section:
         "Top: lower and upper bound of the gain ζ² of every layer at the chosen damping; the true value "
         "lies between the two ticks. Bottom: width of that interval, relative to its upper end; orange "
         "where the width asked for was not met.",
-        lambda width: gains_figure(records.gains, width=width),
+        lambda width: gains_figure(scores, width=width),
     )
     return Section("gains", "Gains, layer by layer", [explanation, picture])
 
 
-def damping(records: RunDirectory) -> Section:
+def damping(records: RunDirectory) -> Section | None:
     """What the damping does to gains, shares and steps."""
-    profile, measurement = records.profile, Measurement.of(records.gains.origin.settings)
+    if (scores := records.gains) is None:
+        return None
+    profile, measurement = gain_profile(scores), Measurement.of(scores.origin.settings)
     parts: list[Part] = [
         "The damping decides how far a layer may move, and with it which layers look promising. No value of it is the "
         "right one. " + words.order_words(profile)
@@ -96,7 +64,7 @@ def damping(records: RunDirectory) -> Section:
             "chosen policy and those whose rank changes most, with their brackets shaded; black dots mark "
             "the damping that the policy chose. Right: agreement of the layers' order with two others; "
             "hollow where some bracket is wider than asked for.",
-            lambda width: damping_figure(records.gains, width=width),
+            lambda width: damping_figure(scores, width=width),
         )
         shares = Picture(
             "shares",
@@ -105,7 +73,7 @@ def damping(records: RunDirectory) -> Section:
             "Each layer's share of the total gain, as a multiple of an equal share, from the gradient "
             "norm (infinite damping, top) to light damping; the last row is the chosen policy, from which "
             "the allocations are made.",
-            lambda width: share_figure(records.gains, width=width),
+            lambda width: share_figure(scores, width=width),
         )
         steps = Picture(
             "steps",
@@ -114,48 +82,54 @@ def damping(records: RunDirectory) -> Section:
             "Left: length of the step |d| against the layer's parameters |θ|; black dots mark the chosen "
             "policy. The further the step, the less a quadratic model can be believed. Right: the damping "
             "that the policy chose for each layer.",
-            lambda width: step_figure(records.gains, width=width),
+            lambda width: step_figure(scores, width=width),
         )
         parts += [curves, shares, words.step_words(profile, measurement), steps, gain_tables.damping_table(profile)]
     return Section("damping", "What the damping does", parts)
 
 
-def gradient_norm(records: RunDirectory) -> Section:
+def gradient_norm(records: RunDirectory) -> Section | None:
     """How far gains are gradient norms."""
+    if (scores := records.gains) is None:
+        return None
+    profile = gain_profile(scores)
     limit = "As the damping grows, τζ² tends to |g|²: the damping moves the score between curvature and gradient norm."
-    parts: list[Part] = [f"{limit} {words.gradient_words(records.profile)}"]
-    if records.profile.dampings.size > 1:
+    parts: list[Part] = [f"{limit} {words.gradient_words(profile)}"]
+    if profile.dampings.size > 1:
         picture = Picture(
             "gradient",
             "Left: scatter of gain against squared gradient norm, one dot per layer, rank correlation "
-            f"{fixed(records.profile.correlation)}. Right: the ratio of damping times gain to squared gradient norm "
+            f"{fixed(profile.correlation)}. Right: the ratio of damping times gain to squared gradient norm "
             "rises to 1 as damping grows.",
             "Left: gain at the chosen damping beside the squared gradient norm, one dot per layer (the "
             "bar is its bracket). Right: τζ² against |g|²; where the ratio is near 1, the gain is the "
             "gradient norm under another name.",
-            lambda width: gradient_figure(records.gains, width=width),
+            lambda width: gradient_figure(scores, width=width),
         )
         parts.append(picture)
     return Section("gradient-norm", "Beside the gradient norm", parts)
 
 
-def allocation(records: RunDirectory) -> Section:
+def allocation(records: RunDirectory) -> Section | None:
     """Ranks and sparsities of every layer, budgets and programs."""
     parts: list[Part] = []
     for target in dict.fromkeys(each.target for each in records.allocations):
         of_target = records.of(target)
         plural = {"rank": "Ranks", "sparsity": "Sparsities"}.get(target, target.capitalize())
-        parts += [Heading(plural), words.dual_words(of_target), _amounts_picture(records, target, of_target)]
+        parts += [Heading(plural), *([told] if (told := words.dual_words(of_target)) else [])]
+        parts.append(_amounts_picture(records, target, of_target))
     if records.allocations:
         parts += [Heading("Budgets"), gain_tables.budget_table(records.allocations)]
         parts.append(outcome_tables.program_table(records.allocations))
-    else:
+    elif records.gains and not records.descent:
         parts.append("No allocation was made in this run; `curvjax allocate` makes one from these gains.")
-    return Section("allocation", "What was allocated", parts)
+    return Section("allocation", "What was allocated", parts) if parts else None
 
 
-def outcomes(records: RunDirectory) -> Section:
+def outcomes(records: RunDirectory) -> Section | None:
     """Fine-tunes and pruned models beside their controls."""
+    if not (records.gains or records.run):
+        return None
     parts: list[Part] = [Heading("Low-rank fine-tuning")]
     if adaptation := records.adaptation:
         told = "Outcome of fine-tuning, every arm and seed"
@@ -175,75 +149,87 @@ def outcomes(records: RunDirectory) -> Section:
     return Section("outcomes", "What came of it", parts)
 
 
-def cost(records: RunDirectory) -> Section:
+def cost(records: RunDirectory) -> Section | None:
     """Products, gradients, seconds and memory."""
-    parts: list[Part] = [gain_tables.cost_table(records.gains.origin.cost, records.profile)]
+    parts: list[Part] = [gain_tables.cost_table(records.gains)] if records.gains else []
     if records.run and records.run.stages:
         peak = memory(records.run.origin.cost.peak_memory_bytes)
         parts += [gain_tables.stage_table(records.run), f"Peak memory of the whole run: {peak}."]
-    return Section("cost", "What it cost", parts)
+    return Section("cost", "What it cost", parts) if parts else None
 
 
-def limits(records: RunDirectory) -> Section:
+def limits(records: RunDirectory) -> Section | None:
     """What may not be concluded."""
-    return Section("limits", "What these numbers do and do not show", [Bullets(tuple(words.limits(records)))])
+    told = tuple(words.limits(records))
+    return Section("limits", "What these numbers do and do not show", [Bullets(told)]) if told else None
 
 
-def settings(records: RunDirectory) -> Section:
+def settings(records: RunDirectory) -> Section | None:
     """All that is needed to do it again."""
-    scores = records.gains
+    if (origin := records.origin) is None:
+        return None
+    scores, found, made = records.gains, records.comparison, records.rebuilt
     tables = {
-        "Model.": plain(scores.origin.model),
-        "Calibration data.": plain(scores.origin.text) if scores.origin.text else {},
-        "Settings of the scores.": {"score": scores.score, "granularity": scores.granularity} | scores.origin.settings,
+        "Model.": plain(origin.model),
+        "Calibration data.": plain(origin.text) if origin.text else {},
+        "Settings of the scores.": {"score": scores.score, "granularity": scores.granularity} | scores.origin.settings
+        if scores
+        else {},
+        "Settings of the descent.": records.descent.settings if records.descent else {},
+        "Settings of the comparison.": {"program": found.program} | found.origin.settings if found else {},
+        "Settings of the rebuild.": {"method": made.method} | made.settings if made else {},
         "Settings of the run.": records.run.settings if records.run else {},
-        "Library versions.": records.origin.versions,
-        "Machine.": records.origin.machine,
+        "Library versions.": origin.versions,
+        "Machine.": origin.machine,
     }
     parts = [outcome_tables.settings_table(caption, chosen) for caption, chosen in tables.items() if chosen]
     return Section("settings", "Settings, data and versions", parts)
 
 
-def layers(records: RunDirectory) -> Section:
+def layers(records: RunDirectory) -> Section | None:
     """All numbers of every unit."""
-    return Section("layers", "Every layer", [gain_tables.layers_table(records)])
+    return (
+        Section("layers", "Every layer", [gain_tables.layers_table(records.gains, records.allocations)])
+        if records.gains
+        else None
+    )
 
 
-SECTIONS: tuple[Callable[[RunDirectory], Section], ...] = (
+SECTIONS: tuple[Callable[[RunDirectory], Section | None], ...] = (
     gains,
     damping,
     gradient_norm,
     allocation,
+    descent_section,
+    comparison_section,
+    rebuilt_section,
     outcomes,
     cost,
     limits,
     settings,
     layers,
 )
-"""The page from top to bottom; a new section is a function and its name here."""
+"""The page from top to bottom; a new section is a function, which gives None where nothing is there, and its name."""
+
+
+def sections_of(records: RunDirectory) -> list[Section]:
+    """What the page says of a directory."""
+    return [found for section in SECTIONS if (found := section(records))]
 
 
 def _amounts_picture(records: RunDirectory, target: str, allocations: Sequence[Allocation]) -> Picture:
     controls = [records.controls(each) for each in allocations]
-    if target == "sparsity":
-        name = "sparsities"
-        alt = (
-            "Bar charts of the share of weights removed from each layer, one per overall sparsity, "
-            "with uniform and permuted sparsities for comparison."
-        )
-        caption = (
-            "Share of weights removed from every layer: by gain (bars), equal everywhere, and the gains permuted among "
-            "layers."
-        )
-    else:
-        name, what = {"rank": ("ranks", "Rank")}.get(target, (target, target.capitalize()))
-        alt = f"Bar chart of the {what.lower()} given to each layer, with uniform and permuted ones for comparison."
-        caption = f"{what} of every layer: allocated by gain (bars), and its continuous optimum."
-        if target == "rank":
-            caption = (
-                "Rank of every layer's adapters: allocated by gain (bars), equal everywhere, and the gains permuted "
-                "among layers. How many parameters each arm trains is in the table of outcomes."
-            )
+    name = {"rank": "ranks", "sparsity": "sparsities"}.get(target, target)
+    what = "Share of weights removed" if target == "sparsity" else target.capitalize()
+    arms = list(dict.fromkeys(arm for own in controls for arm in own))
+    beside = f", with {listed(arms)} arms for comparison" if arms else ""
+    alt = f"Bar chart, one for each allocation: {what[0].lower()}{what[1:]} of every unit{beside}."
+    known = {"uniform": "equal everywhere", "permuted": "the gains permuted among layers"}
+    drawn = ["allocated (bars)", *(known.get(arm, arm) for arm in arms)]
+    drawn += [] if target == "sparsity" else ["its continuous optimum"]
+    caption = f"{what} of every unit: {listed(drawn)}."
+    if target == "rank" and arms:
+        caption += " How many parameters each arm trains is in the table of outcomes."
     return Picture(name, alt, caption, lambda width: amounts_figure(allocations, controls=controls, width=width))
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import ArrayLike, Float
 
 from curvjax.report.numbers import Real
+from curvjax.report.units import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ Settings = ParamSpec("Settings")
 WIDE, STACKED, NARROW = 7.6, 5.5, 4.2  # inches: a page's column, below which panels are stacked, a phone's
 
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = "#0072B2", "#D55E00", "#007A5A", "#A8528A", "#B07800", "#3A9BD0"
-INK, MUTED, PALE = "#222222", "#6B6B6B", "#C9C9C9"
+INK, MUTED, PALE, WASH = "#222222", "#6B6B6B", "#C9C9C9", "#8DBBDB"
 DASHES = (0, (4, 3))
 HIGHLIGHTS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)  # Okabe and Ito (2008), darkened where thin lines need it
 
@@ -98,20 +99,66 @@ def rows(width: Real, heights: Sequence[Real]) -> "tuple[Figure, list[Axes]]":
     return figure, list(figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False).ravel())
 
 
+def tiles(width: Real, counts: Sequence[int], heights: Sequence[Real]) -> "tuple[Figure, list[Axes]]":
+    """A figure of rows of so many panels, of these heights in inches; one below the other at a phone's `width`."""
+    from matplotlib.figure import Figure
+
+    rows = list(zip(counts, heights, strict=True))
+    if width < STACKED:
+        rows = [(1, height) for many, height in rows for _ in range(many)]
+    figure = Figure(figsize=(width, sum(height for _, height in rows)), layout="constrained")
+    across = int(np.lcm.reduce([many for many, _ in rows]))
+    grid = figure.add_gridspec(len(rows), across, height_ratios=[height for _, height in rows])
+    spans = [(row, across // many, column) for row, (many, _) in enumerate(rows) for column in range(many)]
+    return figure, [figure.add_subplot(grid[row, k * span : (k + 1) * span]) for row, span, k in spans]
+
+
 def arm_style(arm: str) -> tuple[str, str]:
     """Colour and marker of an arm, the same in every figure."""
     return _ARMS.get(arm, _OTHER_ARM)
 
 
-def layer_axis(axes: "Axes", index: Int[np.ndarray, " K"]) -> None:
-    """A horizontal axis of units in the layers `index`: ticks at round layer numbers that exist, at any granularity."""
-    numbers = np.unique(index)
+def unit_axis(axes: "Axes", units: Units) -> None:
+    """A horizontal axis of units: round layer numbers that exist; or the names of kinds, a line between each two."""
+    axes.set_xlim(-0.8, units.width - 0.2)
+    axes.grid(visible=False, axis="x")
+    numbers = units.layers
+    if units.kinds:
+        starts = units.block * np.arange(len(units.kinds))
+        upright = sum(map(len, units.kinds)) < 12 * axes.bbox.width / axes.figure.dpi
+        axes.set_xticks(starts + (numbers.size - 1) / 2, units.kinds, rotation=0 if upright else 90)
+        axes.set_xlabel(f"projection; within each, layers {numbers[0]} to {numbers[-1]}")
+        axes.tick_params(axis="x", length=0)
+        for start in starts[1:]:
+            axes.axvline(start - (units.block - numbers.size + 1) / 2, color=PALE, linewidth=0.6, zorder=0)
+        return
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 10**6) if numbers.size / step <= 16)
     shown = [number for number in numbers if number % step == 0]
-    axes.set_xticks([int(np.argmax(index == number)) for number in shown], [str(n) for n in shown])
-    axes.set_xlim(-0.8, len(index) - 0.2)
-    axes.set_xlabel("layer" if numbers.size == len(index) else "unit, numbered by layer")
-    axes.grid(visible=False, axis="x")
+    axes.set_xticks([int(np.argmax(units.index == number)) for number in shown], [str(n) for n in shown])
+    axes.set_xlabel("layer" if numbers.size == units.width else "unit, numbered by layer")
+
+
+def unit_marks(
+    axes: "Axes", units: Units, values: Float[ArrayLike, " K"], *, label: str, colour: str, mark: str
+) -> None:
+    """A hollow mark at each value, or a level line where all are about equal."""
+    values = np.asarray(values, np.float64)
+    level = np.ptp(values) <= 1e-3 * np.max(values)  # equal shares differ by one weight when counted
+    size = 3.4 if units.width <= 80 else 1.8
+    axes.plot(
+        np.arange(units.width), units.spread(values), color=colour, marker="" if level else mark, markersize=size,
+        markerfacecolor="white", linewidth=1.3 if level else 0, label=label,
+    )  # fmt: skip
+
+
+def unit_moves(
+    axes: "Axes", units: Units, values: Float[ArrayLike, "2 K"], *, labels: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Two values of every unit, each a dot, and a line between the two."""
+    axes.vlines(units.place, *np.asarray(values), color=PALE, linewidth=1)
+    for row, label, colour in zip(np.asarray(values), labels, colours, strict=True):
+        axes.plot(units.place, row, "o", color=colour, markersize=4 if units.width <= 80 else 2, label=label)
+    unit_axis(axes, units)
 
 
 def rank_axis(axes: "Axes", count: int) -> None:
@@ -128,20 +175,15 @@ def damping_axis(axes: "Axes") -> None:
 
 
 def heat_map(
-    axes: "Axes",
-    values: Float[np.ndarray, "M K"],
-    norm: "Normalize",
-    *,
-    rows: Sequence[str],
-    index: Int[np.ndarray, " K"],
+    axes: "Axes", values: Float[np.ndarray, "M K"], norm: "Normalize", *, rows: Sequence[str], units: Units
 ) -> "QuadMesh":
-    """Cells of `values`, the first of the named rows on top, over units in the layers `index`."""
-    seam = 0.4 if values.shape[1] <= 80 else 0.0
-    mesh = axes.pcolormesh(values, cmap="PuOr_r", norm=norm, edgecolors="white", linewidth=seam)
-    layer_axis(axes, index)
-    axes.set_xticks(axes.get_xticks() + 0.5, [text.get_text() for text in axes.get_xticklabels()])
-    axes.set_xlim(0, values.shape[1])
-    axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))
+    """Cells of `values`, the first of the named rows on top, over units."""
+    seam = 0.4 if units.width <= 80 else 0.0
+    edges = np.arange(units.width + 1) - 0.5, np.arange(len(rows) + 1) - 0.5
+    mesh = axes.pcolormesh(*edges, units.spread(values), cmap="PuOr_r", norm=norm, edgecolors="white", linewidth=seam)
+    unit_axis(axes, units)
+    axes.set_xlim(-0.5, units.width - 0.5)
+    axes.set_yticks(np.arange(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.grid(visible=False)
     for side in axes.spines.values():

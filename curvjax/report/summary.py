@@ -1,23 +1,24 @@
 """The run in Markdown: the sentences and tables of the page that fit a README."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from curvjax.report import words
 from curvjax.report.numbers import listed
+from curvjax.report.parts import Picture, Section
 from curvjax.report.run_directory import RunDirectory
-from curvjax.report.sections import Section
 from curvjax.report.tables import Table, markdown_table
 
-_SECTIONS = ("outcomes", "allocation", "cost")
+_SECTIONS = ("outcomes", "descent", "comparison", "rebuilt", "allocation", "cost")
 
 
-def summary_markdown(records: RunDirectory, sections: Iterable[Section]) -> str:
+def summary_markdown(records: RunDirectory, sections: Sequence[Section]) -> str:
     """Headline, tables of outcomes, allocations and cost, limits, and the figure of the gains by its relative path."""
-    parts = [f"# Layer gains of {records.gains.origin.model.name}"]
+    parts = [f"# {records.title}"]
     parts += [sentence.replace("|", r"\|") for sentence in words.headline(records)]
     if records.missing:
         parts.append(f"Not part of this run: {listed(list(records.missing))}.")
-    parts.append("![Gain of every layer with its bounds](figures/gains.svg)")
+    first = next((part for section in sections for part in section.parts if isinstance(part, Picture)), None)
+    parts += [f"![{first.caption}](figures/{first.name}.svg)"] if first else []
     told = sorted((each for each in sections if each.name in _SECTIONS), key=lambda each: _SECTIONS.index(each.name))
     parts += [markdown_table(part) for section in told for part in section.parts if isinstance(part, Table)]
     parts.append("## What these numbers do and do not show")

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from rich.table import Table as RichTable
 
+from curvjax.report.numbers import UNKNOWN
+from curvjax.report.units import Units
+
 
 class Table(NamedTuple):
     """caption: one sentence. columns: headings with units. align: one of l, r per column. rows: shown text.
@@ -18,6 +21,15 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     long: bool = False
     kind = "table"
+
+    def __rich__(self) -> RichTable:
+        """How rich's console prints it."""
+        shown = RichTable(title=self.caption, title_justify="left", title_style="", header_style="bold", box=None)
+        for heading, side in zip(self.columns, self.align, strict=True):
+            shown.add_column(heading, justify="right" if side == "r" else "left")
+        for row in self.rows:
+            shown.add_row(*row)
+        return shown
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -57,14 +69,11 @@ def markdown_table(content: Table) -> str:
     return f"{_piped(content.caption)}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def terminal_table(content: Table) -> RichTable:
-    """`content` for rich's console."""
-    shown = RichTable(title=content.caption, title_justify="left", title_style="", header_style="bold", box=None)
-    for heading, side in zip(content.columns, content.align, strict=True):
-        shown.add_column(heading, justify="right" if side == "r" else "left")
-    for row in content.rows:
-        shown.add_row(*row)
-    return shown
+def unit_table(caption: str, units: Units, cells: Sequence[str], *, heading: str) -> Table:
+    """A cell for each unit: a row a layer and a column a kind, or a row a unit under one `heading`."""
+    rows = units.grid(cells, absent=UNKNOWN)
+    columns = ("layer", *units.kinds) if units.kinds else ("unit", heading)
+    return table(caption, columns, "l" + "r" * (len(columns) - 1), rows, long=len(rows) > 20)
 
 
 def _piped(text: str) -> str:

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from curvjax.records import Adaptation, Allocation, Pruning, TextOrigin
+from curvjax.records import Adaptation, Allocation, Pruning, Scores, TextOrigin
+from curvjax.report.comparison import comparison_words
+from curvjax.report.descent import descent_words
 from curvjax.report.gain_tables import allocation_name
 from curvjax.report.metrics import METRICS, PairedDifference, paired_differences
-from curvjax.report.numbers import count, duration, fixed, listed, percent, setting, signed, significant
-from curvjax.report.profile import Profile, extent, leading, rank_correlation
+from curvjax.report.numbers import count, duration, fixed, listed, memory, percent, setting, signed, significant
+from curvjax.report.profile import Profile, extent, gain_profile, leading, rank_correlation
+from curvjax.report.rebuilt import rebuilt_words
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.settings import Measurement, Program
 
@@ -39,9 +42,9 @@ def policy_words(measurement: Measurement) -> str:
     return known.get(measurement.policy, f"damping policy {measurement.policy} at {significant(value)}")
 
 
-def kind(records: RunDirectory) -> str:
+def kind(scores: Scores) -> str:
     """What the units are, in the plural."""
-    return "layers" if records.gains.granularity == "layer" else "units"
+    return "layers" if scores.granularity == "layer" else "units"
 
 
 def curvature_words(measurement: Measurement) -> str:
@@ -50,10 +53,34 @@ def curvature_words(measurement: Measurement) -> str:
 
 
 def headline(records: RunDirectory) -> list[str]:
-    """The run in a few sentences: what was scored, how the layers differ, what came of it."""
-    told = [_scored(records), _ordered(records)]
+    """The run in a few sentences: what was scored, how the layers differ, what was done, what came of it."""
+    told = [_scored(records.gains), _ordered(records.gains)] if records.gains else []
+    told += [descent_words(records.descent)] if records.descent else []
+    told += [comparison_words(records.comparison)] if records.comparison else []
+    told += [rebuilt_words(records.rebuilt, records.rebuilt_from)] if records.rebuilt else []
+    told += [_shared_out(records.allocations)] if not told and records.allocations else []
     told += _adapted(records.adaptation) if records.adaptation else []
     return told + (_pruned(records.pruning) if records.pruning else [])
+
+
+def facts(records: RunDirectory) -> dict[str, str]:
+    """The few numbers that stand large under the headline, by what they are."""
+    found: dict[str, str] = {}
+    if scores := records.gains:
+        profile = gain_profile(scores)
+        found[f"{kind(scores)} scored"] = count(len(profile.names))
+        found["widest interval"] = percent(extent(profile.chosen.gap)[1])
+        found["cost of all gains, in gradients"] = significant(scores.origin.cost.gradient_equivalents, 3)
+    if descent := records.descent:
+        kept = descent.iterates[descent.best].selection_nll
+        found["selection loss against the start, nats per token"] = signed(kept - descent.iterates[0].selection_nll, 3)
+    if comparison := records.comparison:
+        found["methods compared"] = count(len(comparison.methods))
+    if rebuilt := records.rebuilt:
+        found["units rebuilt"] = count(len(rebuilt.units))
+    if records.origin:
+        found["peak memory"] = memory(records.origin.cost.peak_memory_bytes)
+    return found
 
 
 def paired_words(entry: PairedDifference) -> str:
@@ -110,6 +137,8 @@ def dual_words(allocations: Sequence[Allocation]) -> str:
     """The dual prices with their meaning; and what dropped out because the budget binds."""
     meanings: dict[str, list[str]] = {}
     for allocation in allocations:
+        if allocation.dual is None:  # rules have no price
+            continue
         meaning = allocation.dual_meaning.rstrip(".") or "its meaning was not recorded"
         meanings.setdefault(meaning, []).append(f"{significant(allocation.dual)} ({allocation_name(allocation)})")
     told = [f"Dual price {listed(prices)}: {meaning}." for meaning, prices in meanings.items()]
@@ -119,9 +148,31 @@ def dual_words(allocations: Sequence[Allocation]) -> str:
 
 def limits(records: RunDirectory) -> list[str]:
     """What the numbers do and do not show, one statement each."""
-    text = records.gains.origin.text
+    told = _limits_of_gains(records.gains) if records.gains else []
+    if records.descent:
+        told.append(
+            "The step of the descent was chosen by its loss on the selection texts, which is therefore too low. Only "
+            "texts that chose nothing can test it."
+        )
+    if records.comparison:
+        told.append(
+            "The comparison shows what methods give, and at what cost; which of them loses least, only rebuilt models "
+            "and texts that chose nothing can show."
+        )
+    if records.rebuilt:
+        told.append("That a rebuilt model has what was planned says nothing of how well it does.")
+    told += [
+        f"One model ({records.model}) and one task or text each; nothing here says what happens with others.",
+        "The texts may have been in the model's pretraining data. Arms of one model are comparable with "
+        "each other; absolute perplexities and accuracies are not to be compared with other models.",
+    ]
+    return told + _power(records)
+
+
+def _limits_of_gains(scores: Scores) -> list[str]:
+    text = scores.origin.text
     sample = f", {count(text.tokens)} tokens of {text.source}" if text else ""
-    told = [
+    return [
         "The certificate is numerical, not statistical: the true ζ² of this model on these calibration "
         "tokens lies in the interval, up to rounding. It says nothing of other texts, another sample or "
         "another seed.",
@@ -133,22 +184,26 @@ def limits(records: RunDirectory) -> list[str]:
         "removing half the weights.",
         "That a layer has a large gain does not by itself mean that it should get more capacity. That "
         "step is a modelling choice of the allocation programs, and only the outcomes test it.",
-        f"One model ({records.gains.origin.model.name}) and one task or text each; nothing here says what "
-        "happens with others.",
-        "The texts may have been in the model's pretraining data. Arms of one model are comparable with "
-        "each other; absolute perplexities and accuracies are not to be compared with other models.",
     ]
-    return told + _power(records)
 
 
-def _scored(records: RunDirectory) -> str:
-    profile, origin = records.profile, records.gains.origin
+def _shared_out(allocations: Sequence[Allocation]) -> str:
+    told = [
+        f"{count(each.spent)} {each.budget.unit} over {count(len(each.units))} units of {each.origin.model.name} "
+        f"({allocation_name(each)}, by {each.rule} of {each.score or 'no score'})"
+        for each in allocations
+    ]
+    return f"Shared out: {listed(told)}."
+
+
+def _scored(scores: Scores) -> str:
+    profile, origin = gain_profile(scores), scores.origin
     unmet = [profile.titles[k] for k in np.flatnonzero(~profile.chosen.converged)]
     bracketed, asked = int(np.isfinite(profile.chosen.gap).sum()), Measurement.of(origin.settings).rtol
     which = f"all {bracketed}" if bracketed == len(profile.names) else f"{bracketed} of {len(profile.names)}"
     sample = f" on {count(origin.text.tokens)} tokens" if origin.text else ""
     words = (
-        f"The gains of {which} {kind(records)} of {origin.model.name} were bracketed{sample}: the widest interval is "
+        f"The gains of {which} {kind(scores)} of {origin.model.name} were bracketed{sample}: the widest interval is "
         f"{percent(extent(profile.chosen.gap)[1])} of its upper end"
         f"{'' if asked is None else f' ({setting(asked)} was asked for)'}. This took {duration(origin.cost.seconds)}, "
         f"as long as {significant(origin.cost.gradient_equivalents)} gradients of the whole model on the same batch."
@@ -171,8 +226,8 @@ def _read(text: TextOrigin) -> str:
     return words
 
 
-def _ordered(records: RunDirectory) -> str:
-    profile, units = records.profile, kind(records)
+def _ordered(scores: Scores) -> str:
+    profile, units = gain_profile(scores), kind(scores)
     middle = profile.chosen.middle
     top = listed([profile.labels[k] for k in leading(middle, 3)])
     least, most = extent(middle)

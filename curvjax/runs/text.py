@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from curvjax.data import Batch, Document, documents_hash, read_documents, sample
+from curvjax.data import Batch, Document, documents_hash, read_documents, sample, split_documents
 from curvjax.data import packed as packed_rows
 from curvjax.models import Loaded
 from curvjax.records import TextOrigin
@@ -111,6 +111,35 @@ def packed(documents: Sequence[Document], loaded: Loaded, settings: TextSettings
         cut=tuple(found.cut),
     )
     return Text(found.batch, origin, tuple(documents))
+
+
+class JudgedTexts(NamedTuple):
+    """Texts that share no document: for calibration, to select by, and to test on, by name."""
+
+    calibration: Text
+    selection: Text
+    tests: dict[str, Text]
+
+
+def judged_texts(
+    loaded: Loaded, data: str, others: Sequence[str], settings: TextSettings, test_tokens: int
+) -> JudgedTexts:
+    """A text split by document, 40% for calibration, 20% to select by and 40% to test on, and others to test on.
+
+    Calibration and selection have at least 2048 tokens.
+
+    Raises:
+      ValueError: if a part fills too few rows.
+    """
+    parts = split_documents(read_documents(data), seed=settings.text_seed, shares=(0.4, 0.2, 0.4))
+    much = replace(settings, tokens=max(settings.tokens, 2048))
+    tested = replace(settings, tokens=test_tokens)
+    tests = {data: parts.test} | {other: read_documents(other) for other in others}
+    return JudgedTexts(
+        packed(parts.calibration, loaded, much, source=data),
+        packed(parts.selection, loaded, much, source=data),
+        {name: packed(documents, loaded, tested, source=name) for name, documents in tests.items()},
+    )
 
 
 def with_validation(text: Text, loaded: Loaded, settings: TextSettings) -> tuple[Text, Text]:

@@ -278,12 +278,12 @@ def outcome():
 
 
 def descent():
-    first = Iterate(shares=(0.5, 0.5), selection_nll=2.0, prices=(1.0, 2.0), spread=0.5)
+    first = Iterate(amounts=(0.5, 0.5), selection_nll=2.0, prices=(1.0, 2.0), spread=0.5)
     return Descent(
         method="magnitude",
         settings={"iterations": 1},
         units=("layers.0", "layers.1"),
-        iterates=(first, Iterate(shares=(0.6, 0.4), selection_nll=1.9)),
+        iterates=(first, Iterate(amounts=(0.6, 0.4), selection_nll=1.9)),
         best=1,
         gradient_count=2.0,
         allocation=allocation(*map(unit_amount, range(2))),

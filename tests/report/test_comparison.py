@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from curvjax.records import ComparedUnit, Comparison, Correlations, Method, ModelOrigin, Origin
-from curvjax.report import comparison_figure, comparison_table
+from curvjax.report import comparison_figure, comparison_table, refusals
 from curvjax.report.numbers import UNKNOWN
 
 
@@ -98,7 +98,16 @@ def test_the_table_has_each_method_its_cost_and_its_range_or_why_not(comparison)
     assert ["owl", "program", "1.25", "200", "0.200", "0.500", "0.800"] in lines
     assert ["owl", "erk", "1.25", UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN] in lines
     assert [UNKNOWN, "uniform", UNKNOWN, "200", "0.500", "0.500", "0.500"] in lines
-    assert "owl + erk refused: q must be at least 0" in shown.get()
+
+
+def test_methods_that_refused_for_one_reason_stand_together():
+    comparison = comparison_of([
+        method_of("owl", "erk", None, 1.0, "q must be at least 0"),
+        method_of("gain", "erk", None, 1.0, "q must be at least 0"),
+        method_of(None, "floe", None, 0.0),
+    ])
+    reasons = ["owl + erk and gain + erk refused: q must be at least 0", "floe refused: no reason was recorded"]
+    assert refusals(comparison) == reasons
 
 
 def test_whole_amounts_are_shown_whole():

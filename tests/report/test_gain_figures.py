@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 import curvjax.report as report
 from curvjax.report import style
+from curvjax.report.profile import gain_profile
 from tests.report.values import at_one_damping, gains_of, with_bracket, with_evidence
 
 GAIN_FIGURES = [
@@ -51,15 +52,26 @@ def test_a_layer_without_a_bracket_or_a_gradient_is_left_out_quietly(draw, whole
     style.svg_bytes(draw(with_evidence(gains, 5, gradient_norm2=0.0)))
 
 
-def test_projections_are_numbered_by_layer(whole):
+def test_projections_stand_kind_by_kind(whole):
     units = tuple(
         replace(unit, name=f"{unit.name}.mlp.{name}_proj")
         for unit in whole.gains.units
         for name in ("gate", "up", "down")
     )
     axes = report.gains_figure(replace(whole.gains, granularity="module", units=units)).axes[1]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["gate", "up", "down"]
+    assert np.array_equal(axes.get_xticks(), [5.5, 19.5, 33.5])
+    assert axes.get_xlabel() == "projection; within each, layers 0 to 11"
+    bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches}
+    gaps = 100 * gain_profile(whole.gains).chosen.gap
+    assert [bars[14 * kind + layer] for layer in range(12) for kind in range(3)] == pytest.approx(np.repeat(gaps, 3))
+
+
+def test_groups_of_other_names_are_numbered_by_layer(whole):
+    units = tuple(replace(unit, name=f"{name} of {unit.index}") for unit in whole.gains.units for name in ("a", "b"))
+    axes = report.gains_figure(replace(whole.gains, granularity="groups", units=units)).axes[1]
     assert [text.get_text() for text in axes.get_xticklabels()] == [str(k) for k in range(12)]
-    assert np.array_equal(axes.get_xticks(), np.arange(0, 36, 3))
+    assert np.array_equal(axes.get_xticks(), np.arange(0, 24, 2))
     assert axes.get_xlabel() == "unit, numbered by layer"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from curvjax.report import RunDirectory, write_report
 from curvjax.report.page import html_page, pictures_of
-from curvjax.report.sections import SECTIONS
+from curvjax.report.sections import sections_of
 from tests.report.values import at_one_damping, gains_of, write
 
 VOID = {"meta", "img", "br", "hr", "link", "source", "input"}
@@ -126,7 +126,7 @@ def test_tables_have_captions_and_row_headings(written):
 
 
 def test_each_picture_is_drawn_from_its_own_stage(whole):
-    drawn = {content.name: content for content in pictures_of(section(whole) for section in SECTIONS)}
+    drawn = {content.name: content for content in pictures_of(sections_of(whole))}
     for name, level in (("ranks", 8), ("sparsities", 50)):
         axes = drawn[name].draw(7.6).axes[0]
         uniform = next(line for line in axes.lines if line.get_label() == "uniform")

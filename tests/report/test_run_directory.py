@@ -21,8 +21,8 @@ def test_a_run_of_gains_alone_names_the_missing_stages(run_dir):
     assert found.missing == ("rank allocation", "sparsity allocation", "low-rank fine-tuning", "pruning")
 
 
-def test_no_gains_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no gains\.json; write one with `curvjax score`"):
+def test_a_directory_without_records_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds none of gains\.json, .*rebuilt\.json; `curvjax run`, `score`"):
         read_run(tmp_path)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from curvjax.report import words
 from curvjax.report.metrics import is_significant, paired_differences
+from curvjax.report.profile import gain_profile
 from curvjax.report.settings import Measurement
 from tests.report.values import pair, run_of, with_bracket, with_stage, with_unit
 
@@ -83,7 +84,7 @@ def test_the_headline_turns_when_the_numbers_turn(whole):
 
 
 def test_dominance_over_gradient_norms_is_never_claimed(whole):
-    told = [*words.headline(whole), *words.limits(whole), words.gradient_words(whole.profile)]
+    told = [*words.headline(whole), *words.limits(whole), words.gradient_words(gain_profile(whole.gains))]
     assert "dominate" not in " ".join(told).lower()
     assert "not settled by this number" in " ".join(told)
 
