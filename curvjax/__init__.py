@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from curvjax.verbs import compare as compare
     from curvjax.verbs import descend as descend
     from curvjax.verbs import evaluate as evaluate
+    from curvjax.verbs import judge as judge
     from curvjax.verbs import load as load
     from curvjax.verbs import read as read
     from curvjax.verbs import rebuild as rebuild
@@ -66,7 +67,20 @@ _HOME = {
         *("Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.verbs": (
-        *("adapt", "allocate", "compare", "descend", "evaluate", "load", "read", "rebuild", "refine", "save", "score"),
+        *(
+            "adapt",
+            "allocate",
+            "compare",
+            "descend",
+            "evaluate",
+            "judge",
+            "load",
+            "read",
+            "rebuild",
+            "refine",
+            "save",
+            "score",
+        ),
         "transfer",
     ),
 }

@@ -1,6 +1,6 @@
 """The front door: what `import curvjax` offers as verbs, over the values of `curvjax.records`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +13,18 @@ from curvjax.runs import adapt as _adapt
 from curvjax.runs import compare as _compare
 from curvjax.runs import descend as _descend
 from curvjax.runs import evaluate as _evaluate
+from curvjax.runs import judge as _judge
 from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
 from curvjax.runs.compare import CompareSettings
 from curvjax.runs.evaluate import EvaluateSettings
+from curvjax.runs.judge import JudgeSettings
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rebuild import Saved, rebuild
 from curvjax.runs.rebuild import save as save_forms
+from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.score import score as _score
 from curvjax.runs.text import Text, TextSettings, changed, read, with_validation
 from curvjax.runs.transfer import transfer
@@ -34,6 +37,7 @@ __all__ = [
     "compare",
     "descend",
     "evaluate",
+    "judge",
     "load",
     "read",
     "rebuild",
@@ -189,6 +193,55 @@ def compare(
     )
 
 
+def judge(
+    model: Loaded,
+    comparison: Comparison,
+    method: Surgery,
+    text: Text,
+    selection: Text,
+    tests: Mapping[str, Text],
+    *,
+    descent: Mapping[str, Any] | None = None,
+    directory: str | Path | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Comparison:
+    """Every method of a comparison by what comes of it: rebuilt, tuned alike on one text, measured on others.
+
+    Args:
+      model: of `load`, dense.
+      comparison: of `compare`.
+      method: that rebuilds: `Wanda()`, `Nearest()`, ...
+      text: calibration rows, for surgeries and prices.
+      selection: rows of other documents, that choose settings.
+      tests: rows of others again, by name.
+      descent: fields of `curvjax.runs.rounds.DescendSettings` for the descent that is judged too.
+      directory: where what was measured is kept, so that a run that was stopped goes on.
+      progress: told (what, done, all).
+      **settings: fields of `curvjax.runs.judge.JudgeSettings`: priced=False leaves the descent out; searches, ...
+
+    Returns:
+      The comparison with `outcomes`: arms by rising selection loss, and paired differences with standard errors.
+
+    Raises:
+      ValueError: if texts share a document, the model is another one, or the method does not take the target.
+
+    Example:
+      >>> import curvjax as cj
+      >>> model = cj.load("glassllm")
+      >>> names = ("squad", "boolq", "coqa")
+      >>> text, other, test = (cj.read(f"demo:{name}", model, tokens=64, length=64) for name in names)
+      >>> found = cj.compare(model, text, cj.Sparsity(0.5), scores=[], rules=["uniform"])
+      >>> judged = cj.judge(model, found, cj.Magnitude(), text, other, {"test": test}, priced=False)
+      >>> [arm.method for arm in judged.outcomes.arms]
+      ['uniform']
+    """
+    chosen, steps = changed(JudgeSettings(), settings), changed(DescendSettings(), descent or {})
+    return _judge.judge(
+        model, comparison, method, text, selection, tests, chosen, steps, directory=directory, progress=progress
+    )
+
+
 def descend(
     model: Loaded,
     text: Text,
@@ -213,7 +266,7 @@ def descend(
       start: amounts to begin with; uniform if None.
       directory: where finished steps are kept, so that a run that was stopped goes on.
       progress: told (what, done, all).
-      **settings: fields of `curvjax.runs.descend.DescendSettings`: granularity, iterations, rate, patience, ...
+      **settings: fields of `curvjax.runs.rounds.DescendSettings`: granularity, iterations, rate, patience, ...
 
     Returns:
       Every step, and the `allocation` of the best; the start's if nothing beat it.
@@ -229,7 +282,7 @@ def descend(
       >>> len(found.iterates), found.allocation.rule
       (2, 'descent')
     """
-    chosen = changed(_descend.DescendSettings(), settings)
+    chosen = changed(DescendSettings(), settings)
     given = {"start": start, "directory": directory, "progress": progress}
     return _descend.descend(model, text, selection, program, method, chosen, **given)
 

@@ -15,7 +15,7 @@ from curvjax.commands.rebuilding import METHOD
 from curvjax.commands.scoring import TARGET, Argument, Flat
 from curvjax.data import read_documents, split_documents
 from curvjax.records import Allocation, Scores, read_json
-from curvjax.report import comparison_figure, comparison_table, descent_figure, refusals, save_figure
+from curvjax.report import arms_table, comparison_figure, comparison_table, descent_figure, refusals, save_figure
 from curvjax.runs.allocate import PROGRAM, allocate
 from curvjax.runs.compare import CompareSettings, compare
 from curvjax.runs.descend import DescendSettings, descend
@@ -26,6 +26,7 @@ from curvjax.runs.progress import bars
 from curvjax.runs.text import TextSettings, judged_texts, packed, read, with_validation
 from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import SURGERIES
+from curvjax.surgery.method import require_target
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,32 @@ class Compare:
         SCORES.require(self.settings.scores)
         PLANS.require(self.settings.plans)
         gains = None if self.gains is None else Scores.load(self.gains)
+        if self.outcome:
+            require_target(surgery, program.target)
         path = self.out / "compare.json"
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
-            text = read(self.data, loaded, self.text)
-            text, validation = with_validation(text, loaded, self.text)
-            common = {"validation": validation, "gains": gains}
             texts = judged_texts(loaded, self.data, self.tests, self.text, self.test_tokens) if self.outcome else None
+            text = read(self.data, loaded, self.text) if texts is None else texts.scored
+            text, validation = with_validation(text, loaded, self.text)
             record = compare(
-                loaded, text, with_costs(program), self.settings, self.measured, **common, path=path, progress=progress
+                loaded,
+                text,
+                with_costs(program),
+                self.settings,
+                self.measured,
+                validation=validation,
+                gains=gains,
+                path=path,
+                progress=progress,
             )
             if texts is not None:
-                where = {"directory": self.out, "progress": progress}
-                record = judge(loaded, record, surgery, *texts, self.judged, **where)
+                parts = texts.calibration, texts.selection, texts.tests
+                record = judge(loaded, record, surgery, *parts, self.judged, directory=self.out, progress=progress)
                 record.save(path)
         Console().print(comparison_table(record))
+        if record.outcomes is not None:
+            Console().print(arms_table(record, record.outcomes))
         for reason in refusals(record):
             print(reason)
         tell(path, *save_figure(comparison_figure(record), self.out, "compare"))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from curvjax.records import Comparison, Correlations, Method
 from curvjax.report import style
+from curvjax.report.arms import arms_parts
 from curvjax.report.numbers import UNKNOWN, Real, count, duration, fixed, listed, significant
 from curvjax.report.parts import Bullets, Part, Picture, Section
 from curvjax.report.run_directory import RunDirectory
@@ -106,9 +107,9 @@ def comparison_words(comparison: Comparison) -> str:
         (low, a, b), (high, c, d) = pairs[0], pairs[-1]
         told += (
             f" Their amounts differ most between {names[a]} and {names[b]} (rank correlation {fixed(low)}) and least "
-            f"between {names[c]} and {names[d]} ({fixed(high)}). Which of them loses least is not settled by this."
+            f"between {names[c]} and {names[d]} ({fixed(high)})."
         )
-    return told
+    return told if comparison.outcomes else f"{told} Which of them loses least is not settled by this."
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -165,7 +166,7 @@ def comparison_section(records: RunDirectory) -> Section | None:
     """One budget by many methods."""
     if (found := records.comparison) is None:
         return None
-    parts: list[Part] = [comparison_words(found)]
+    parts: list[Part] = [comparison_words(found), *arms_parts(found)]
     if any(method.amounts is not None for method in found.methods):
         heat = Picture(
             "comparison",

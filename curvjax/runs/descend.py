@@ -39,6 +39,7 @@ from curvjax.runs.rounds import (
 )
 from curvjax.runs.text import Text
 from curvjax.surgery import Channels, Surgery, Wanda
+from curvjax.surgery.method import require_target
 from curvjax.surgery.prices import Ordered, Stepwise
 from curvjax.surgery.projections import kernel_units, layer_projections
 
@@ -158,9 +159,7 @@ def _rounds(program: Program, method: Surgery) -> Rounds:
     Raises:
       ValueError: if they are not.
     """
-    if program.target not in method.targets:
-        msg = f"{method.name} takes {' or '.join(method.targets)}, not {program.target}: name another method or target."
-        raise ValueError(msg)
+    require_target(method, program.target)
     if isinstance(program, Sparsity) and isinstance(method, Ordered):
         if program.pattern or program.tie != "none" or getattr(method, "pattern", ""):
             msg = f"descents price single weights of single units: leave out pattern and tie; got {program}, {method}."

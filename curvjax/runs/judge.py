@@ -31,6 +31,7 @@ from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import DescendSettings, Memory
 from curvjax.runs.text import Text
 from curvjax.surgery import Surgery, dense_equivalent
+from curvjax.surgery.method import require_target
 from curvjax.surgery.projections import kernel_units
 
 UNIFORM = "uniform"
@@ -42,7 +43,7 @@ OFFSPRING = 16  # of an evolution: a few generations even of a hundred evaluatio
 class JudgeSettings:
     """What is judged beside the methods compared, and in what portions."""
 
-    descent: bool = True
+    priced: bool = True
     """Also the descent by measured prices, where the method has them."""
     searches: tuple[Literal["evopress", "greedy"], ...] = ()
     """Also searches by the selection loss alone."""
@@ -134,15 +135,13 @@ def judge(
     require_plain(loaded.model)
     comparison.origin.require_model(loaded.sha256, source="the comparison")
     require_apart(calibration=text, selection=selection, **dict(tests))
-    if comparison.target not in surgery.targets:
-        msg = f"{surgery.name} takes {' or '.join(surgery.targets)}; the comparison is of {comparison.target}."
-        raise ValueError(msg)
+    require_target(surgery, comparison.target)
     court = _court(loaded, comparison, surgery, text, selection, tests, settings, directory)
     dense = _measured(court, None)  # first: texts that the model cannot read are refused before long work
     extra: list[tuple[str, Callable[[], _Choice]]] = [
         (name, lambda name=name: _searched(court, name)) for name in settings.searches
     ]
-    if settings.descent:
+    if settings.priced:
         extra.append((DESCENT, lambda: _descended(court, descent or DescendSettings(), directory, progress)))
     work = [
         (method.name, lambda method=method: _tuned(court, method, comparison)) for method in _methods(comparison)

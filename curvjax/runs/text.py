@@ -114,8 +114,12 @@ def packed(documents: Sequence[Document], loaded: Loaded, settings: TextSettings
 
 
 class JudgedTexts(NamedTuple):
-    """Texts that share no document: for calibration, to select by, and to test on, by name."""
+    """Texts that share no document, for a comparison by outcome: to calibrate on, to select by, to test on by name.
 
+    scored: what scores look at, of the calibration documents.
+    """
+
+    scored: Text
     calibration: Text
     selection: Text
     tests: dict[str, Text]
@@ -136,6 +140,7 @@ def judged_texts(
     tested = replace(settings, tokens=test_tokens)
     tests = {data: parts.test} | {other: read_documents(other) for other in others}
     return JudgedTexts(
+        packed(parts.calibration, loaded, settings, source=data),
         packed(parts.calibration, loaded, much, source=data),
         packed(parts.selection, loaded, much, source=data),
         {name: packed(documents, loaded, tested, source=name) for name, documents in tests.items()},

@@ -143,6 +143,18 @@ def unit_sizes(model: nnx.Module, names: Mapping[str, Any]) -> Size:
     return Size(*(sum(numbers) for numbers in zip(*found, strict=True))) if found else Size(0, 0, 0)
 
 
+def require_target(method: Surgery, target: str) -> None:
+    """Do nothing if a surgery takes amounts of this target.
+
+    Raises:
+      ValueError: if it does not; the message names those that do.
+    """
+    if target not in method.targets:
+        fitting = ", ".join(name for name, kind in SURGERIES.items() if target in kind.targets) or "none"
+        msg = f"{method.name} takes {' or '.join(method.targets)}, not {target}; methods of {target}: {fitting}."
+        raise ValueError(msg)
+
+
 def require_batch(method: Surgery, batch: Batch | None) -> Batch:
     """The calibration rows.
 

@@ -1,0 +1,155 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from curvjax.allocation import Bits, Sparsity
+from curvjax.data import Document
+from curvjax.evaluation import perplexity
+from curvjax.records import Comparison
+from curvjax.runs import judge as judging
+from curvjax.runs.compare import CompareSettings, compare
+from curvjax.runs.judge import JudgeSettings, judge
+from curvjax.runs.rounds import DescendSettings
+from curvjax.runs.text import TextSettings, packed
+from curvjax.surgery import Magnitude, Nearest, Wanda
+from tests.runs.tiny import texts
+
+MUCH = TextSettings(tokens=32, length=16)
+COMPARED = CompareSettings(scores=("zd", "erk"), rules=("program", "owl", "atp"), plans=("lamp",))
+SETTINGS = JudgeSettings(rows=2, searches=("greedy", "evopress"), evaluations=40, move=0.2)
+STEPS = DescendSettings(iterations=1, rows=2)
+
+
+@pytest.fixture(scope="module")
+def parts(shallow):
+    """Calibration, selection and test rows of documents apart."""
+
+    def rows(name, seed):
+        documents = [Document(f"{name}/{k}", each.text) for k, each in enumerate(texts(8, seed=seed))]
+        return packed(documents, shallow, MUCH, source=name)
+
+    return {"text": rows("some", 1), "selection": rows("other", 2), "tests": {"third": rows("third", 3)}}
+
+
+@pytest.fixture(scope="module")
+def compared(shallow, parts):
+    return compare(shallow, parts["text"], Sparsity(0.5), COMPARED)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("judge")
+
+
+@pytest.fixture(scope="module")
+def judged(shallow, compared, parts, directory):
+    return judge(shallow, compared, Magnitude(), **parts, settings=SETTINGS, descent=STEPS, directory=directory)
+
+
+def arm(judged, name):
+    return next(arm for arm in judged.outcomes.arms if arm.method == name)
+
+
+def test_every_method_uniform_searches_and_the_descent_are_judged(judged):
+    names = {arm.method for arm in judged.outcomes.arms}
+    scored = {f"{score} + {rule}" for score in ("zd", "erk") for rule in ("program", "owl")}
+    assert names == scored | {"uniform", "atp", "lamp", "greedy", "evopress", "descent"}
+    losses = [arm.selection_nll for arm in judged.outcomes.arms]
+    assert losses == sorted(losses)
+    assert not judged.outcomes.refused
+
+
+def test_methods_with_a_setting_try_as_many_values_and_keep_the_best(judged):
+    tuned = [arm for arm in judged.outcomes.arms if arm.tuned]
+    assert {arm.tuned for arm in tuned} == {"kappa", "spread", "part"}
+    assert {len(arm.trials) for arm in tuned} == {5}
+    for each in tuned:
+        best = min(each.trials, key=lambda trial: trial.selection_nll)
+        assert (each.value, each.selection_nll) == (best.value, best.selection_nll)
+    assert arm(judged, "lamp").value is None
+
+
+def test_all_arms_remove_the_same_and_searches_ask_no_more_than_they_may(judged):
+    totals = {sum(arm.amounts.values()) for arm in judged.outcomes.arms}
+    assert max(totals) - min(totals) <= 1  # what a plan rounds
+    uniform = arm(judged, "uniform").selection_nll
+    assert arm(judged, "greedy").selection_nll <= uniform + 1e-6
+    assert arm(judged, "evopress").selection_nll <= uniform + 1e-6
+    assert all(arm.search_gradients > 0 for arm in judged.outcomes.arms)
+
+
+def test_tests_are_of_the_model_that_the_surgery_makes(judged, shallow, parts):
+    each = arm(judged, "erk + program")
+    model = Magnitude()(shallow.model, each.amounts).model
+    found = perplexity(model, parts["tests"]["third"].batch)
+    assert each.test["third"].nll == pytest.approx(found.nll, rel=1e-6)
+    assert judged.outcomes.dense["third"].nll == pytest.approx(
+        perplexity(shallow.model, parts["tests"]["third"].batch).nll, rel=1e-6
+    )
+
+
+def test_differences_are_of_the_same_rows_against_uniform_and_of_the_best_against_all(judged):
+    arms, pairs = judged.outcomes.arms, judged.outcomes.paired
+    others = [each for each in arms if each.method != "uniform"]
+    against = [pair for pair in pairs if pair.against == "uniform"]
+    assert [pair.arm for pair in against] == [each.method for each in others]
+    for pair in against:
+        ours, theirs = arm(judged, pair.arm).test["third"], arm(judged, "uniform").test["third"]
+        assert pair.difference == pytest.approx(ours.nll - theirs.nll, abs=1e-9)
+    if arms[0].method != "uniform":
+        best = [pair.against for pair in pairs if pair.arm == arms[0].method]
+        assert set(best) == {each.method for each in arms} - {arms[0].method}
+
+
+def test_what_was_measured_is_not_measured_again(judged, shallow, compared, parts, directory, monkeypatch, tmp_path):
+    def measured(*_, **__):
+        pytest.fail("measured again")
+
+    monkeypatch.setattr(judging, "perplexity", measured)
+    again = judge(shallow, compared, Magnitude(), **parts, settings=SETTINGS, descent=STEPS, directory=directory)
+    assert again == judged
+    path = again.save(tmp_path / "compare.json")
+    assert Comparison.load(path) == judged
+
+
+def test_bits_are_judged_too_and_a_search_of_them_is_refused_in_the_record(shallow, parts):
+    compared = compare(shallow, parts["text"], Bits(3), CompareSettings(scores=("erk",), rules=("program", "uniform")))
+    settings = dataclasses.replace(SETTINGS, searches=("greedy",))
+    found = judge(shallow, compared, Nearest(group=8), **parts, settings=settings, descent=STEPS).outcomes
+    assert {arm.method for arm in found.arms} == {"erk + program", "uniform", "descent"}
+    assert found.refused == {"greedy": "searches move shares of weights; bits has none."}
+
+
+def test_shared_documents_other_models_and_other_targets_are_refused(shallow, loaded, compared, parts):
+    with pytest.raises(ValueError, match=r"8 documents are in calibration and third"):
+        judge(shallow, compared, Magnitude(), parts["text"], parts["selection"], {"third": parts["text"]})
+    with pytest.raises(ValueError, match="the comparison"):
+        judge(loaded, compared, Magnitude(), **parts)
+    with pytest.raises(ValueError, match="nearest takes bits, not sparsity; methods of sparsity: "):
+        judge(shallow, compared, Nearest(), **parts)
+
+
+@pytest.mark.parametrize("change", [{"evaluations": 0}, {"rows": 0}, {"move": 1.0}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValueError, match="need evaluations and rows of at least 1"):
+        JudgeSettings(**change)
+
+
+def test_samples_of_rows_are_the_same_for_equal_draws(parts):
+    batch = parts["text"].batch
+    half = judging.Sample(0.5, 3)
+    first, second = judging._sampled(batch, half), judging._sampled(batch, half)
+    np.testing.assert_array_equal(first.tokens, second.tokens)
+    assert len(first.tokens) == round(0.5 * len(batch.tokens))
+    assert len(judging._sampled(batch, judging.Sample()).tokens) == len(batch.tokens)
+
+
+def test_wanda_is_judged_on_drafts_and_tested_as_it_rebuilds(shallow, parts):
+    compared = compare(shallow, parts["text"], Sparsity(0.5), CompareSettings(scores=(), rules=("uniform",)))
+    settings = dataclasses.replace(SETTINGS, searches=(), priced=False)
+    found = judge(shallow, compared, Wanda(rows=2), **parts, settings=settings).outcomes
+    model = Wanda(rows=2)(shallow.model, found.arms[0].amounts, parts["text"].batch).model
+    nll = perplexity(model, parts["tests"]["third"].batch).nll
+    assert found.arms[0].test["third"].nll == pytest.approx(nll, rel=1e-6)
+    assert not found.paired
