@@ -81,7 +81,7 @@ class Report:
     """Draw a run directory as one HTML page, figures and a summary."""
 
     directory: Argument[Path]
-    """Directory with gains.json and what `curvjax run` adds."""
+    """Directory with records: gains.json, allocation*.json, run.json, descent.json, compare.json, rebuilt.json."""
 
     def __call__(self) -> None:
         """Run the command."""

@@ -17,7 +17,6 @@ from curvjax.report.units import arranged, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
 _MEASURES = {"sparsity": "share of weights removed"}
@@ -48,14 +47,14 @@ def comparison_figure(comparison: Comparison, *, width: Real = style.WIDE) -> "F
     mean = _mean(comparison)
     least = 1e-3 * max(abs(mean), 1.0)  # either side of the mean, where all amounts equal it
     norm = TwoSlopeNorm(mean, min(float(values.min()), mean - least), max(float(values.max()), mean + least))
-    figure, (axes,) = style.panels(width, 1.0 + 0.24 * len(methods))
+    figure, (axes,) = style.panels(width, _height(len(methods), width))
     mesh = style.heat_map(axes, values, norm, rows=[method.name for method in methods], units=units_of(comparison))
     for row, method in enumerate(methods):
         _beside(axes, row, _cost(method))
         if row and method.score != methods[row - 1].score:
             axes.axhline(row - 0.5, color="white", linewidth=4)
-    _beside(axes, -0.9, "cost in gradients")
-    _bar(figure, mesh, _MEASURES.get(comparison.target, comparison.target), rows=len(methods))
+    _beside(axes, -0.9, "cost in gradients" if width >= style.STACKED else "cost")
+    style.colour_bar(figure, mesh, _MEASURES.get(comparison.target, comparison.target), rows=len(methods))
     return figure
 
 
@@ -79,15 +78,15 @@ def correlation_figure(correlations: Correlations, *, width: Real = style.WIDE) 
     if len(names) < 2:
         msg = f"need two or more to correlate, got {list(names)}."
         raise ValueError(msg)
-    figure, (axes,) = style.panels(width, 0.9 + 0.24 * len(names))
+    figure, (axes,) = style.panels(width, _height(len(names), width))
     rows = [f"{name} ({place})" for place, name in enumerate(names, start=1)]
     mesh = style.heat_map(axes, values, Normalize(-1, 1), rows=rows, units=arranged(range(1, len(names) + 1)))
     axes.set_xlabel("number of the row")
-    if len(names) <= 12:
+    if len(names) <= 12 and width >= style.STACKED:
         for row, column in np.argwhere(np.isfinite(values)):
             shade = "white" if abs(values[row, column]) > 0.7 else style.INK
             axes.annotate(fixed(values[row, column]), (column, row), ha="center", va="center", color=shade, fontsize=7)
-    _bar(figure, mesh, "rank correlation (Spearman)", rows=len(names))
+    style.colour_bar(figure, mesh, "rank correlation (Spearman)", rows=len(names))
     return figure
 
 
@@ -106,10 +105,11 @@ def comparison_words(comparison: Comparison) -> str:
     if len(pairs) > 1:
         (low, a, b), (high, c, d) = pairs[0], pairs[-1]
         told += (
-            f" Their amounts differ most between {names[a]} and {names[b]} (rank correlation {fixed(low)}) and least "
-            f"between {names[c]} and {names[d]} ({fixed(high)})."
+            f" Their amounts differ most between {names[a]} and {names[b]} (rank correlation {fixed(low)} over the "
+            f"units) and least between {names[c]} and {names[d]} ({fixed(high)})."
         )
-    return told if comparison.outcomes else f"{told} Which of them loses least is not settled by this."
+        told += "" if comparison.outcomes else " Which of them loses least is not settled by this."
+    return told
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -180,9 +180,10 @@ def comparison_section(records: RunDirectory) -> Section | None:
     parts.append(comparison_table(found))
     parts += [Bullets(tuple(reasons))] if (reasons := refusals(found)) else []
     if len(found.of_amounts.names) > 1:
-        told = "Rank correlation (Spearman) of the amounts of every two methods"
+        told = f"Rank correlation (Spearman) of the {found.unit} by every two methods"
         alt = f"Heat map: {told[0].lower()}{told[1:]}. {comparison_words(found)}"
         caption = f"{told}; columns have the numbers of rows. Blank where a method gives all units the same."
+        caption += " Large units have large counts by any method." if found.target == "sparsity" else ""
         draw = lambda width: correlation_figure(found.of_amounts, width=width)  # noqa: E731
         parts.append(Picture("correlations", alt, caption, draw))
     if len(found.of_scores.names) > 1:
@@ -215,10 +216,9 @@ def _beside(axes: "Axes", height: Real, text: str) -> None:
     )  # fmt: skip
 
 
-def _bar(figure: "Figure", mesh: "QuadMesh", label: str, *, rows: int) -> None:
-    bar = figure.colorbar(mesh, ax=figure.axes[0], pad=0.02, aspect=max(8, 3 * rows))
-    bar.set_label(label)
-    bar.outline.set_visible(False)
+def _height(rows: int, width: Real) -> float:
+    """Inches of a heat map, whose names stand above their rows on a phone."""
+    return 1.0 + 0.24 * rows if width >= style.STACKED else 1.6 + 0.38 * rows
 
 
 def _cost(method: Method) -> str:

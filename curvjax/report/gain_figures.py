@@ -136,7 +136,10 @@ def share_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     figure, (axes,) = style.panels(width, 0.9 + 0.27 * len(columns))
     mesh = style.heat_map(axes, relative, LogNorm(2**-reach, 2**reach), rows=list(columns), units=profile.units)
     axes.axhline(len(columns) - 1.5, color="white", linewidth=4)
-    _times_bar(figure, axes, mesh, reach)
+    marks = [mark for mark in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16) if abs(np.log2(mark)) <= reach]
+    bar = style.colour_bar(figure, mesh, "share, against an equal one", rows=len(columns))
+    bar.ax.minorticks_off()
+    bar.set_ticks(marks, labels=[f"{mark:g}{TIMES}" if mark >= 1 else f"1/{1 / mark:g}{TIMES}" for mark in marks])
     return figure
 
 
@@ -253,12 +256,3 @@ def _name_extremes(axes: "Axes", profile: Profile) -> None:
                 )
                 taken.append(spot)
                 break
-
-
-def _times_bar(figure: "Figure", axes: "Axes", mesh, reach: Real) -> None:
-    marks = [mark for mark in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16) if abs(np.log2(mark)) <= reach]
-    bar = figure.colorbar(mesh, ax=axes, ticks=marks, pad=0.015, aspect=25)
-    bar.ax.minorticks_off()
-    bar.set_ticklabels([f"{mark:g}{TIMES}" if mark >= 1 else f"1/{1 / mark:g}{TIMES}" for mark in marks])
-    bar.set_label("share, against an equal one")
-    bar.outline.set_visible(False)

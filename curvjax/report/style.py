@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.collections import QuadMesh
+    from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
@@ -177,19 +178,35 @@ def damping_axis(axes: "Axes") -> None:
 def heat_map(
     axes: "Axes", values: Float[np.ndarray, "M K"], norm: "Normalize", *, rows: Sequence[str], units: Units
 ) -> "QuadMesh":
-    """Cells of `values`, the first of the named rows on top, over units."""
+    """Cells of `values`, the first of the named rows on top, over units; long names above their rows on a phone."""
     seam = 0.4 if units.width <= 80 else 0.0
-    edges = np.arange(units.width + 1) - 0.5, np.arange(len(rows) + 1) - 0.5
-    mesh = axes.pcolormesh(*edges, units.spread(values), cmap="PuOr_r", norm=norm, edgecolors="white", linewidth=seam)
+    above, cells = axes.bbox.width / axes.figure.dpi < STACKED and max(map(len, rows)) > 16, units.spread(values)
+    if above:  # the upper half of each row holds its name
+        cells = np.stack([np.full_like(cells, np.nan), cells], axis=1).reshape(-1, units.width)
+    edges = np.arange(units.width + 1) - 0.5, np.linspace(-0.5, len(rows) - 0.5, len(cells) + 1)
+    mesh = axes.pcolormesh(*edges, cells, cmap="PuOr_r", norm=norm, edgecolors="white", linewidth=seam)
     unit_axis(axes, units)
     axes.set_xlim(-0.5, units.width - 0.5)
-    axes.set_yticks(np.arange(len(rows)), list(rows))
+    axes.set_yticks(np.arange(len(rows)), [""] * len(rows) if above else list(rows))
+    for row, name in enumerate(rows if above else ()):
+        axes.annotate(name, (0, row - 0.25), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.invert_yaxis()
     axes.grid(visible=False)
     for side in axes.spines.values():
         side.set_visible(False)
     axes.tick_params(length=0)
     return mesh
+
+
+def colour_bar(figure: "Figure", mesh: "QuadMesh", label: str, *, rows: int) -> "Colorbar":
+    """What the colours of a heat map of so many rows mean: at its right, or below it on a phone."""
+    if figure.get_figwidth() >= STACKED:
+        bar = figure.colorbar(mesh, ax=figure.axes, pad=0.02, aspect=max(8, 3 * rows))
+    else:
+        bar = figure.colorbar(mesh, ax=figure.axes, location="bottom", aspect=30)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def named_level(axes: "Axes", level: Real, text: str) -> None:

@@ -48,7 +48,7 @@ def test_gains_that_cannot_be_read_are_refused_in_one_line(command, tmp_path, co
 
 def test_missing_gains_are_refused_in_one_line(command, tmp_path):
     refused(command("allocate", tmp_path / "gains.json"), "gains.json does not exist")
-    refused(command("report", tmp_path), "holds no gains.json")
+    refused(command("report", tmp_path), "holds none of gains.json")
 
 
 def test_a_setting_out_of_range_is_refused_in_one_line(command, model):

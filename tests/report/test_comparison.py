@@ -1,11 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from curvjax.records import ComparedUnit, Comparison, Correlations, Method, ModelOrigin, Origin
-from curvjax.report import comparison_figure, comparison_table, refusals
-from curvjax.report.numbers import UNKNOWN
+from curvjax.records import (
+    ComparedScore,
+    ComparedUnit,
+    Comparison,
+    Correlations,
+    FieldCost,
+    Method,
+    ModelOrigin,
+    Origin,
+)
+from curvjax.report import comparison_figure, comparison_table, correlation_figure, refusals
+from curvjax.report.comparison import comparison_words, correlation_table, evidence_table
+from curvjax.report.numbers import MINUS, UNKNOWN
 
 
 def method_of(score, rule, amounts, cost, refused=None):
@@ -20,9 +32,10 @@ def method_of(score, rule, amounts, cost, refused=None):
     )
 
 
-def comparison_of(methods, *, target="sparsity", requested=200.0, cost=1.0):
+def comparison_of(methods, *, target="sparsity", requested=200.0, cost=1.0, correlations=((), ()), scores=(), costs=()):
     """Four units of 100 weights."""
     units = tuple(ComparedUnit(name=f"layers.{k}", index=k, cost=cost, size=100) for k in range(4))
+    names, matrix = correlations
     return Comparison(
         target=target,
         program={},
@@ -30,11 +43,11 @@ def comparison_of(methods, *, target="sparsity", requested=200.0, cost=1.0):
         units=units,
         requested=requested,
         unit="weights removed",
-        scores=(),
+        scores=scores,
         methods=tuple(methods),
         of_scores=Correlations(names=(), matrix=()),
-        of_amounts=Correlations(names=(), matrix=()),
-        costs=(),
+        of_amounts=Correlations(names=names, matrix=matrix),
+        costs=costs,
         gradient_seconds=1.0,
         validation_tokens=0,
         origin=Origin(model=ModelOrigin(name="tiny", sha256="0" * 64)),
@@ -80,7 +93,7 @@ def test_equal_amounts_still_have_a_range(target, label):
     figure = comparison_figure(comparison, width=4.2)
     norm = mesh_of(figure).norm
     assert norm.vmin < 8 < norm.vmax
-    assert figure.axes[1].get_ylabel() == label
+    assert figure.axes[1].get_xlabel() == label  # below, on a phone
 
 
 def test_a_comparison_without_amounts_is_refused():
@@ -116,3 +129,64 @@ def test_whole_amounts_are_shown_whole():
     with console.capture() as shown:
         console.print(comparison_table(comparison))
     assert shown.get().splitlines()[-1].split()[-3:] == ["2", "6", "14"]
+
+
+CORRELATED = (("a", "b", "c"), ((1.0, -0.25, None), (-0.25, 1.0, 0.5), (None, 0.5, 1.0)))
+
+
+@pytest.mark.parametrize("width", [7.6, 4.2])
+def test_correlations_are_cells_and_blank_where_there_is_none(width):
+    figure = correlation_figure(Correlations(names=CORRELATED[0], matrix=CORRELATED[1]), width=width)
+    axes, cells = figure.axes[0], mesh_of(figure).get_array()
+    np.testing.assert_array_equal(cells.filled(9), [[1, -0.25, 9], [-0.25, 1, 0.5], [9, 0.5, 1]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a (1)", "b (2)", "c (3)"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert len(axes.texts) == (7 if width > 5 else 0)
+
+
+def test_one_method_alone_is_not_correlated():
+    with pytest.raises(ValueError, match=r"need two or more to correlate, got \['a'\]"):
+        correlation_figure(Correlations(names=("a",), matrix=((1.0,),)))
+
+
+def test_long_names_stand_above_their_rows_on_a_phone(comparison):
+    long = comparison_of([replace(method, name=f"{method.name} of a long name") for method in comparison.methods])
+    axes = comparison_figure(long, width=4.2).axes[0]
+    cells = mesh_of(axes.figure).get_array()
+    assert cells.mask[::2].all()
+    np.testing.assert_array_equal(cells[1], [0.2, 0.4, 0.6, 0.8])
+    assert "owl + program of a long name" in [text.get_text() for text in axes.texts]
+
+
+def test_the_words_have_costs_refusals_and_the_ends_of_the_correlations(comparison):
+    told = comparison_words(comparison)
+    assert "200 weights removed were shared out over 4 units of tiny by 3 methods, at 0 to 21.4 gradients" in told
+    assert "each; 1 more refused." in told
+    told = comparison_words(comparison_of(comparison.methods[2:], correlations=CORRELATED))
+    assert (
+        f"differ most between a and b (rank correlation {MINUS}0.25 over the units) and least between b and c" in told
+    )
+    assert "by 0 methods; 1 more refused." in comparison_words(comparison_of(comparison.methods[1:2]))
+
+
+def test_tables_have_every_correlation_and_the_cost_of_the_evidence():
+    (first, *_), found = (
+        correlation_table("C.", Correlations(names=CORRELATED[0], matrix=CORRELATED[1])).rows,
+        comparison_of(
+            [],
+            scores=[
+                ComparedScore(
+                    name="owl", source="", needs=("norms",), values=None, evidence_gradients=0.5, own_gradients=0.0
+                )
+            ],
+            costs=[
+                FieldCost(field="norms", seconds=2.0, gradient_equivalents=0.5),
+                FieldCost(field="grams", seconds=4.0, gradient_equivalents=1.0, recorded=True),
+            ],
+        ),
+    )
+    assert first == ("a (1)", "1.00", f"{MINUS}0.25", UNKNOWN)
+    assert evidence_table(found).rows == (
+        ("norms", "owl", "0.500", "2.00 s"),
+        ("grams, of an earlier record", "plans alone", "1.00", "4.00 s"),
+    )

@@ -6,8 +6,14 @@ from html.parser import HTMLParser
 import pytest
 
 from curvjax.report import RunDirectory, write_report
+from curvjax.report.comparison import comparison_words
+from curvjax.report.descent import descent_words
 from curvjax.report.page import html_page, pictures_of
+from curvjax.report.rebuilt import rebuilt_words
 from curvjax.report.sections import sections_of
+from tests.report.test_comparison import CORRELATED, comparison_of, method_of
+from tests.report.test_descent import NAMES, descent_of
+from tests.report.test_rebuilt import rebuilt_of
 from tests.report.values import at_one_damping, gains_of, write
 
 VOID = {"meta", "img", "br", "hr", "link", "source", "input"}
@@ -145,6 +151,45 @@ def test_a_run_of_gains_at_one_damping_shows_what_there_is_and_names_what_is_mis
     assert reader.text.count("This stage was not run.") == 2
     assert [given["id"] for tag, given in reader.tags if tag == "figure"] == ["figure-gains"]
     assert "Not part of this run" in (page.parent / "summary.md").read_text(encoding="utf-8")
+
+
+def test_each_record_has_its_section_without_gains(run_dir):
+    descent = descent_of([5.0, 4.0, 3.5], best=2, names=NAMES, priced=2)
+    methods = [method_of("a", "program", [20, 40, 60, 80], 2.0), method_of("a", "erk", None, 2.0, "q <b> is below 0")]
+    comparison = comparison_of(methods, correlations=CORRELATED)
+    page = write_report(run_dir(RunDirectory(descent=descent, comparison=comparison, rebuilt=rebuilt_of())))
+    reader = Reader(page.read_text(encoding="utf-8"))
+    sections = [given["id"] for tag, given in reader.tags if tag == "section"]
+    assert sections == ["descent", "comparison", "rebuilt", "limits", "settings"]
+    drawn = [given["id"] for tag, given in reader.tags if tag == "figure"]
+    assert drawn == ["figure-descent", "figure-comparison", "figure-correlations", "figure-rebuilt"]
+    assert all(len(image["alt"]) > 20 for image in reader.images)
+    summary = (page.parent / "summary.md").read_text(encoding="utf-8")
+    for told in (descent_words(descent), comparison_words(comparison), rebuilt_words(rebuilt_of())):
+        assert told in reader.text
+        assert told in summary
+    for told in ("Layer budgets of tiny", "a + erk refused: q <b> is below 0", "half are zero", "is therefore too low"):
+        assert told in reader.text
+    assert "Not part of this run" not in reader.text
+    assert "](figures/descent.svg)" in summary
+
+
+def test_an_allocation_alone_has_a_page(run_dir, whole):
+    ranks = replace(whole.allocations[0], dual=None)
+    reader = Reader(write_report(run_dir(RunDirectory(allocations=(ranks,)))).read_text(encoding="utf-8"))
+    assert (
+        "Shared out: 4,128,000 parameters over 12 units of SmolLM2-135M-Instruct (LoRA ranks, by program of gain)"
+        in (reader.text)
+    )
+    assert "Dual price" not in reader.text
+    assert [given["id"] for tag, given in reader.tags if tag == "figure"] == ["figure-ranks"]
+
+
+def test_methods_that_all_refused_leave_their_reasons(run_dir):
+    comparison = comparison_of([method_of("a", "erk", None, 2.0, "q is below 0")])
+    reader = Reader(write_report(run_dir(RunDirectory(comparison=comparison))).read_text(encoding="utf-8"))
+    assert "a + erk refused: q is below 0" in reader.text
+    assert reader.images == []
 
 
 def test_names_from_outside_are_escaped(run_dir):

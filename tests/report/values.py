@@ -88,7 +88,16 @@ def run_of(layers=30):
 
 def write(folder, records):
     """The folder, with the records in it."""
-    records.gains.save(folder / "gains.json")
+    folder.mkdir(exist_ok=True)
+    files = {
+        "gains": records.gains,
+        "descent": records.descent,
+        "compare": records.comparison,
+        "rebuilt": records.rebuilt,
+    }
+    for name, value in files.items():
+        if value:
+            value.save(folder / f"{name}.json")
     for allocation in records.allocations:
         share = f"-{100 * allocation.shares.mean():.0f}" if allocation.target == "sparsity" else ""
         allocation.save(folder / f"allocation-{allocation.target}{share}.json")
