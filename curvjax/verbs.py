@@ -72,6 +72,7 @@ def score(
     text: Text,
     name: str = "gain",
     *,
+    fresh: Text | None = None,
     directory: str | Path | None = None,
     progress: Progress = silent,
     **settings: Any,
@@ -82,6 +83,7 @@ def score(
       model: of `load`.
       text: calibration rows, of `read`.
       name: of `curvjax.scores.SCORES`: gain, gradient-norm, owl, ...
+      fresh: rows of other documents on which the steps behind the gains are tried too [M20].
       directory: where finished units are kept, so that a run that was stopped goes on; None: nowhere.
       progress: told (what, done, all).
       **settings: fields of `curvjax.runs.measure.ScoreSettings`: granularity, curvature, policy, damping, rtol, ...
@@ -90,7 +92,7 @@ def score(
       Scores with bounds where they are certified, what was measured, and where it comes from.
 
     Raises:
-      ValueError: if the score or a setting is unknown, or something is not finite.
+      ValueError: if the score or a setting is unknown, the texts share a document, or something is not finite.
 
     Example:
       >>> import curvjax as cj
@@ -103,7 +105,8 @@ def score(
     chosen = changed(ScoreSettings(), settings)
     SCORES.require([name])
     text, validation = _with_validation(model, text, SCORES[name].needs)
-    return _score(model, text, name, chosen, validation=validation, directory=directory, progress=progress)
+    given = {"validation": validation, "fresh": fresh, "directory": directory, "progress": progress}
+    return _score(model, text, name, chosen, **given)
 
 
 def refine(

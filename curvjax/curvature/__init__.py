@@ -27,12 +27,24 @@ from curvjax.curvature.layered import (
     unit_gradient,
 )
 from curvjax.curvature.placement import DeviceGain, data_parallel, fully_sharded, layer_gains_over_devices
+from curvjax.curvature.promise import (
+    Decrease,
+    Promised,
+    StepPromise,
+    Streams,
+    decrease,
+    forward_streams,
+    newton_steps,
+    passed_streams,
+    promised,
+)
 from curvjax.curvature.spectrum import EigenvalueRange, Spectrum, eigenvalue_range, spectral_density
 from curvjax.curvature.woodbury import LowRank, gram_spectrum, low_rank_gain, woodbury_gain
 
 __all__ = [
     "Absolute",
     "Bootstrap",
+    "Decrease",
     "DeviceGain",
     "EigenvalueRange",
     "Factors",
@@ -43,8 +55,11 @@ __all__ = [
     "LowRank",
     "MeanDiagonals",
     "OfLargestEigenvalue",
+    "Promised",
     "Spectrum",
     "Status",
+    "StepPromise",
+    "Streams",
     "TrustRadius",
     "UnitGain",
     "UnitGram",
@@ -54,6 +69,7 @@ __all__ = [
     "data_parallel",
     "datainf_gain",
     "datainf_influence",
+    "decrease",
     "each_gram",
     "each_layer_gain",
     "eigenvalue_range",
@@ -61,6 +77,7 @@ __all__ = [
     "empirical_fisher_tokens",
     "fisher_gains",
     "fisher_mc",
+    "forward_streams",
     "fully_sharded",
     "gain_of",
     "ggn_product",
@@ -73,8 +90,11 @@ __all__ = [
     "layer_gains_over_devices",
     "low_rank_gain",
     "mean_diagonals",
+    "newton_steps",
     "of_largest_eigenvalue",
     "of_mean_eigenvalue",
+    "passed_streams",
+    "promised",
     "run_lanczos",
     "run_passes",
     "sampled_diagonals",

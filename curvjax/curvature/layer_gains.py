@@ -35,8 +35,8 @@ class UnitGain(NamedTuple):
     """What was found for one unit; numbers on the host.
 
     parameters: p_k. parameter_norm: |theta_k|. gradient_norm2: |g_k|^2. trace, trace_standard_error: estimate of
-    tr(C_k). gain: at the dampings of the policy `[n]`. grid: the same run read at the damping grid `[m]`. steps: what the
-    Newton steps of the run promise, and what became of it; None where that was not asked for.
+    tr(C_k). gain: at the dampings of the policy `[n]`. grid: the same run read at the damping grid `[m]`. steps: what
+    the Newton steps of the run promise, and what became of it; None where that was not asked for.
     """
 
     unit: Unit
@@ -109,8 +109,8 @@ def each_layer_gain(
       fresh: microbatches of other tokens on which these steps are tried too.
 
     Raises:
-      ValueError: if `probes` is below 2, a damping is not positive or a radius too short; if a unit has no parameters, or none that is not
-        zero for a policy that needs their norm; if a gradient is not finite.
+      ValueError: if `probes` is below 2, a damping is not positive or a radius too short; if a unit has no parameters,
+        or none that is not zero for a policy that needs their norm; if a gradient is not finite.
     """
     if probes < 2:
         msg = f"the trace estimate needs at least 2 probes for its standard error, got {probes}."

@@ -8,6 +8,7 @@ through the same blocks, from inputs that are kept. For a Newton step d = -(C + 
 zeta^2 / 2 + tau |d|^2 / 2, and the steps of all dampings lie in one Krylov space [M6].
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ class StepPromise(NamedTuple):
     """The Newton step of one unit at `n` dampings; on the host.
 
     radius: `[n]` asked for, |d| / |theta_k|. gain: the bracket there. promised: `[n]` nats. decrease: what the loss
-    itself gave. fresh: the same on tokens that have made neither g nor C; None without such.
+    itself gave. fresh: the same on tokens that have made neither g nor C; None without such. seconds: all this took.
     """
 
     radius: Float[np.ndarray, " n"]
@@ -67,6 +68,7 @@ class StepPromise(NamedTuple):
     promised: Float[np.ndarray, " n"]
     decrease: tuple[Decrease, ...]
     fresh: tuple[Decrease, ...] | None
+    seconds: float
 
     @property
     def kept(self) -> Float[np.ndarray, " n"]:
@@ -246,6 +248,7 @@ def step_promise(
       norm: |theta_k|.
       rtol: relative gap that counts as converged.
     """
+    started = time.perf_counter()
     gain = jax.tree.map(np.asarray, gain_of(state, TrustRadius(jnp.asarray(asked.radii * norm)), rtol=rtol))
     steps = newton_steps(state, basis, gain.damping)
     names = {within_layer(path): path for path in unit.paths}
@@ -255,7 +258,8 @@ def step_promise(
     fresh = None if asked.fresh is None else tuple(decrease(model, asked.fresh, edit) for edit in edits)
     found = tuple(decrease(model, asked.calibration, edit) for edit in edits)
     # (C + tau I) d + g is orthogonal to the Krylov space, so that d'Cd = -g'd - tau |d|^2
-    return StepPromise(asked.radii, gain, 0.5 * (slopes + gain.damping * squares), found, fresh)
+    promises, seconds = 0.5 * (slopes + gain.damping * squares), time.perf_counter() - started
+    return StepPromise(asked.radii, gain, promises, found, fresh, seconds)
 
 
 def kept_place(damping: Float[np.ndarray, "*K n"], kept: Float[np.ndarray, "*K n"], share: float) -> int:

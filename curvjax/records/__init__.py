@@ -38,6 +38,7 @@ from curvjax.records.scores import Bracket as Bracket
 from curvjax.records.scores import GainEvidence as GainEvidence
 from curvjax.records.scores import Refinement as Refinement
 from curvjax.records.scores import Scores as Scores
+from curvjax.records.scores import Step as Step
 from curvjax.records.scores import UnitScore as UnitScore
 from curvjax.records.value import Value as Value
 from curvjax.records.value import digest as digest

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from curvjax.layers import UnitShape, layer_index
-from curvjax.records.origin import Origin
+from curvjax.records.origin import Origin, TextOrigin
 from curvjax.records.value import Value
 
 
@@ -41,8 +41,36 @@ class Bracket:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """A Newton step of one unit, and what became of its promise [M20]; nats per token, errors over rows.
+
+    radius: |d| / |theta_k| asked for. bracket: zeta^2 at its damping. promised: by the quadratic model. decrease: of
+    the loss on the calibration tokens. fresh: on tokens that made neither g nor C; None without such. errors: None for
+    a single row.
+    """
+
+    radius: float
+    bracket: Bracket
+    promised: float | None
+    decrease: float | None
+    decrease_standard_error: float | None
+    fresh: float | None = None
+    fresh_standard_error: float | None = None
+
+    @property
+    def kept(self) -> float:
+        """The share of the promise that the loss kept; NaN where either is not known."""
+        if self.promised is None or self.decrease is None:
+            return np.nan
+        return self.decrease / self.promised if self.promised else np.nan
+
+
+@dataclass(frozen=True, kw_only=True)
 class GainEvidence:
-    """What was measured of one unit. brackets: at the chosen damping, then at those of the grid."""
+    """What was measured of one unit. brackets: at the chosen damping, then at those of the grid.
+
+    steps: as many as radii were tried. step_seconds: what trying them took, of `seconds`.
+    """
 
     gradient_norm2: float
     trace: float | None
@@ -52,6 +80,8 @@ class GainEvidence:
     seconds: float
     gradient_equivalents: float
     brackets: tuple[Bracket, ...]
+    steps: tuple[Step, ...] = ()
+    step_seconds: float = 0.0
 
     @property
     def chosen(self) -> Bracket:
@@ -120,7 +150,8 @@ class Refinement:
 class Scores(Value):
     """A score of every unit, in layer order; larger means more capacity, or more weights kept.
 
-    score: its name in `curvjax.scores.SCORES`. source: the publication. granularity: what the units are.
+    score: its name in `curvjax.scores.SCORES`. source: the publication. granularity: what the units are. fresh: the
+    text beside that of `origin` that the steps were tried on.
 
     Example:
       >>> from curvjax.testing import tiny_scores
@@ -136,6 +167,7 @@ class Scores(Value):
     units: tuple[UnitScore, ...]
     origin: Origin
     refined: Refinement | None = None
+    fresh: TextOrigin | None = None
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order, since every per-layer vector of the package is."""

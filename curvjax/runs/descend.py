@@ -40,7 +40,7 @@ from curvjax.runs.measure import (
     units_of,
 )
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.text import Text
+from curvjax.runs.text import Text, require_apart
 from curvjax.surgery import input_energies
 from curvjax.surgery.prices import Order, magnitude_order, mask_prices, masked, wanda_order
 from curvjax.surgery.projections import kernel_units
@@ -122,7 +122,7 @@ def descend(
     """
     settings = settings or DescendSettings()
     require_plain(loaded.model)
-    _require_apart(text, selection)
+    require_apart(text, selection, what="selection")
     if program.pattern or program.tie != "none":
         msg = f"descents price single weights of single units: leave out pattern and tie; got {program}."
         raise ValueError(msg)
@@ -174,13 +174,6 @@ def descend(
         selection=selection.origin,
         origin=origin,
     )
-
-
-def _require_apart(text: Text, selection: Text) -> None:
-    shared = {document.id for document in text.documents} & {document.id for document in selection.documents}
-    if shared:
-        msg = f"{len(shared)} documents are in calibration and selection, e.g. {sorted(shared)[:3]}; give texts apart."
-        raise ValueError(msg)
 
 
 def _posed(

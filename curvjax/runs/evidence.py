@@ -15,8 +15,8 @@ from curvjax.curvature import (
     LayeredModel,
     UnitGram,
     each_gram,
+    each_layer_gain,
     empirical_fisher,
-    layer_gains,
     run_passes,
     sampled_traces,
     vectors,
@@ -30,7 +30,6 @@ from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, run_block, sampled_stream, streams_before
 from curvjax.runs.measure import (
-    POLICIES,
     ScoreSettings,
     compiled_gradient,
     mean_gradients,
@@ -38,6 +37,7 @@ from curvjax.runs.measure import (
     summed_gradient,
 )
 from curvjax.runs.progress import Progress, silent
+from curvjax.runs.steps import chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
 from curvjax.scores.evidence import Evidence
@@ -99,7 +99,8 @@ def measure_evidence(
       progress: told of the fields done.
 
     Raises:
-      ValueError: if a field is unknown, `grams` lack a validation text, or `gains` belong to another model or units.
+      ValueError: if a field is unknown, `grams` lack a validation text, gains by the policy held-out are not given, or
+        `gains` belong to another model or units.
     """
     unknown = sorted(set(needs) - FIELDS.keys())
     if unknown:
@@ -107,6 +108,9 @@ def measure_evidence(
         raise ValueError(msg)
     if "grams" in needs and validation is None:
         msg = "grams meet the gradient of a second text: give validation rows, other than the calibration rows."
+        raise ValueError(msg)
+    if "gains" in needs and gains is None and settings.policy == "held-out":
+        msg = "policy 'held-out' needs fresh rows: score gains with them first, and give their record."
         raise ValueError(msg)
     recorded = _recorded(gains, model_hash(model) if gains else "", units)
     fields = [field for field in FIELDS if field in needs]
@@ -250,17 +254,18 @@ def _summed_loss(loss: LayeredLoss, outer: Mapping[str, Array], x: Array, part: 
 
 def _gains(subject: _Subject) -> Float[Array, " K"]:
     settings = subject.settings
-    found = layer_gains(
+    found = each_layer_gain(
         subject.model,
         subject.passes,
         subject.units,
-        damping=POLICIES[settings.policy](settings.damping),
+        damping=settings.layer_policy(),
         rtol=settings.rtol,
         max_iterations=settings.max_products,
         probes=settings.probes,
         seed=settings.seed,
+        radii=settings.tried,
     )
-    return jnp.asarray(0.5 * (found.gain.lower + found.gain.upper)[:, 0])
+    return jnp.asarray(chosen_gains(list(found), settings))
 
 
 def _traces(subject: _Subject) -> Float[Array, " K"]:

@@ -125,6 +125,23 @@ def with_validation(text: Text, loaded: Loaded, settings: TextSettings) -> tuple
     return calibration, validation
 
 
+def require_apart(text: Text, other: Text, *, what: str) -> None:
+    """Refuse texts that share a document.
+
+    Args:
+      text: for calibration.
+      other: what must be others.
+      what: what `other` is for, for the message.
+
+    Raises:
+      ValueError: naming some that both have.
+    """
+    shared = {document.id for document in text.documents} & {document.id for document in other.documents}
+    if shared:
+        msg = f"{len(shared)} documents are in calibration and {what}, e.g. {sorted(shared)[:3]}; give texts apart."
+        raise ValueError(msg)
+
+
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """`settings` with some fields changed.
 
