@@ -1,6 +1,6 @@
 """The front door: what `import curvjax` offers as verbs, over the values of `curvjax.records`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +8,12 @@ from curvjax.allocation import Program, Sparsity
 from curvjax.data import read_documents
 from curvjax.interop import save_peft
 from curvjax.models import BeginOfText, Loaded
-from curvjax.records import Allocation, Comparison, Descent, Outcome, Rebuilt, Scores
+from curvjax.records import Allocation, Comparison, Descent, Outcome, Promise, Rebuilt, Scores
 from curvjax.runs import adapt as _adapt
 from curvjax.runs import compare as _compare
 from curvjax.runs import descend as _descend
 from curvjax.runs import evaluate as _evaluate
+from curvjax.runs import promise as _promise
 from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
 from curvjax.runs.compare import CompareSettings
@@ -35,6 +36,7 @@ __all__ = [
     "descend",
     "evaluate",
     "load",
+    "promise",
     "read",
     "rebuild",
     "refine",
@@ -232,6 +234,46 @@ def descend(
     chosen = changed(_descend.DescendSettings(), settings)
     given = {"start": start, "directory": directory, "progress": progress}
     return _descend.descend(model, text, selection, program, chosen, **given)
+
+
+def promise(
+    model: Loaded,
+    text: Text,
+    edit: Mapping[str, Any] | Rebuilt | float,
+    *,
+    fresh: Text | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Promise:
+    """What an edit of the weights promises by the quadratic model of the loss, and what becomes of it [M20].
+
+        promised = -(g' delta + delta' C delta / 2),      kept = (R(theta) - R(theta + delta)) / promised
+
+    Args:
+      model: of `load`, before the edit.
+      text: calibration rows, of g, C and `kept`.
+      edit: `{path: delta}`, each delta like its parameter: a rounding, a mask, an adapter's product; or what `rebuild`
+        made; or a number, the share of |theta_k| by which every unit takes its Newton step.
+      fresh: rows of other documents, on which the decrease is measured too.
+      progress: told (what, done, all).
+      **settings: fields of `curvjax.runs.measure.ScoreSettings`: granularity, rows, rtol, ...
+
+    Returns:
+      Each unit's part made alone, all at once, and the coupling between them.
+
+    Raises:
+      KeyError: if the edit names a parameter that the model lacks.
+      ValueError: if it changes nothing, has a delta of another shape, or the texts share a document.
+
+    Example:
+      >>> import curvjax as cj
+      >>> model = cj.load("glassllm")
+      >>> text = cj.read("demo:squad", model, tokens=64, length=64)
+      >>> found = cj.promise(model, text, 0.001)
+      >>> all(0.9 < unit.kept < 1.1 for unit in found.units)
+      True
+    """
+    return _promise.promise(model, text, edit, changed(ScoreSettings(), settings), fresh=fresh, progress=progress)
 
 
 def adapt(

@@ -24,6 +24,9 @@ from curvjax.records.outcome import Outcome as Outcome
 from curvjax.records.outcome import Speed as Speed
 from curvjax.records.outcome import TaskOutcome as TaskOutcome
 from curvjax.records.outcome import TextOutcome as TextOutcome
+from curvjax.records.promise import Promise as Promise
+from curvjax.records.promise import Tried as Tried
+from curvjax.records.promise import UnitPromise as UnitPromise
 from curvjax.records.rebuilt import Rebuilt as Rebuilt
 from curvjax.records.rebuilt import Size as Size
 from curvjax.records.rebuilt import UnitRebuilt as UnitRebuilt

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from curvjax.layers import UnitShape, layer_index
 from curvjax.records.origin import Origin, TextOrigin
+from curvjax.records.promise import Tried
 from curvjax.records.value import Value
 
 
@@ -41,28 +42,11 @@ class Bracket:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """A Newton step of one unit, and what became of its promise [M20]; nats per token, errors over rows.
-
-    radius: |d| / |theta_k| asked for. bracket: zeta^2 at its damping. promised: by the quadratic model. decrease: of
-    the loss on the calibration tokens. fresh: on tokens that made neither g nor C; None without such. errors: None for
-    a single row.
-    """
+class Step(Tried):
+    """A Newton step of one unit, tried. radius: |d| / |theta_k| asked for. bracket: zeta^2 at its damping."""
 
     radius: float
     bracket: Bracket
-    promised: float | None
-    decrease: float | None
-    decrease_standard_error: float | None
-    fresh: float | None = None
-    fresh_standard_error: float | None = None
-
-    @property
-    def kept(self) -> float:
-        """The share of the promise that the loss kept; NaN where either is not known."""
-        if self.promised is None or self.decrease is None:
-            return np.nan
-        return self.decrease / self.promised if self.promised else np.nan
 
 
 @dataclass(frozen=True, kw_only=True)
