@@ -18,6 +18,7 @@ from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
 from curvjax.runs.compare import CompareSettings
 from curvjax.runs.evaluate import EvaluateSettings
+from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, silent
@@ -107,7 +108,7 @@ def score(
     chosen = changed(ScoreSettings(), settings)
     SCORES.require([name])
     text, validation = _with_validation(model, text, SCORES[name].needs)
-    given = {"validation": validation, "fresh": fresh, "directory": directory, "progress": progress}
+    given: dict[str, Any] = {"validation": validation, "fresh": fresh, "directory": directory, "progress": progress}
     return _score(model, text, name, chosen, **given)
 
 
@@ -398,7 +399,7 @@ def save(
 
 def _with_validation(model: Loaded, text: Text, needs: Sequence[str]) -> tuple[Text, Text | None]:
     """The text, or where a score meets the gradient of a second one, two parts of it that share no document."""
-    if "grams" not in needs:
+    if not OF_TWO_TEXTS & set(needs):
         return text, None
     origin = text.origin
     return with_validation(text, model, TextSettings(tokens=origin.length * origin.sequences, length=origin.length))

@@ -15,6 +15,7 @@ from curvjax.models import Loaded
 from curvjax.records import Scores
 from curvjax.report import gains_table, scores_table
 from curvjax.runs.allocate import allocate
+from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
 from curvjax.runs.processes import ProcessSettings, join
@@ -61,7 +62,7 @@ class Score:
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
             text, validation = read(self.data, loaded, self.text), None
-            if "grams" in SCORES[self.score].needs:
+            if OF_TWO_TEXTS & set(SCORES[self.score].needs):
                 text, validation = with_validation(text, loaded, self.text)
             text, fresh = self._with_fresh(text, loaded)
             chosen = {

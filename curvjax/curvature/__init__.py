@@ -1,6 +1,7 @@
 """Certified curvature-adjusted gains; arrays and callables only."""
 
 from curvjax.curvature.bootstrap import Bootstrap, bootstrap_gains, weighted_gains
+from curvjax.curvature.cross import CrossGain, cross_gain
 from curvjax.curvature.damping import (
     Absolute,
     OfLargestEigenvalue,
@@ -26,6 +27,7 @@ from curvjax.curvature.layered import (
     sampled_traces,
     unit_gradient,
 )
+from curvjax.curvature.newton import newton_edit, newton_steps
 from curvjax.curvature.placement import DeviceGain, data_parallel, fully_sharded, layer_gains_over_devices
 from curvjax.curvature.promise import (
     Decrease,
@@ -34,7 +36,6 @@ from curvjax.curvature.promise import (
     Streams,
     decrease,
     forward_streams,
-    newton_steps,
     passed_streams,
     promised,
 )
@@ -44,6 +45,7 @@ from curvjax.curvature.woodbury import LowRank, gram_spectrum, low_rank_gain, wo
 __all__ = [
     "Absolute",
     "Bootstrap",
+    "CrossGain",
     "Decrease",
     "DeviceGain",
     "EigenvalueRange",
@@ -66,6 +68,7 @@ __all__ = [
     "absolute",
     "bootstrap_gains",
     "continued",
+    "cross_gain",
     "data_parallel",
     "datainf_gain",
     "datainf_influence",
@@ -90,6 +93,7 @@ __all__ = [
     "layer_gains_over_devices",
     "low_rank_gain",
     "mean_diagonals",
+    "newton_edit",
     "newton_steps",
     "of_largest_eigenvalue",
     "of_mean_eigenvalue",

@@ -20,7 +20,8 @@ from curvjax.curvature.layered import (
     unit_gradient,
     unit_parameters,
 )
-from curvjax.curvature.promise import Judges, StepPromise, judges, recorded, step_promise
+from curvjax.curvature.newton import recorded
+from curvjax.curvature.promise import Judges, StepPromise, judges, step_promise
 from curvjax.layers import Unit, within_layer
 
 DEFAULT_POLICY = trust_radius(0.02)

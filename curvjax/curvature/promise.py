@@ -9,7 +9,7 @@ zeta^2 / 2 + tau |d|^2 / 2, and the steps of all dampings lie in one Krylov spac
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from curvjax.curvature.damping import TrustRadius
 from curvjax.curvature.gain import Gain, Lanczos, gain_of
 from curvjax.curvature.interactions import edit_tangent, head_curvature
 from curvjax.curvature.layered import LayeredLoss, LayeredModel, Passes, cast_like, push_block, widened
+from curvjax.curvature.newton import newton_steps
 from curvjax.layers import Unit, layer_index, layer_prefix, within_layer
 
 Edit = Mapping[str, Array]
@@ -158,37 +159,6 @@ def decrease(model: LayeredModel, streams: Sequence[Streams], edit: Edit) -> Dec
     return _ratio(np.concatenate(gains), np.concatenate(counts))
 
 
-def newton_steps(state: Lanczos, basis: Iterable[Any], damping: Float[np.ndarray, " n"]) -> list[Any]:
-    """-(C + tau I)^-1 g for several dampings, from one finished Lanczos run from g.
-
-        d(tau) = -V y(tau),     (T + tau I) y = |g| e_1
-
-    Args:
-      state: of `run_lanczos`; its T must be positive at every damping.
-      basis: the unit vectors that the run multiplied by C, in order.
-      damping: units of C.
-
-    Returns:
-      One vector for each damping, shaped like g. Without reorthogonalisation rounding delays them as it does conjugate
-      gradients, whose iterates they are.
-
-    Source: Golub & Van Loan (2013), "Matrix Computations", section 11.3; Frommer & Maass (1999), SIAM J. Sci. Comput.
-    20(5), for several shifts.
-    """
-    matrix, count = state.matrix, int(state.matrix.count)
-    diagonal, coupling = (np.asarray(x, np.float64)[:count] for x in (matrix.diagonal, matrix.coupling))
-    small = np.diag(diagonal) + np.diag(coupling[:-1], 1) + np.diag(coupling[:-1], -1)
-    start = float(matrix.norm) * np.eye(count)[:, 0]
-    shares = np.stack([np.linalg.solve(small + tau * np.eye(count), start) for tau in np.asarray(damping, np.float64)])
-    steps: list[Any] | None = None
-    for place, vector in enumerate(basis):
-        if steps is None:
-            steps = [jax.tree.map(jnp.zeros_like, vector)] * len(shares)
-        steps = _accumulated(steps, jnp.asarray(-shares[:, place], jnp.result_type(float)), vector)
-    assert steps is not None
-    return steps
-
-
 class Judges(NamedTuple):
     """What steps are tried on. radii: shares of |theta_k|. calibration, fresh: streams; fresh may be None."""
 
@@ -287,17 +257,6 @@ def held_out_place(fresh: Float[np.ndarray, "*K n"]) -> int:
     return int(np.argmax(np.where(np.isnan(total), -np.inf, total)))
 
 
-def recorded(matvec: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], list[Any]]:
-    """The same map, and the list of what it is applied to, which fills as it is used."""
-    seen: list[Any] = []
-
-    def recording(vector: Any) -> Any:
-        seen.append(vector)
-        return matvec(vector)
-
-    return recording, seen
-
-
 def _by_layer(model: LayeredModel, edit: Edit) -> dict[int, dict[str, Array]]:
     """`layer -> path within it -> delta`, checked."""
     if not edit:
@@ -329,11 +288,6 @@ def _ratio(gains: Float[np.ndarray, " B"], counts: Float[np.ndarray, " B"]) -> D
 def _streams(model: LayeredModel, batch: Any, inputs: Sequence[Any]) -> Streams:
     losses, counts = _row_losses(model.loss, model.outer, inputs[-1], batch)
     return Streams(batch, inputs, np.asarray(losses, np.float64), np.asarray(counts, np.float64))
-
-
-@jax.jit
-def _accumulated(steps: list[Any], shares: Float[Array, " n"], vector: Any) -> list[Any]:
-    return [vectors.add_scaled(step, share, vector) for step, share in zip(steps, shares, strict=True)]
 
 
 @jax.jit

@@ -17,6 +17,8 @@ from curvjax.curvature import (
     each_gram,
     each_layer_gain,
     empirical_fisher,
+    newton_edit,
+    promised,
     run_passes,
     sampled_traces,
     vectors,
@@ -30,6 +32,7 @@ from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, run_block, sampled_stream, streams_before
 from curvjax.runs.measure import (
+    BY_STEPS,
     ScoreSettings,
     compiled_gradient,
     mean_gradients,
@@ -41,6 +44,9 @@ from curvjax.runs.steps import chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
 from curvjax.scores.evidence import Evidence
+
+OF_TWO_TEXTS = {"grams", "held_out"}
+"""Fields that need validation rows too."""
 
 
 class Measured(NamedTuple):
@@ -94,20 +100,21 @@ def measure_evidence(
       units: what receives one score each, in layer order.
       needs: names of fields of `Evidence` besides `units`.
       settings: how closely.
-      validation: rows of other documents, that `grams` need.
+      validation: rows of other documents, that `grams` and `held_out` need.
       gains: of the same model and units: `gains` and `traces` are then taken from there.
       progress: told of the fields done.
 
     Raises:
-      ValueError: if a field is unknown, `grams` lack a validation text, gains by the policy held-out are not given, or
-        `gains` belong to another model or units.
+      ValueError: if a field is unknown, a validation text is needed and lacking, gains by the policy held-out are not
+        given, or `gains` belong to another model or units.
     """
     unknown = sorted(set(needs) - FIELDS.keys())
     if unknown:
         msg = f"unknown fields of evidence {unknown}; there are {', '.join(FIELDS)}."
         raise ValueError(msg)
-    if "grams" in needs and validation is None:
-        msg = "grams meet the gradient of a second text: give validation rows, other than the calibration rows."
+    if OF_TWO_TEXTS & set(needs) and validation is None:
+        found = " and ".join(sorted(OF_TWO_TEXTS & set(needs)))
+        msg = f"{found} meet the gradient of a second text: give validation rows, other than the calibration rows."
         raise ValueError(msg)
     if "gains" in needs and gains is None and settings.policy == "held-out":
         msg = "policy 'held-out' needs fresh rows: score gains with them first, and give their record."
@@ -268,6 +275,21 @@ def _gains(subject: _Subject) -> Float[Array, " K"]:
     return jnp.asarray(chosen_gains(list(found), settings))
 
 
+def _held_out(subject: _Subject) -> Float[Array, " K"]:
+    model, settings = subject.model, subject.settings
+    if settings.policy in BY_STEPS:
+        msg = f"policy {settings.policy!r} tries several steps; the held-out gain is of one: take another policy."
+        raise ValueError(msg)
+    others, damping = run_passes(model, subject.others), settings.layer_policy()
+    traces = _traces(subject) if settings.policy == "relative-mean" else np.full(len(subject.units), np.nan)
+    effort = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
+    edits = (
+        newton_edit(model, subject.passes, unit, damping, trace=float(trace), **effort)[0]
+        for unit, trace in zip(subject.units, traces, strict=True)
+    )
+    return jnp.asarray([2 * promised(model, others, edit).decrease for edit in edits])
+
+
 def _traces(subject: _Subject) -> Float[Array, " K"]:
     keys = jax.random.split(jax.random.key(subject.settings.seed), subject.settings.probes)
     draws = [sampled_traces(subject.model, subject.passes, key) for key in keys]
@@ -290,7 +312,8 @@ FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "grams": _grams,
     "slopes": _slopes,
     "gains": _gains,
+    "held_out": _held_out,
     "traces": _traces,
     "interactions": _interactions,
 })
-_ON_PASSES = {"grams", "gains", "traces", "interactions"}
+_ON_PASSES = {"grams", "gains", "held_out", "traces", "interactions"}

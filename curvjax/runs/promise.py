@@ -11,23 +11,17 @@ from jaxtyping import Array
 from curvjax.curvature import (
     LayeredModel,
     Streams,
-    TrustRadius,
     decrease,
     forward_streams,
-    gain_of,
-    ggn_product,
-    host_loop,
-    newton_steps,
+    newton_edit,
     passed_streams,
     promised,
-    run_lanczos,
     run_passes,
-    unit_gradient,
+    trust_radius,
     vectors,
 )
-from curvjax.curvature.layered import Passes, unit_parameters
-from curvjax.curvature.promise import recorded
-from curvjax.layers import Unit, within_layer
+from curvjax.curvature.layered import Passes
+from curvjax.layers import Unit
 from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import Origin, Promise, Rebuilt, UnitPromise, plain
@@ -104,7 +98,8 @@ def _deltas(model: Decoder, edit: Edit | Rebuilt) -> dict[str, Any]:
     if not isinstance(edit, Rebuilt):
         return dict(edit)
     before, after = parameters(model), parameters(dense_equivalent(edit.model))
-    other = [path for path in before.keys() | after.keys() if np.shape(before.get(path)) != np.shape(after.get(path))]
+    shapes = [{path: value.shape for path, value in each.items()} for each in (before, after)]
+    other = [path for path in shapes[0].keys() | shapes[1].keys() if shapes[0].get(path) != shapes[1].get(path)]
     if other:
         msg = (
             f"what {edit.method} made has {len(other)} parameters that the model has not, or of another shape, e.g. "
@@ -140,21 +135,8 @@ def _newton(
     """Yield the Newton step of every unit at the damping where it is this share of the unit."""
     for done, unit in enumerate(units):
         progress("Newton steps", done, len(units))
-        varied, _ = unit_parameters(model, unit)
-        policy = TrustRadius(jnp.asarray([radius * float(jnp.sqrt(vectors.dot(varied, varied)))]))
-        matvec, basis = recorded(ggn_product(model, passes, unit))
-        state = run_lanczos(
-            matvec,
-            unit_gradient(model, passes, unit),
-            policy=policy,
-            rtol=settings.rtol,
-            max_iterations=settings.max_products,
-            seed=settings.seed,
-            rounding=vectors.rounding(model.blocks[unit.index]),
-            while_loop=host_loop,
-        )
-        (step,) = newton_steps(state, basis, np.asarray(gain_of(state, policy, rtol=settings.rtol).damping))
-        yield unit, {path: step[within_layer(path)] for path in unit.paths}
+        effort = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
+        yield unit, newton_edit(model, passes, unit, trust_radius(radius), **effort)[0]
     progress("Newton steps", len(units), len(units))
 
 
