@@ -282,7 +282,7 @@ def _held_out(subject: _Subject) -> Float[Array, " K"]:
         raise ValueError(msg)
     others, damping = run_passes(model, subject.others), settings.layer_policy()
     traces = _traces(subject) if settings.policy == "relative-mean" else np.full(len(subject.units), np.nan)
-    effort = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
+    effort: dict[str, Any] = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
     edits = (
         newton_edit(model, subject.passes, unit, damping, trace=float(trace), **effort)[0]
         for unit, trace in zip(subject.units, traces, strict=True)

@@ -135,7 +135,7 @@ def _newton(
     """Yield the Newton step of every unit at the damping where it is this share of the unit."""
     for done, unit in enumerate(units):
         progress("Newton steps", done, len(units))
-        effort = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
+        effort: dict[str, Any] = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
         yield unit, newton_edit(model, passes, unit, trust_radius(radius), **effort)[0]
     progress("Newton steps", len(units), len(units))
 
