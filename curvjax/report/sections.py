@@ -10,6 +10,7 @@ from curvjax.report.gain_figures import damping_figure, gains_figure, gradient_f
 from curvjax.report.numbers import Real, fixed, listed, memory, percent
 from curvjax.report.outcome_figures import adaptation_figure, paired_figure, pruning_figure
 from curvjax.report.profile import extent, leading
+from curvjax.report.promise import promise_figure, promise_table, promise_words, steps_of
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.settings import Measurement
 from curvjax.report.tables import Table
@@ -120,6 +121,28 @@ def damping(records: RunDirectory) -> Section:
     return Section("damping", "What the damping does", parts)
 
 
+def promise(records: RunDirectory) -> Section:
+    """What the steps promised, and what the loss kept of it."""
+    steps = steps_of(records.gains)
+    if steps is None:
+        untold = (
+            "Whether the loss keeps what the quadratic model promises was not tried; `curvjax score --promise` does."
+        )
+        return Section("promise", "Promise against fact", [untold])
+    picture = Picture(
+        "promise",
+        "Left: share of the promise that the loss keeps, falling with the step's length, one line per layer. Right: "
+        "decrease of the loss against the promised one, one dot per layer.",
+        "Left: kept share of every layer's Newton step against its length; blue the median. Below 0 the step raises "
+        "the loss. Right: what was promised and what came of it, on the tokens of the model and on fresh ones; on the "
+        "grey line a promise is kept.",
+        lambda width: promise_figure(records.gains, width=width),
+    )
+    return Section(
+        "promise", "Promise against fact", [promise_words(records.gains, steps), picture, promise_table(steps)]
+    )
+
+
 def gradient_norm(records: RunDirectory) -> Section:
     """How far gains are gradient norms."""
     limit = "As the damping grows, τζ² tends to |g|²: the damping moves the score between curvature and gradient norm."
@@ -212,6 +235,7 @@ def layers(records: RunDirectory) -> Section:
 SECTIONS: tuple[Callable[[RunDirectory], Section], ...] = (
     gains,
     damping,
+    promise,
     gradient_norm,
     allocation,
     outcomes,

@@ -281,7 +281,9 @@ def test_held_out_gains_are_twice_what_the_step_promises_on_the_other_text(decod
     matrices = [dense_matrix(ggn_product(model, passes, unit), like) for passes in (own, other)]
     d = -jnp.linalg.solve(matrices[0] + 0.1 * jnp.eye(flat.size), flat)
     g = ravel_pytree(unit_gradient(model, other, unit))[0]
-    assert found == pytest.approx(float(-2 * g @ d - d @ matrices[1] @ d), rel=1e-3)  # the step errs by the root of rtol
+    assert found == pytest.approx(
+        float(-2 * g @ d - d @ matrices[1] @ d), rel=1e-3
+    )  # the step errs by the root of rtol
 
 
 def test_held_out_gains_of_a_policy_that_tries_steps_are_refused(decoder, texts, units, quick_gradients):
