@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from curvjax.records import Allocation as Allocation
     from curvjax.records import Comparison as Comparison
     from curvjax.records import Outcome as Outcome
+    from curvjax.records import Promise as Promise
     from curvjax.records import Rebuilt as Rebuilt
     from curvjax.records import Scores as Scores
     from curvjax.runs.text import Text as Text
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from curvjax.verbs import evaluate as evaluate
     from curvjax.verbs import judge as judge
     from curvjax.verbs import load as load
+    from curvjax.verbs import promise as promise
     from curvjax.verbs import read as read
     from curvjax.verbs import rebuild as rebuild
     from curvjax.verbs import refine as refine
@@ -60,28 +62,15 @@ if TYPE_CHECKING:
 _HOME = {
     "curvjax.allocation": ("Bits", "Experts", "Ranks", "Sparsity", "control", "program", "rule"),
     "curvjax.models": ("Loaded", "load_model"),
-    "curvjax.records": ("Allocation", "Comparison", "Outcome", "Rebuilt", "Scores"),
+    "curvjax.records": ("Allocation", "Comparison", "Outcome", "Promise", "Rebuilt", "Scores"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
         *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "SparseGPT"),
         *("Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.verbs": (
-        *(
-            "adapt",
-            "allocate",
-            "compare",
-            "descend",
-            "evaluate",
-            "judge",
-            "load",
-            "read",
-            "rebuild",
-            "refine",
-            "save",
-            "score",
-        ),
-        "transfer",
+        *("adapt", "allocate", "compare", "descend", "evaluate", "judge", "load", "promise", "read", "rebuild"),
+        *("refine", "save", "score", "transfer"),
     ),
 }
 _PLACES = {name: home for home, names in _HOME.items() for name in names}

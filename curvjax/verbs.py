@@ -8,16 +8,18 @@ from curvjax.allocation import Bits, Program, Sparsity
 from curvjax.data import read_documents
 from curvjax.interop import save_peft
 from curvjax.models import BeginOfText, Loaded
-from curvjax.records import Allocation, Comparison, Descent, Outcome, Rebuilt, Scores
+from curvjax.records import Allocation, Comparison, Descent, Outcome, Promise, Rebuilt, Scores
 from curvjax.runs import adapt as _adapt
 from curvjax.runs import compare as _compare
 from curvjax.runs import descend as _descend
 from curvjax.runs import evaluate as _evaluate
 from curvjax.runs import judge as _judge
+from curvjax.runs import promise as _promise
 from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
 from curvjax.runs.compare import CompareSettings
 from curvjax.runs.evaluate import EvaluateSettings
+from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.judge import JudgeSettings
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
@@ -39,6 +41,7 @@ __all__ = [
     "evaluate",
     "judge",
     "load",
+    "promise",
     "read",
     "rebuild",
     "refine",
@@ -76,6 +79,7 @@ def score(
     text: Text,
     name: str = "gain",
     *,
+    fresh: Text | None = None,
     directory: str | Path | None = None,
     progress: Progress = silent,
     **settings: Any,
@@ -86,6 +90,7 @@ def score(
       model: of `load`.
       text: calibration rows, of `read`.
       name: of `curvjax.scores.SCORES`: gain, gradient-norm, owl, ...
+      fresh: rows of other documents on which the steps behind the gains are tried too [M20].
       directory: where finished units are kept, so that a run that was stopped goes on; None: nowhere.
       progress: told (what, done, all).
       **settings: fields of `curvjax.runs.measure.ScoreSettings`: granularity, curvature, policy, damping, rtol, ...
@@ -94,7 +99,7 @@ def score(
       Scores with bounds where they are certified, what was measured, and where it comes from.
 
     Raises:
-      ValueError: if the score or a setting is unknown, or something is not finite.
+      ValueError: if the score or a setting is unknown, the texts share a document, or something is not finite.
 
     Example:
       >>> import curvjax as cj
@@ -107,7 +112,8 @@ def score(
     chosen = changed(ScoreSettings(), settings)
     SCORES.require([name])
     text, validation = _with_validation(model, text, SCORES[name].needs)
-    return _score(model, text, name, chosen, validation=validation, directory=directory, progress=progress)
+    given: dict[str, Any] = {"validation": validation, "fresh": fresh, "directory": directory, "progress": progress}
+    return _score(model, text, name, chosen, **given)
 
 
 def refine(
@@ -287,6 +293,46 @@ def descend(
     return _descend.descend(model, text, selection, program, method, chosen, **given)
 
 
+def promise(
+    model: Loaded,
+    text: Text,
+    edit: Mapping[str, Any] | Rebuilt | float,
+    *,
+    fresh: Text | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Promise:
+    """What an edit of the weights promises by the quadratic model of the loss, and what becomes of it [M20].
+
+        promised = -(g' delta + delta' C delta / 2),      kept = (R(theta) - R(theta + delta)) / promised
+
+    Args:
+      model: of `load`, before the edit.
+      text: calibration rows, of g, C and `kept`.
+      edit: `{path: delta}`, each delta like its parameter: a rounding, a mask, an adapter's product; or what `rebuild`
+        made; or a number, the share of |theta_k| by which every unit takes its Newton step.
+      fresh: rows of other documents, on which the decrease is measured too.
+      progress: told (what, done, all).
+      **settings: fields of `curvjax.runs.measure.ScoreSettings`: granularity, rows, rtol, ...
+
+    Returns:
+      Each unit's part made alone, all at once, and the coupling between them.
+
+    Raises:
+      KeyError: if the edit names a parameter that the model lacks.
+      ValueError: if it changes nothing, has a delta of another shape, or the texts share a document.
+
+    Example:
+      >>> import curvjax as cj
+      >>> model = cj.load("glassllm")
+      >>> text = cj.read("demo:squad", model, tokens=64, length=64)
+      >>> found = cj.promise(model, text, 0.001)
+      >>> all(0.9 < unit.kept < 1.1 for unit in found.units)
+      True
+    """
+    return _promise.promise(model, text, edit, changed(ScoreSettings(), settings), fresh=fresh, progress=progress)
+
+
 def adapt(
     model: Loaded,
     allocation: Allocation,
@@ -409,7 +455,7 @@ def save(
 
 def _with_validation(model: Loaded, text: Text, needs: Sequence[str]) -> tuple[Text, Text | None]:
     """The text, or where a score meets the gradient of a second one, two parts of it that share no document."""
-    if "grams" not in needs:
+    if not OF_TWO_TEXTS & set(needs):
         return text, None
     origin = text.origin
     return with_validation(text, model, TextSettings(tokens=origin.length * origin.sequences, length=origin.length))

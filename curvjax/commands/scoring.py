@@ -11,16 +11,18 @@ from curvjax.allocation import PROGRAMS
 from curvjax.commands.choice import Choice
 from curvjax.commands.printed import allocation_table, tell
 from curvjax.data import read_documents
+from curvjax.models import Loaded
 from curvjax.records import Scores
 from curvjax.report import gains_table, scores_table
 from curvjax.runs.allocate import allocate
+from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
 from curvjax.runs.processes import ProcessSettings, join
 from curvjax.runs.progress import bars
 from curvjax.runs.refine import RefineSettings, refine
 from curvjax.runs.score import score
-from curvjax.runs.text import TextSettings, read, with_validation
+from curvjax.runs.text import Text, TextSettings, read, with_validation
 from curvjax.runs.transfer import transfer
 from curvjax.scores import SCORES
 
@@ -42,6 +44,8 @@ class Score:
     """Text file, .jsonl (text, or prompt and completion), directory, demo:NAME or task:NAME."""
     score: str = "gain"
     """Which score; `curvjax methods` lists them."""
+    fresh: str = ""
+    """A second text on which the steps behind the gains are tried too; the same as --data: every fourth document."""
     out: Path = Path("runs/score")
     """Directory for gains.json, or NAME.json of another score."""
     reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
@@ -53,16 +57,31 @@ class Score:
         """Run the command."""
         SCORES.require([self.score])
         team = join(self.team)  # before JAX starts
-        read_documents(self.data)  # refuses what is not there before the model is read
+        for source in filter(None, (self.data, self.fresh)):
+            read_documents(source)  # refuses what is not there before the model is read
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
             text, validation = read(self.data, loaded, self.text), None
-            if "grams" in SCORES[self.score].needs:
+            if OF_TWO_TEXTS & set(SCORES[self.score].needs):
                 text, validation = with_validation(text, loaded, self.text)
-            chosen = {"validation": validation, "directory": self.out, "progress": progress, "team": team}
+            text, fresh = self._with_fresh(text, loaded)
+            chosen = {
+                "validation": validation,
+                "fresh": fresh,
+                "directory": self.out,
+                "progress": progress,
+                "team": team,
+            }
             scores = score(loaded, text, self.score, self.settings, **chosen)
         Console().print(gains_table(scores) if self.score == "gain" else scores_table(scores))
         tell(self.out / ("gains.json" if self.score == "gain" else f"{self.score}.json"))
+
+    def _with_fresh(self, text: Text, loaded: Loaded) -> tuple[Text, Text | None]:
+        if not self.fresh:
+            return text, None
+        if self.fresh == self.data:
+            return with_validation(text, loaded, self.text)
+        return text, read(self.fresh, loaded, self.text)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Certified curvature-adjusted gains; arrays and callables only."""
 
 from curvjax.curvature.bootstrap import Bootstrap, bootstrap_gains, weighted_gains
+from curvjax.curvature.cross import CrossGain, cross_gain
 from curvjax.curvature.damping import (
     Absolute,
     OfLargestEigenvalue,
@@ -26,13 +27,26 @@ from curvjax.curvature.layered import (
     sampled_traces,
     unit_gradient,
 )
+from curvjax.curvature.newton import newton_edit, newton_steps
 from curvjax.curvature.placement import DeviceGain, data_parallel, fully_sharded, layer_gains_over_devices
+from curvjax.curvature.promise import (
+    Decrease,
+    Promised,
+    StepPromise,
+    Streams,
+    decrease,
+    forward_streams,
+    passed_streams,
+    promised,
+)
 from curvjax.curvature.spectrum import EigenvalueRange, Spectrum, eigenvalue_range, spectral_density
 from curvjax.curvature.woodbury import LowRank, gram_spectrum, low_rank_gain, woodbury_gain
 
 __all__ = [
     "Absolute",
     "Bootstrap",
+    "CrossGain",
+    "Decrease",
     "DeviceGain",
     "EigenvalueRange",
     "Factors",
@@ -43,17 +57,22 @@ __all__ = [
     "LowRank",
     "MeanDiagonals",
     "OfLargestEigenvalue",
+    "Promised",
     "Spectrum",
     "Status",
+    "StepPromise",
+    "Streams",
     "TrustRadius",
     "UnitGain",
     "UnitGram",
     "absolute",
     "bootstrap_gains",
     "continued",
+    "cross_gain",
     "data_parallel",
     "datainf_gain",
     "datainf_influence",
+    "decrease",
     "each_gram",
     "each_layer_gain",
     "eigenvalue_range",
@@ -61,6 +80,7 @@ __all__ = [
     "empirical_fisher_tokens",
     "fisher_gains",
     "fisher_mc",
+    "forward_streams",
     "fully_sharded",
     "gain_of",
     "ggn_product",
@@ -73,8 +93,12 @@ __all__ = [
     "layer_gains_over_devices",
     "low_rank_gain",
     "mean_diagonals",
+    "newton_edit",
+    "newton_steps",
     "of_largest_eigenvalue",
     "of_mean_eigenvalue",
+    "passed_streams",
+    "promised",
     "run_lanczos",
     "run_passes",
     "sampled_diagonals",

@@ -17,7 +17,6 @@ from curvjax.curvature.layered import (
     head_ends,
     pull_block,
     push_block,
-    unit_parameters,
 )
 from curvjax.curvature.linearized import Linearized, pull, push
 from curvjax.layers import Unit, within_layer
@@ -62,14 +61,21 @@ def ggn_interactions(
     return np.where(low, products.T, products) / float(passes.count)
 
 
+def edit_tangent(model: LayeredModel, part: Pass, k: int, change: Mapping[str, Array]) -> Any:
+    """What changes of block k's parameters, by their paths within it, do to its output, to first order."""
+    moved = {path: value for path, value in model.blocks[k].items() if path in change}
+    still = {path: value for path, value in model.blocks[k].items() if path not in change}
+    return _tangent(model.loss, model.specs[k], moved, still, dict(change), part.inputs[k], part.batch)
+
+
+def head_curvature(model: LayeredModel, part: Pass, tangent: Any) -> Any:
+    """A tangent of the last block's output through the loss's curvature and back there: J' S J, J of the readout."""
+    return _curve(*head_ends(model, part), model.outer, tangent)
+
+
 def _own_tangent(model: LayeredModel, part: Pass, unit: Unit, edits: Mapping[str, Array]) -> Any:
-    """What the edit of one unit does to the output of its layer, to first order."""
-    k = unit.index
-    varied, fixed = unit_parameters(model, unit)
     change = {within_layer(path): edits[path] for path in unit.paths if path in edits}
-    moved = {path: value for path, value in varied.items() if path in change}
-    still = fixed | {path: value for path, value in varied.items() if path not in change}
-    return _tangent(model.loss, model.specs[k], moved, still, change, part.inputs[k], part.batch)
+    return edit_tangent(model, part, unit.index, change)
 
 
 def _cotangents(model: LayeredModel, part: Pass, k: int, tangent: Any) -> dict[int, Any]:
@@ -77,7 +83,7 @@ def _cotangents(model: LayeredModel, part: Pass, k: int, tangent: Any) -> dict[i
     last = len(model.blocks) - 1
     for j in range(k + 1, last + 1):
         tangent = push_block(model, part, j, tangent)
-    found = {last: _curve(*head_ends(model, part), model.outer, tangent)}
+    found = {last: head_curvature(model, part, tangent)}
     for j in reversed(range(k + 1, last + 1)):
         found[j - 1] = pull_block(model, part, j, found[j])
     return found

@@ -20,6 +20,8 @@ from curvjax.curvature.layered import (
     unit_gradient,
     unit_parameters,
 )
+from curvjax.curvature.newton import recorded
+from curvjax.curvature.promise import Judges, StepPromise, judges, step_promise
 from curvjax.layers import Unit, within_layer
 
 DEFAULT_POLICY = trust_radius(0.02)
@@ -34,7 +36,8 @@ class UnitGain(NamedTuple):
     """What was found for one unit; numbers on the host.
 
     parameters: p_k. parameter_norm: |theta_k|. gradient_norm2: |g_k|^2. trace, trace_standard_error: estimate of
-    tr(C_k). gain: at the dampings of the policy `[n]`. grid: the same run read at the damping grid `[m]`.
+    tr(C_k). gain: at the dampings of the policy `[n]`. grid: the same run read at the damping grid `[m]`. steps: what
+    the Newton steps of the run promise, and what became of it; None where that was not asked for.
     """
 
     unit: Unit
@@ -45,6 +48,7 @@ class UnitGain(NamedTuple):
     trace_standard_error: float
     gain: Gain
     grid: Gain
+    steps: StepPromise | None = None
 
 
 class LayerGains(NamedTuple):
@@ -84,6 +88,8 @@ def each_layer_gain(
     seed: int = 0,
     product: Callable[[LayeredModel, Passes, Unit], Matvec] = ggn_product,
     least_eigenvalue: Callable[[Matvec, Mapping[str, Array]], float] = _semidefinite,
+    radii: Sequence[float] = (),
+    fresh: Iterable[Any] | None = None,
 ) -> Iterator[UnitGain]:
     """Yield zeta_k^2 = g_k' (C_k + tau_k I)^-1 g_k of every unit with its bracket, C_k the ggn [M2], as each is done.
 
@@ -99,20 +105,23 @@ def each_layer_gain(
       seed: of those draws, and of what every run adds to its gradient to prove |C| (see `curvjax.curvature.norm`).
       product: makes `v -> C_k v` of a unit; see `hessian_gains` for another one.
       least_eigenvalue: `(matvec, like) -> ` a lower bound of the eigenvalues of C_k; 0 for a ggn.
+      radii: shares of |theta_k|, of Newton steps that are read off the same run and tried on the loss itself [M20]; its
+        vectors are then kept, as many of the unit's size as products.
+      fresh: microbatches of other tokens on which these steps are tried too.
 
     Raises:
-      ValueError: if `probes` is below 2 or a damping is not positive; if a unit has no parameters, or none that is not
-        zero for a policy that needs their norm; if a gradient is not finite.
+      ValueError: if `probes` is below 2, a damping is not positive or a radius too short; if a unit has no parameters,
+        or none that is not zero for a policy that needs their norm; if a gradient is not finite.
     """
     if probes < 2:
         msg = f"the trace estimate needs at least 2 probes for its standard error, got {probes}."
         raise ValueError(msg)
-    further = grid_policy(grid)
+    further, asked = grid_policy(grid), judges(model, passes, radii, fresh)
     keys = jax.random.split(jax.random.key(seed), probes)
     draws = [sampled_traces(model, passes, key) for key in keys]
     for unit in units:
         yield _unit_gain(
-            model, passes, unit, draws, damping, further, rtol, max_iterations, seed, product, least_eigenvalue
+            model, passes, unit, draws, damping, further, rtol, max_iterations, seed, product, least_eigenvalue, asked
         )
 
 
@@ -128,6 +137,7 @@ def _unit_gain(
     seed: int,
     product: Callable[[LayeredModel, Passes, Unit], Matvec],
     least_eigenvalue: Callable[[Matvec, Mapping[str, Array]], float],
+    asked: Judges | None,
 ) -> UnitGain:
     varied, _ = unit_parameters(model, unit)
     if not varied:
@@ -139,19 +149,25 @@ def _unit_gain(
     layer = Layer(vectors.size(varied), norm, trace)
     policy = unit_policy(unit, layer, damping)
     matvec, gradient = product(model, passes, unit), unit_gradient(model, passes, unit)
+    least, basis = least_eigenvalue(matvec, gradient), list[Any]()
+    if asked is not None:
+        matvec, basis = recorded(matvec)
     state: Lanczos = run_lanczos(
         matvec,
         gradient,
         policy=policy,
         rtol=rtol,
         max_iterations=max_iterations,
-        least_eigenvalue=least_eigenvalue(matvec, gradient),
+        least_eigenvalue=least,
         seed=seed,
         rounding=vectors.rounding(model.blocks[unit.index]),
         while_loop=host_loop,
     )
     norm2 = float(state.matrix.norm) ** 2
-    return read_unit(unit, layer, norm2, error, (policy, further), lambda p: gain_of(state, p, rtol=rtol))
+    found = read_unit(unit, layer, norm2, error, (policy, further), lambda p: gain_of(state, p, rtol=rtol))
+    if asked is None:
+        return found
+    return found._replace(steps=step_promise(model, unit, state, basis, gradient, asked, norm=norm, rtol=rtol))
 
 
 def grid_policy(grid: Sequence[float]) -> Absolute:

@@ -27,6 +27,9 @@ from curvjax.records.outcome import Outcome as Outcome
 from curvjax.records.outcome import Speed as Speed
 from curvjax.records.outcome import TaskOutcome as TaskOutcome
 from curvjax.records.outcome import TextOutcome as TextOutcome
+from curvjax.records.promise import Promise as Promise
+from curvjax.records.promise import Tried as Tried
+from curvjax.records.promise import UnitPromise as UnitPromise
 from curvjax.records.rebuilt import Rebuilt as Rebuilt
 from curvjax.records.rebuilt import Size as Size
 from curvjax.records.rebuilt import UnitRebuilt as UnitRebuilt
@@ -41,6 +44,7 @@ from curvjax.records.scores import Bracket as Bracket
 from curvjax.records.scores import GainEvidence as GainEvidence
 from curvjax.records.scores import Refinement as Refinement
 from curvjax.records.scores import Scores as Scores
+from curvjax.records.scores import Step as Step
 from curvjax.records.scores import UnitScore as UnitScore
 from curvjax.records.value import Value as Value
 from curvjax.records.value import digest as digest

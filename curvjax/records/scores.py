@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from curvjax.layers import UnitShape, layer_index
-from curvjax.records.origin import Origin
+from curvjax.records.origin import Origin, TextOrigin
+from curvjax.records.promise import Tried
 from curvjax.records.value import Value
 
 
@@ -41,8 +42,19 @@ class Bracket:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step(Tried):
+    """A Newton step of one unit, tried. radius: |d| / |theta_k| asked for. bracket: zeta^2 at its damping."""
+
+    radius: float
+    bracket: Bracket
+
+
+@dataclass(frozen=True, kw_only=True)
 class GainEvidence:
-    """What was measured of one unit. brackets: at the chosen damping, then at those of the grid."""
+    """What was measured of one unit. brackets: at the chosen damping, then at those of the grid.
+
+    steps: as many as radii were tried. step_seconds: what trying them took, of `seconds`.
+    """
 
     gradient_norm2: float
     trace: float | None
@@ -52,6 +64,8 @@ class GainEvidence:
     seconds: float
     gradient_equivalents: float
     brackets: tuple[Bracket, ...]
+    steps: tuple[Step, ...] = ()
+    step_seconds: float = 0.0
 
     @property
     def chosen(self) -> Bracket:
@@ -120,7 +134,8 @@ class Refinement:
 class Scores(Value):
     """A score of every unit, in layer order; larger means more capacity, or more weights kept.
 
-    score: its name in `curvjax.scores.SCORES`. source: the publication. granularity: what the units are.
+    score: its name in `curvjax.scores.SCORES`. source: the publication. granularity: what the units are. fresh: the
+    text beside that of `origin` that the steps were tried on.
 
     Example:
       >>> from curvjax.testing import tiny_scores
@@ -136,6 +151,7 @@ class Scores(Value):
     units: tuple[UnitScore, ...]
     origin: Origin
     refined: Refinement | None = None
+    fresh: TextOrigin | None = None
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order, since every per-layer vector of the package is."""

@@ -26,6 +26,7 @@ from curvjax.report.outcome_figures import adaptation_figure as adaptation_figur
 from curvjax.report.outcome_figures import paired_figure as paired_figure
 from curvjax.report.outcome_figures import pruning_figure as pruning_figure
 from curvjax.report.page import write_report as write_report
+from curvjax.report.promise import promise_figure as promise_figure
 from curvjax.report.rebuilt import rebuilt_figure as rebuilt_figure
 from curvjax.report.run_directory import RunDirectory as RunDirectory
 from curvjax.report.run_directory import read_run as read_run

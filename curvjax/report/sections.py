@@ -13,6 +13,7 @@ from curvjax.report.numbers import Real, fixed, listed, memory, percent
 from curvjax.report.outcome_figures import adaptation_figure, paired_figure, pruning_figure
 from curvjax.report.parts import Bullets, Heading, Part, Picture, Section
 from curvjax.report.profile import extent, gain_profile, leading
+from curvjax.report.promise import promise_figure, promise_table, promise_words, steps_of
 from curvjax.report.rebuilt import rebuilt_section
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.settings import Measurement
@@ -86,6 +87,28 @@ def damping(records: RunDirectory) -> Section | None:
         )
         parts += [curves, shares, words.step_words(profile, measurement), steps, gain_tables.damping_table(profile)]
     return Section("damping", "What the damping does", parts)
+
+
+def promise(records: RunDirectory) -> Section | None:
+    """What the steps promised, and what the loss kept of it."""
+    if (scores := records.gains) is None:
+        return None
+    steps = steps_of(scores)
+    if steps is None:
+        untold = (
+            "Whether the loss keeps what the quadratic model promises was not tried; `curvjax score --promise` does."
+        )
+        return Section("promise", "Promise against fact", [untold])
+    picture = Picture(
+        "promise",
+        "Left: share of the promise that the loss keeps, falling with the step's length, one line per layer. Right: "
+        "decrease of the loss against the promised one, one dot per layer.",
+        "Left: kept share of every layer's Newton step against its length; blue the median. Below 0 the step raises "
+        "the loss. Right: what was promised and what came of it, on the tokens of the model and on fresh ones; on the "
+        "grey line a promise is kept.",
+        lambda width: promise_figure(scores, width=width),
+    )
+    return Section("promise", "Promise against fact", [promise_words(scores, steps), picture, promise_table(steps)])
 
 
 def gradient_norm(records: RunDirectory) -> Section | None:
@@ -198,6 +221,7 @@ def layers(records: RunDirectory) -> Section | None:
 SECTIONS: tuple[Callable[[RunDirectory], Section | None], ...] = (
     gains,
     damping,
+    promise,
     gradient_norm,
     allocation,
     descent_section,

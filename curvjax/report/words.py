@@ -38,6 +38,8 @@ def policy_words(measurement: Measurement) -> str:
         "absolute": f"every layer has the damping {significant(value)}",
         "relative-mean": f"each layer's damping is {significant(value)} times its mean eigenvalue",
         "relative-largest": f"each layer's damping is {significant(value)} times its largest eigenvalue",
+        "promise": "the damping is the smallest whose step still keeps enough of its promise in the loss itself",
+        "held-out": "the damping is that whose step lowers the loss on fresh tokens most",
     }
     return known.get(measurement.policy, f"damping policy {measurement.policy} at {significant(value)}")
 

@@ -37,7 +37,7 @@ from curvjax.runs.rounds import (
     exchange_rounds,
     mirror_rounds,
 )
-from curvjax.runs.text import Text
+from curvjax.runs.text import Text, require_apart
 from curvjax.surgery import Channels, Surgery, Wanda
 from curvjax.surgery.method import require_target
 from curvjax.surgery.prices import Ordered, Stepwise
@@ -135,22 +135,6 @@ def descend(
         selection=selection.origin,
         origin=origin,
     )
-
-
-def require_apart(**texts: Text) -> None:
-    """Do nothing if no two of these texts share a document.
-
-    Raises:
-      ValueError: if two do; the message names both, and some documents.
-    """
-    seen: dict[str, str] = {}
-    for name, text in texts.items():
-        ids = {document.id for document in text.documents}
-        shared = sorted(ids & seen.keys())
-        if shared:
-            msg = f"{len(shared)} documents are in {seen[shared[0]]} and {name}, e.g. {shared[:3]}; give texts apart."
-            raise ValueError(msg)
-        seen |= dict.fromkeys(ids, name)
 
 
 def _rounds(program: Program, method: Surgery) -> Rounds:

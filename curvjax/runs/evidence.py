@@ -15,8 +15,10 @@ from curvjax.curvature import (
     LayeredModel,
     UnitGram,
     each_gram,
+    each_layer_gain,
     empirical_fisher,
-    layer_gains,
+    newton_edit,
+    promised,
     run_passes,
     sampled_traces,
     vectors,
@@ -30,7 +32,7 @@ from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, sampled_stream, streams_before
 from curvjax.runs.measure import (
-    POLICIES,
+    BY_STEPS,
     ScoreSettings,
     compiled_gradient,
     mean_gradients,
@@ -39,9 +41,13 @@ from curvjax.runs.measure import (
 )
 from curvjax.runs.moves import loss_from
 from curvjax.runs.progress import Progress, silent
+from curvjax.runs.steps import chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
 from curvjax.scores.evidence import Evidence
+
+OF_TWO_TEXTS = {"grams", "held_out"}
+"""Fields that need validation rows too."""
 
 
 class Measured(NamedTuple):
@@ -95,19 +101,24 @@ def measure_evidence(
       units: what receives one score each, in layer order.
       needs: names of fields of `Evidence` besides `units`.
       settings: how closely.
-      validation: rows of other documents, that `grams` need.
+      validation: rows of other documents, that `grams` and `held_out` need.
       gains: of the same model and units: `gains` and `traces` are then taken from there.
       progress: told of the fields done.
 
     Raises:
-      ValueError: if a field is unknown, `grams` lack a validation text, or `gains` belong to another model or units.
+      ValueError: if a field is unknown, a validation text is needed and lacking, gains by the policy held-out are not
+        given, or `gains` belong to another model or units.
     """
     unknown = sorted(set(needs) - FIELDS.keys())
     if unknown:
         msg = f"unknown fields of evidence {unknown}; there are {', '.join(FIELDS)}."
         raise ValueError(msg)
-    if "grams" in needs and validation is None:
-        msg = "grams meet the gradient of a second text: give validation rows, other than the calibration rows."
+    if OF_TWO_TEXTS & set(needs) and validation is None:
+        found = " and ".join(sorted(OF_TWO_TEXTS & set(needs)))
+        msg = f"{found} meet the gradient of a second text: give validation rows, other than the calibration rows."
+        raise ValueError(msg)
+    if "gains" in needs and gains is None and settings.policy == "held-out":
+        msg = "policy 'held-out' needs fresh rows: score gains with them first, and give their record."
         raise ValueError(msg)
     recorded = _recorded(gains, model_hash(model) if gains else "", units)
     fields = [field for field in FIELDS if field in needs]
@@ -233,17 +244,33 @@ def slope_keys(seed: int, unit: int, directions: int) -> Array:
 
 def _gains(subject: _Subject) -> Float[Array, " K"]:
     settings = subject.settings
-    found = layer_gains(
+    found = each_layer_gain(
         subject.model,
         subject.passes,
         subject.units,
-        damping=POLICIES[settings.policy](settings.damping),
+        damping=settings.layer_policy(),
         rtol=settings.rtol,
         max_iterations=settings.max_products,
         probes=settings.probes,
         seed=settings.seed,
+        radii=settings.tried,
     )
-    return jnp.asarray(0.5 * (found.gain.lower + found.gain.upper)[:, 0])
+    return jnp.asarray(chosen_gains(list(found), settings))
+
+
+def _held_out(subject: _Subject) -> Float[Array, " K"]:
+    model, settings = subject.model, subject.settings
+    if settings.policy in BY_STEPS:
+        msg = f"policy {settings.policy!r} tries several steps; the held-out gain is of one: take another policy."
+        raise ValueError(msg)
+    others, damping = run_passes(model, subject.others), settings.layer_policy()
+    traces = _traces(subject) if settings.policy == "relative-mean" else np.full(len(subject.units), np.nan)
+    effort: dict[str, Any] = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
+    edits = (
+        newton_edit(model, subject.passes, unit, damping, trace=float(trace), **effort)[0]
+        for unit, trace in zip(subject.units, traces, strict=True)
+    )
+    return jnp.asarray([2 * promised(model, others, edit).decrease for edit in edits])
 
 
 def _traces(subject: _Subject) -> Float[Array, " K"]:
@@ -268,7 +295,8 @@ FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "grams": _grams,
     "slopes": _slopes,
     "gains": _gains,
+    "held_out": _held_out,
     "traces": _traces,
     "interactions": _interactions,
 })
-_ON_PASSES = {"grams", "gains", "traces", "interactions"}
+_ON_PASSES = {"grams", "gains", "held_out", "traces", "interactions"}

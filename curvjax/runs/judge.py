@@ -23,13 +23,13 @@ from curvjax.layers import UnitShape
 from curvjax.models import Decoder, Loaded, require_plain
 from curvjax.records import Arm, Comparison, Method, Outcomes, Pair, TextOutcome, Trial, digest, plain
 from curvjax.runs.allocate import PROGRAM, share_out
-from curvjax.runs.descend import descend, require_apart
+from curvjax.runs.descend import descend
 from curvjax.runs.draft import Draft, drafts
 from curvjax.runs.evaluate import known, text_outcome
 from curvjax.runs.measure import unit_shapes
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import DescendSettings, Memory
-from curvjax.runs.text import Text
+from curvjax.runs.text import Text, require_apart
 from curvjax.surgery import Surgery, dense_equivalent
 from curvjax.surgery.method import require_target
 from curvjax.surgery.projections import kernel_units

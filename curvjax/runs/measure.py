@@ -26,6 +26,9 @@ POLICIES: dict[str, Callable[[float], LayerPolicy]] = {
     "relative-largest": of_largest_eigenvalue,
 }
 
+BY_STEPS = ("promise", "held-out")
+"""Policies that try the steps on the loss itself [M20]; `curvjax.runs.steps` makes their choice."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
@@ -39,10 +42,21 @@ class ScoreSettings:
     """One score per decoder layer, or per projection matrix."""
     units: str = ""
     """JSON file {name: [parameter paths]} of units of your own, each within one layer; in place of the granularity."""
-    policy: Literal["trust-radius", "absolute", "relative-mean", "relative-largest"] = "trust-radius"
-    """How the damping is chosen."""
+    policy: Literal["trust-radius", "absolute", "relative-mean", "relative-largest", "promise", "held-out"] = (
+        "trust-radius"
+    )
+    """How the damping is chosen; promise: the smallest of --radii that keeps --keep of its promise; held-out: that of
+    the largest decrease on the fresh text."""
     damping: float = 0.02
     """The policy's number: a share of |theta_k|, of an eigenvalue, or the damping itself."""
+    promise: bool = False
+    """Try the Newton steps of --radii on the loss itself: what they promise, and what became of it."""
+    radii: tuple[float, ...] = (0.02, 0.01, 0.005, 0.002, 0.001, 0.0005)
+    """Lengths of these steps, shares of |theta_k|."""
+    keep: float = 0.75
+    """Share of its promise that a step must keep for the policy promise."""
+    common: bool = False
+    """One radius for all units, in the policies promise and held-out."""
     grid: tuple[float, ...] = (10.0, 1.0, 0.1, 0.01)
     """Further absolute dampings, read off the same run."""
     rtol: float = 0.05
@@ -73,7 +87,24 @@ class ScoreSettings:
         if self.rows < 0 or self.probes < 2:
             msg = f"need rows >= 0 and probes >= 2, got rows {self.rows} and {self.probes} probes."
             raise ValueError(msg)
-        POLICIES[self.policy](self.damping)
+        if not self.radii or min(self.radii) <= 0 or not 0 < self.keep <= 1:
+            msg = f"need positive radii and keep within (0, 1], got {self.radii} and {self.keep!r}."
+            raise ValueError(msg)
+        if self.tried and self.curvature not in ("ggn", "hessian"):
+            msg = f"curvature {self.curvature!r} has gains in closed form and no steps to try; take ggn or hessian."
+            raise ValueError(msg)
+        self.layer_policy()
+
+    def layer_policy(self) -> LayerPolicy:
+        """What the Krylov runs are certified at; for policies by steps the longest, so that the shorter are too."""
+        if self.policy in BY_STEPS:
+            return trust_radius(max(self.radii))
+        return POLICIES[self.policy](self.damping)
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """The radii whose steps are tried; none if that was not asked for."""
+        return self.radii if self.promise or self.policy in BY_STEPS else ()
 
     @property
     def partition(self) -> str:
@@ -83,7 +114,8 @@ class ScoreSettings:
     @property
     def damping_words(self) -> str:
         """The policy and its number."""
-        return f"{self.policy.replace('-', ' ')} {self.damping:g}"
+        number = {"promise": f" {self.keep:g}", "held-out": ""}.get(self.policy, f" {self.damping:g}")
+        return self.policy.replace("-", " ") + number
 
 
 def units_of(model: Decoder, settings: ScoreSettings) -> tuple[Unit, ...]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,20 +12,21 @@ import jax
 import msgspec
 import numpy as np
 
-from curvjax.curvature import Status, UnitGain, run_passes
+from curvjax.curvature import UnitGain, run_passes
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.curvature.placement import layer_gains_over_devices
 from curvjax.data import Batch
 from curvjax.layers import Unit
 from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import layered_model
-from curvjax.records import Bracket, Cost, GainEvidence, Origin, Scores, UnitScore, digest, plain
+from curvjax.records import Cost, GainEvidence, Origin, Scores, UnitScore, digest, plain
 from curvjax.runs.evidence import measure_evidence
-from curvjax.runs.measure import POLICIES, ScoreSettings, full_gradient_seconds, split_rows, unit_shapes, units_of
+from curvjax.runs.measure import ScoreSettings, full_gradient_seconds, split_rows, unit_shapes, units_of
 from curvjax.runs.partial import Partial, resumable
 from curvjax.runs.processes import ALONE, Team
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.text import Text
+from curvjax.runs.steps import bracket_rows, known, step_rows, with_choice
+from curvjax.runs.text import Text, require_apart
 from curvjax.scores import SCORES
 
 GAIN = "gain"
@@ -38,6 +40,7 @@ def score(
     settings: ScoreSettings | None = None,
     *,
     validation: Text | None = None,
+    fresh: Text | None = None,
     directory: str | Path | None = None,
     progress: Progress = silent,
     team: Team = ALONE,
@@ -54,6 +57,7 @@ def score(
       name: of `curvjax.scores.SCORES`.
       settings: what is measured.
       validation: rows of other documents, for scores that need them.
+      fresh: rows of other documents on which the steps behind the gains are tried too [M20]; implies `promise`.
       directory: receives gains.json, or NAME.json; made if need be; the same one for all processes. None: no file.
       progress: told of the units done.
       team: the processes that share the units, from `curvjax.runs.processes.join`.
@@ -62,15 +66,20 @@ def score(
       The scores.
 
     Raises:
-      ValueError: if the score is unknown, or lacks its validation rows; if several processes have no directory; if loss
-        or gradients are not finite; if a gain has no bracket; or if a file of finished units is damaged.
+      ValueError: if the score is unknown, or lacks its validation rows; if fresh rows are given to another score than
+        the gain, share a document with the text, or are missing where the policy chooses by them; if several processes
+        have no directory; if loss or gradients are not finite; if a gain has no bracket; or if a file of finished units
+        is damaged.
       OSError: if a file cannot be written.
       TimeoutError: if other processes are lost.
     """
     settings = settings or ScoreSettings()
     SCORES.require([name])
     if name == GAIN:
-        return gains(loaded, text, settings, directory, progress=progress, team=team)
+        return gains(loaded, text, settings, directory, fresh=fresh, progress=progress, team=team)
+    if fresh is not None:
+        msg = f"fresh rows try the steps behind gains; score {name!r} has none: leave them out, or score `gain`."
+        raise ValueError(msg)
     started = time.perf_counter()
     units, entry = units_of(loaded.model, settings), SCORES[name]
     found = measure_evidence(loaded.model, text, units, entry.needs, settings, validation=validation, progress=progress)
@@ -99,6 +108,7 @@ def gains(
     settings: ScoreSettings,
     directory: str | Path | None = None,
     *,
+    fresh: Text | None = None,
     progress: Progress = silent,
     team: Team = ALONE,
 ) -> Scores:
@@ -108,9 +118,11 @@ def gains(
             msg = f"{team.count} processes share the units through a directory; name one."
             raise ValueError(msg)
         with TemporaryDirectory() as passing:
-            return gains(loaded, text, settings, passing, progress=progress)
+            return gains(loaded, text, settings, passing, fresh=fresh, progress=progress)
+    settings = _with_fresh(text, settings, fresh)
     units, directory = units_of(loaded.model, settings), Path(directory)
-    run = digest({"model": loaded.sha256, "text": text.origin, "settings": settings, "units": units})
+    identity = {"model": loaded.sha256, "text": text.origin, "settings": settings, "units": units}
+    run = digest(identity if fresh is None else identity | {"fresh": fresh.origin})
     target, partial = directory / "gains.json", Partial(directory, run, process=team.index)
     finished = _finished(target, run)
     if finished is None:
@@ -127,19 +139,31 @@ def gains(
     todo = [unit for unit in units if unit.name not in rows]
     done = len(units) - len(todo)
     progress("certified gains", done, len(units))
-    with closing(_measure(loaded.model, text.batch, todo[team.index :: team.count], settings)) as measured:
+    with closing(_measure(loaded.model, text.batch, todo[team.index :: team.count], settings, fresh)) as measured:
         for found, seconds in measured:
             partial.add(plain(_row(found, loaded, settings, seconds, gradient_seconds)))
             done += 1
             progress("certified gains", done, len(units))
-    found = _joined(partial, units, target, run, team, progress)
+    found = _joined(partial, units, settings, target, run, team, progress)
     if found is None:
         return Scores.load(target)
     scores = _scores(found, loaded, text, settings, run, gradient_seconds, time.perf_counter() - started)
+    scores = replace(scores, fresh=None if fresh is None else fresh.origin)
     with resumable(target):
         scores.save(target)
     partial.remove()
     return Scores.load(target)  # the same value whether measured now or before
+
+
+def _with_fresh(text: Text, settings: ScoreSettings, fresh: Text | None) -> ScoreSettings:
+    """The settings, with steps to try where there are fresh rows to try them on."""
+    if fresh is None:
+        if settings.policy == "held-out":
+            msg = "policy 'held-out' chooses by the decrease on other documents: give fresh rows (--fresh TEXT)."
+            raise ValueError(msg)
+        return settings
+    require_apart(calibration=text, fresh=fresh)
+    return replace(settings, promise=True)
 
 
 def _yardstick(
@@ -158,20 +182,23 @@ def _yardstick(
 
 
 def _measure(
-    model: Decoder, batch: Batch, todo: list[Unit], settings: ScoreSettings
+    model: Decoder, batch: Batch, todo: list[Unit], settings: ScoreSettings, fresh: Text | None
 ) -> Generator[tuple[UnitGain, float]]:
     """Yield what was found for the units as they are done, and the seconds, on all devices of this process."""
     if not todo:
         return
     layered, parts, keep_maps = layered_model(model), split_rows(batch, settings.rows), not settings.recompute
     measured: dict[str, Any] = {
-        "damping": POLICIES[settings.policy](settings.damping),
+        "damping": settings.layer_policy(),
         "grid": settings.grid,
         "rtol": settings.rtol,
         "max_iterations": settings.max_products,
         "probes": settings.probes,
         "seed": settings.seed,
     }
+    if settings.tried:
+        fresh_parts = None if fresh is None else split_rows(fresh.batch, settings.rows)
+        measured |= {"radii": settings.tried, "fresh": fresh_parts}
     devices = jax.local_devices()
     if len(devices) > 1 and settings.curvature == "ggn":  # the others share sweeps between layers, on one device
         with closing(layer_gains_over_devices(layered, parts, todo, devices, keep_maps=keep_maps, **measured)) as rows:
@@ -187,7 +214,13 @@ def _measure(
 
 
 def _joined(
-    partial: Partial, units: tuple[Unit, ...], target: Path, run: str, team: Team, progress: Progress
+    partial: Partial,
+    units: tuple[Unit, ...],
+    settings: ScoreSettings,
+    target: Path,
+    run: str,
+    team: Team,
+    progress: Progress,
 ) -> list[UnitScore] | None:
     """Process 0: all rows, once the last process has added its last. Others: None, once process 0 has written them.
 
@@ -200,9 +233,10 @@ def _joined(
         rows = _by_name(partial)
         missing = [unit.name for unit in units if unit.name not in rows]
         if not missing:
-            _require_brackets(rows)
+            found = with_choice([rows[unit.name] for unit in units], settings)
+            _require_brackets(found)
             if not team.index:
-                return [rows[unit.name] for unit in units]
+                return found
         if len(rows) > seen:
             seen, since = len(rows), time.monotonic()
             progress("certified gains", len(rows), len(units))
@@ -215,8 +249,8 @@ def _joined(
         time.sleep(_POLL)
 
 
-def _require_brackets(rows: Mapping[str, UnitScore]) -> None:
-    chosen = {name: row.gain.chosen for name, row in rows.items() if row.gain is not None}
+def _require_brackets(rows: list[UnitScore]) -> None:
+    chosen = {row.name: row.gain.chosen for row in rows if row.gain is not None}
     without = {name: bracket.status for name, bracket in chosen.items() if bracket.upper is None}
     if without:
         names, states = list(without), ", ".join(sorted(set(without.values())))
@@ -232,41 +266,27 @@ def _by_name(partial: Partial) -> dict[str, UnitScore]:
 def _row(
     found: UnitGain, loaded: Loaded, settings: ScoreSettings, seconds: float, gradient_seconds: float
 ) -> UnitScore:
-    labels = [settings.damping_words, *(f"{tau:g}" for tau in settings.grid)]
-    both = [np.concatenate([x, y]) for x, y in zip(found.gain[:5], found.grid[:5], strict=True)]
-    brackets = tuple(
-        Bracket(
-            label=label,
-            damping=float(damping),
-            lower=_known(lower),
-            upper=_known(upper),
-            step_norm=_known(step),
-            iterations=int(found.gain.iterations),
-            status=Status(int(status)).name.lower(),
-        )
-        for label, lower, upper, damping, step, status in zip(labels, *both, strict=True)
-    )
+    brackets = bracket_rows([settings.damping_words], found.gain)
+    brackets += bracket_rows([f"{tau:g}" for tau in settings.grid], found.grid)
     (shape,) = unit_shapes(loaded.model, [found.unit])
     return UnitScore.of(
         shape,
-        _known(brackets[0].middle),
+        known(brackets[0].middle),
         lower=brackets[0].lower,
         upper=brackets[0].upper,
         gain=GainEvidence(
             gradient_norm2=found.gradient_norm2,
-            trace=_known(found.trace),
-            trace_standard_error=_known(found.trace_standard_error),
-            largest_ritz=_known(found.gain.largest_ritz),
+            trace=known(found.trace),
+            trace_standard_error=known(found.trace_standard_error),
+            largest_ritz=known(found.gain.largest_ritz),
             products=int(found.gain.iterations),
             seconds=seconds,
             gradient_equivalents=seconds / gradient_seconds,
             brackets=brackets,
+            steps=step_rows(found.steps) if found.steps else (),
+            step_seconds=found.steps.seconds if found.steps else 0.0,
         ),
     )
-
-
-def _known(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _scores(

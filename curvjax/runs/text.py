@@ -159,6 +159,22 @@ def with_validation(text: Text, loaded: Loaded, settings: TextSettings) -> tuple
     return calibration, validation
 
 
+def require_apart(**texts: Text) -> None:
+    """Do nothing if no two of these texts share a document.
+
+    Raises:
+      ValueError: if two do; the message names both, and some documents.
+    """
+    seen: dict[str, str] = {}
+    for name, text in texts.items():
+        ids = {document.id for document in text.documents}
+        shared = sorted(ids & seen.keys())
+        if shared:
+            msg = f"{len(shared)} documents are in {seen[shared[0]]} and {name}, e.g. {shared[:3]}; give texts apart."
+            raise ValueError(msg)
+        seen |= dict.fromkeys(ids, name)
+
+
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """`settings` with some fields changed.
 

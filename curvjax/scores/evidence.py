@@ -18,8 +18,8 @@ class Evidence(NamedTuple):
     and after the last. grams: per unit, per-sequence gradients of the training text against each other (empirical
     Fisher), and against the gradient of the validation text. slopes: `[K, S]` central differences
     (R(theta + eps z) - R(theta - eps z)) / (2 eps) along S standard normal directions z of one unit each. gains: `[K]`
-    zeta^2. traces: `[K]` of the curvature. interactions: `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does
-    to units j and k.
+    zeta^2. held_out: `[K]` held-out gains, of the validation text. traces: `[K]` of the curvature. interactions:
+    `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k.
     """
 
     units: tuple[Unit, ...]
@@ -30,5 +30,6 @@ class Evidence(NamedTuple):
     grams: tuple[UnitGram, ...] | None = None
     slopes: Float[Array, "K S"] | None = None
     gains: Float[Array, " K"] | None = None
+    held_out: Float[Array, " K"] | None = None
     traces: Float[Array, " K"] | None = None
     interactions: Float[Array, "K K"] | None = None

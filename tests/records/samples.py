@@ -20,6 +20,7 @@ from curvjax.records import (
     Origin,
     Outcome,
     Pair,
+    Promise,
     PrunedArm,
     Pruning,
     Ranges,
@@ -29,6 +30,7 @@ from curvjax.records import (
     Size,
     Speed,
     Stage,
+    Step,
     SweepPoint,
     TaskOutcome,
     TextOrigin,
@@ -36,6 +38,7 @@ from curvjax.records import (
     Transfer,
     TransferUnit,
     UnitAmount,
+    UnitPromise,
     UnitRebuilt,
     UnitScore,
     WholeEvidence,
@@ -75,6 +78,10 @@ def unit_score(k, **changes):
         seconds=0.25,
         gradient_equivalents=0.5,
         brackets=(bracket, unbounded),
+        steps=(
+            Step(radius=0.02, bracket=bracket, promised=0.8, decrease=0.6, decrease_standard_error=0.1, fresh=-0.2),
+        ),
+        step_seconds=0.05,
     )
     fields = {
         "name": f"layers.{k}",
@@ -92,7 +99,28 @@ def unit_score(k, **changes):
 
 def scores(*units):
     units = units or tuple(unit_score(k) for k in range(12))
-    return Scores(score="gain", source="ours", granularity="layer", units=units, origin=ORIGIN)
+    return Scores(score="gain", source="ours", granularity="layer", units=units, origin=ORIGIN, fresh=TEXT_ORIGIN)
+
+
+def unit_promise(k, **changes):
+    fields = {
+        "name": f"layers.{k}",
+        "index": k,
+        "size": 0.5,
+        "linear": 0.5,
+        "promised": 0.25,
+        "decrease": 0.125,
+        "decrease_standard_error": None,
+        "fresh": -0.5,
+        "fresh_standard_error": 0.1,
+    }
+    return UnitPromise(**(fields | changes))
+
+
+def promise(*units):
+    units = units or tuple(unit_promise(k) for k in range(12))
+    joint = unit_promise(-1, name="all units", promised=2.0, decrease=1.0)
+    return Promise(units=units, joint=joint, origin=ORIGIN, fresh=TEXT_ORIGIN)
 
 
 def unit_amount(k, **changes):
@@ -292,4 +320,4 @@ def descent():
     )
 
 
-EVERY = (scores(), allocation(), rebuilt(), outcome(), run(), comparison(), transfer(), descent())
+EVERY = (scores(), allocation(), rebuilt(), outcome(), run(), comparison(), transfer(), descent(), promise())

@@ -11,7 +11,17 @@ import pytest
 import curvjax.records as records
 from curvjax.records import Outcome, Rebuilt, Scores, UnitRebuilt, Value, digest, plain, write_json
 from curvjax.records.value import LEFT_OUT
-from tests.records.samples import EVERY, allocation, outcome, rebuilt, scores, unit_amount, unit_score
+from tests.records.samples import (
+    EVERY,
+    allocation,
+    outcome,
+    promise,
+    rebuilt,
+    scores,
+    unit_amount,
+    unit_promise,
+    unit_score,
+)
 
 ORDERED = {
     "scores": (scores, unit_score),
@@ -199,6 +209,25 @@ def test_columns_measured_on_the_way_are_scores_without_bounds():
         value.column("owl")
     with pytest.raises(ValueError, match=r"with the columns gain; score 'trace' anew"):
         scores(unit_score(0, gain=None)).column("trace")
+
+
+def test_a_promise_says_what_was_kept_and_how_units_act_together():
+    assert unit_promise(0).kept == 0.5
+    assert all(np.isnan(unit_promise(0, **lost).kept) for lost in ({"promised": None}, {"decrease": None}))
+    assert np.isnan(unit_promise(0, promised=0.0).kept)
+    assert (promise().coupling, promise().coupling_found) == (2.0 - 12 * 0.25, 1.0 - 12 * 0.125)
+    assert np.isnan(promise(unit_promise(0, promised=None)).coupling)
+    assert unit_score(0).gain.steps[0].kept == pytest.approx(0.75)
+
+
+def test_gains_without_steps_are_read_as_they_were():
+    record = scores().to_json()
+    for unit in record["units"]:
+        del unit["gain"]["steps"], unit["gain"]["step_seconds"]
+    del record["fresh"]
+    found = Scores.from_json(record)
+    assert found.fresh is None
+    assert found.units[0].gain.steps == ()
 
 
 def test_an_allocation_adds_up():

@@ -6,19 +6,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 
-from curvjax.curvature import vectors
+from curvjax.curvature import ggn_product, run_passes, unit_gradient, vectors
 from curvjax.curvature.interactions import ggn_interactions
 from curvjax.data import Batch
 from curvjax.layers import layer_units, module_units
 from curvjax.models import Decoder, DecoderConfig, parameters, weights_hash, with_parameters
+from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Cost, GainEvidence, ModelOrigin, Origin, Scores, TextOrigin, UnitScore
 from curvjax.runs import evidence as measuring
 from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error, slope_keys
 from curvjax.runs.measure import ScoreSettings, unit_shapes
 from curvjax.runs.text import Text
 from curvjax.scores import Evidence
-from curvjax.testing import dense_ggn
+from curvjax.testing import dense_ggn, dense_matrix
 
 SETTINGS = ScoreSettings(
     rows=2, stream_tokens=9, step=1e-5, directions=2, policy="absolute", damping=0.1, rtol=1e-6,
@@ -255,19 +257,44 @@ def test_only_what_is_needed_is_measured(decoder, texts, units, quick_gradients)
 def test_gains_are_the_middles_of_their_brackets(decoder, texts, units, monkeypatch, quick_gradients):
     asked = {}
 
-    def layer_gains(model, passes, units, **settings):
+    def each_layer_gain(model, passes, units, **settings):
         asked.update(settings, units=units, count=float(passes.count))
-        lower, upper = np.asarray([[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]]), np.asarray([[3.0, 9.0]] * 3)
-        return SimpleNamespace(gain=SimpleNamespace(lower=lower, upper=upper))
+        for lower in (1.0, 2.0, 3.0):
+            yield SimpleNamespace(gain=SimpleNamespace(lower=np.asarray([lower, 9.0]), upper=np.asarray([3.0, 9.0])))
 
-    monkeypatch.setattr(measuring, "layer_gains", layer_gains)
+    monkeypatch.setattr(measuring, "each_layer_gain", each_layer_gain)
     found = measure_evidence(decoder, texts[0], units, ["gains"], SETTINGS)
     assert found.evidence.gains.tolist() == [2.0, 2.5, 3.0]
     assert asked.pop("damping")(None).values.tolist() == [0.1]
     assert asked == {
-        "rtol": 1e-6, "max_iterations": 100, "probes": 60, "seed": 1, "units": units,
+        "rtol": 1e-6, "max_iterations": 100, "probes": 60, "seed": 1, "units": units, "radii": (),
         "count": texts[0].batch.weights.sum(),
     }  # fmt: skip
+
+
+def test_held_out_gains_are_twice_what_the_step_promises_on_the_other_text(decoder, texts, units, measured):
+    model = layered_model(decoder)
+    own, other = (run_passes(model, [each.batch]) for each in texts)
+    k, unit = 2, units[2]
+    found, like = measured.evidence.held_out[k], unit_gradient(model, own, unit)
+    flat, _ = ravel_pytree(like)
+    matrices = [dense_matrix(ggn_product(model, passes, unit), like) for passes in (own, other)]
+    d = -jnp.linalg.solve(matrices[0] + 0.1 * jnp.eye(flat.size), flat)
+    g = ravel_pytree(unit_gradient(model, other, unit))[0]
+    assert found == pytest.approx(
+        float(-2 * g @ d - d @ matrices[1] @ d), rel=1e-3
+    )  # the step errs by the root of rtol
+
+
+def test_held_out_gains_of_a_policy_that_tries_steps_are_refused(decoder, texts, units, quick_gradients):
+    for policy in ("promise", "held-out"):
+        asked = replace(SETTINGS, policy=policy)
+        with pytest.raises(ValueError, match=f"policy '{policy}' tries several steps; the held-out gain is of one"):
+            measure_evidence(decoder, texts[0], units, ["held_out"], asked, validation=texts[1])
+    with pytest.raises(ValueError, match="held_out meet the gradient of a second text: give validation rows"):
+        measure_evidence(decoder, texts[0], units, ["held_out"], SETTINGS)
+    with pytest.raises(ValueError, match="policy 'held-out' needs fresh rows: score gains with them first"):
+        measure_evidence(decoder, texts[0], units, ["gains"], replace(SETTINGS, policy="held-out"))
 
 
 def test_costs_are_quoted_in_gradients(measured):

@@ -49,7 +49,7 @@ def test_gains_say_what_they_are_of_and_what_they_cost(gains, loaded, text):
     assert origin.model.parameters == 64 * 16 + 16 + 12 * (2 * 16 + 1920)
     assert origin.text == text.origin
     assert (origin.text.sequences, origin.text.length, origin.text.tokens) == (2, 16, 28)
-    asked = dataclasses.asdict(SETTINGS) | {"grid": [1.0, 0.1], "precision": "float32"}
+    asked = dataclasses.asdict(SETTINGS) | {"grid": [1.0, 0.1], "precision": "float32", "radii": list(SETTINGS.radii)}
     assert asked.items() <= origin.settings.items()
     for unit in gains.units:
         assert [bracket.label for bracket in unit.gain.brackets] == ["trust radius 0.02", "1", "0.1"]

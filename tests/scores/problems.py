@@ -47,6 +47,7 @@ def draw(seed, layers=LAYERS):
         slopes=jnp.asarray(rng.normal(size=(layers, 16))),
         gains=jnp.asarray(rng.uniform(1, 2, size=layers)),
         traces=jnp.asarray(rng.uniform(1, 2, size=layers)),
+        held_out=jnp.asarray(rng.uniform(-1, 2, size=layers)),
         interactions=jnp.asarray(edits.T @ edits),
     )
 
@@ -60,6 +61,7 @@ def reordered(evidence, order):
         slopes=evidence.slopes[index],
         gains=evidence.gains[index],
         traces=evidence.traces[index],
+        held_out=evidence.held_out[index],
         interactions=evidence.interactions[index][:, index],
     )
 

@@ -10,6 +10,7 @@ from curvjax.scores.floe import fisher_trace
 from curvjax.scores.gain import gain
 from curvjax.scores.gradient_norm import gradient_norm
 from curvjax.scores.hawq import trace
+from curvjax.scores.held_out import held_out_gain
 from curvjax.scores.layerif import layerif, layerif_positive
 from tests.scores.problems import arrays_of, draw, unit_gram
 
@@ -17,6 +18,7 @@ from tests.scores.problems import arrays_of, draw, unit_gram
 def test_gains_and_traces_are_handed_on(evidence):
     np.testing.assert_array_equal(gain(evidence), evidence.gains)
     np.testing.assert_array_equal(trace(evidence), evidence.traces)
+    np.testing.assert_array_equal(held_out_gain(evidence), evidence.held_out)
 
 
 def test_gradient_norms_are_summed_over_the_matrices(evidence):

@@ -1,0 +1,105 @@
+"""Steps on record: what became of each unit's promise, and the damping that a policy chooses by it [M20]."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from curvjax.curvature import Gain, Status, StepPromise, UnitGain
+from curvjax.curvature.promise import held_out_place, kept_place
+from curvjax.records import Bracket, Step, UnitScore
+from curvjax.runs.measure import BY_STEPS, ScoreSettings
+
+
+def known(value: Any) -> float | None:
+    """A number for a record; None where it is not finite."""
+    return float(value) if np.isfinite(value) else None
+
+
+def bracket_rows(labels: Sequence[str], gain: Gain) -> tuple[Bracket, ...]:
+    """The brackets of a gain at several dampings, on the host."""
+    rows = zip(labels, *(np.asarray(field) for field in gain[:5]), strict=True)
+    return tuple(
+        Bracket(
+            label=label,
+            damping=float(damping),
+            lower=known(lower),
+            upper=known(upper),
+            step_norm=known(step),
+            iterations=int(gain.iterations),
+            status=Status(int(status)).name.lower(),
+        )
+        for label, lower, upper, damping, step, status in rows
+    )
+
+
+def step_rows(found: StepPromise) -> tuple[Step, ...]:
+    """The steps of one unit, in the order in which radii were asked for."""
+    brackets = bracket_rows([f"step {radius:g}" for radius in found.radius], found.gain)
+    nothing = [None] * len(brackets)
+    return tuple(
+        Step(
+            radius=float(radius),
+            bracket=bracket,
+            promised=known(promised),
+            decrease=known(decrease.mean),
+            decrease_standard_error=known(decrease.standard_error),
+            fresh=None if fresh is None else known(fresh.mean),
+            fresh_standard_error=None if fresh is None else known(fresh.standard_error),
+        )
+        for radius, bracket, promised, decrease, fresh in zip(
+            found.radius, brackets, found.promised, found.decrease, found.fresh or nothing, strict=True
+        )
+    )
+
+
+def with_choice(rows: Sequence[UnitScore], settings: ScoreSettings) -> list[UnitScore]:
+    """The units with the damping that the policy chooses by their steps; as they are for any other policy.
+
+    The bracket is the one certified at the damping chosen; that of the run's own goes.
+    """
+    if settings.policy not in BY_STEPS:
+        return list(rows)
+    steps = [row.gain.steps for row in rows if row.gain is not None]
+    damping, kept, fresh = (
+        np.asarray([[value(step) for step in unit] for unit in steps], np.float64)
+        for value in (lambda step: step.bracket.damping, lambda step: step.kept, lambda step: step.fresh)
+    )
+    places = _places(damping, kept, fresh, settings)
+    return [_chosen(row, place, settings) for row, place in zip(rows, places, strict=True)]
+
+
+def chosen_gains(found: Sequence[UnitGain], settings: ScoreSettings) -> Float[np.ndarray, " K"]:
+    """zeta^2 at the damping that the policy chooses: the middle of the bracket there, nats."""
+    if settings.policy not in BY_STEPS:
+        return np.asarray([0.5 * (unit.gain.lower[0] + unit.gain.upper[0]) for unit in found])
+    steps = [unit.steps for unit in found if unit.steps is not None]
+    damping, kept = np.stack([step.gain.damping for step in steps]), np.stack([step.kept for step in steps])
+    fresh = np.asarray([[each.mean for each in step.fresh or ()] for step in steps])
+    places = _places(damping, kept, fresh, settings)
+    middles = np.stack([0.5 * (step.gain.lower + step.gain.upper) for step in steps])
+    return middles[np.arange(len(steps)), places]
+
+
+def _places(
+    damping: Float[np.ndarray, "K n"],
+    kept: Float[np.ndarray, "K n"],
+    fresh: Float[np.ndarray, "K m"],
+    settings: ScoreSettings,
+) -> Int[np.ndarray, " K"]:
+    def place(rows: slice | int) -> int:
+        if settings.policy == "promise":
+            return kept_place(damping[rows], kept[rows], settings.keep)
+        return held_out_place(fresh[rows])
+
+    count = len(damping)
+    return np.full(count, place(slice(None))) if settings.common else np.asarray([place(k) for k in range(count)])
+
+
+def _chosen(row: UnitScore, place: int, settings: ScoreSettings) -> UnitScore:
+    assert row.gain is not None
+    bracket = replace(row.gain.steps[place].bracket, label=settings.damping_words)
+    gain = replace(row.gain, brackets=(bracket, *row.gain.brackets[1:]))
+    return replace(row, value=known(bracket.middle), lower=bracket.lower, upper=bracket.upper, gain=gain)
