@@ -29,7 +29,13 @@ INK, MUTED, PALE, WASH = "#222222", "#6B6B6B", "#C9C9C9", "#8DBBDB"
 DASHES = (0, (4, 3))
 HIGHLIGHTS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)  # Okabe and Ito (2008), darkened where thin lines need it
 
-_ARMS = {"curvature": (BLUE, "o"), "uniform": (MUTED, "s"), "permuted": (ORANGE, "D"), "gradient": (GREEN, "^")}
+_ARMS = {
+    "curvature": (BLUE, "o"),
+    "uniform": (MUTED, "s"),
+    "permuted": (ORANGE, "D"),
+    "gradient": (GREEN, "^"),
+    "descent": (GREEN, "v"),
+}
 _OTHER_ARM = (PURPLE, "v")
 
 _LOOK = {

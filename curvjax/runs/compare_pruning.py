@@ -1,6 +1,10 @@
 """Pruning outcomes of a run: sparsities from gains against uniform and permuted ones, at equal weights removed."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,17 +12,28 @@ from curvjax.allocation import Sparsity
 from curvjax.data import Splits, documents_hash
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Loaded
-from curvjax.records import Allocation, Pair, PrunedArm, Pruning, Scores, TextOutcome
-from curvjax.runs.allocate import PROGRAM, allocate
+from curvjax.records import Allocation, Descent, Pair, PrunedArm, Pruning, Scores, TextOutcome
+from curvjax.runs.allocate import allocate
+from curvjax.runs.descend import descend
 from curvjax.runs.evaluate import known, text_outcome, text_perplexity
 from curvjax.runs.progress import Progress
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
-from curvjax.runs.text import packed
+from curvjax.runs.text import Text, packed
 from curvjax.surgery import Wanda
 
 CURVATURE = "curvature"
+DESCENT = "descent"
+
+
+class _Plan(NamedTuple):
+    """An arm's sparsities. kappa: of the program, None where there is none."""
+
+    arm: str
+    seed: int
+    kappa: float | None
+    allocation: Allocation
 
 
 def compare_pruning(
@@ -30,9 +45,10 @@ def compare_pruning(
     stages: Stages,
     progress: Progress,
 ) -> Pruning:
-    """Prune to equal sparsity by curvature-weighted, uniform and permuted layers, and compare test perplexities.
+    """Prune to equal sparsity by gains, uniformly, by permuted gains, the best rival score and the descent; compare.
 
-    The exponent kappa of the program is chosen on the selection texts; calibration and test texts share none of them.
+    The exponent kappa of the program is chosen on the selection texts for gains and rivals alike, and the descent's
+    step on texts of the same documents; calibration and test texts share none of them.
     """
     hashes = {name: documents_hash(part) for name, part in texts._asdict().items()}
     inputs = {"model": gains.origin.model, "evaluate": settings.evaluate, "prune": settings.prune, "texts": hashes}
@@ -56,20 +72,15 @@ def compare_pruning(
     dense, arms = measured("dense", None, "test"), []
     for sparsity in settings.sparsities:
         percent = f"{100 * sparsity:g}"
-        plans = {kappa: allocate(gains, Sparsity(sparsity, kappa=kappa)) for kappa in settings.kappas}
-        selection = {
-            kappa: measured(f"prune-{percent}-kappa{kappa:g}", plan, "selection").nll
-            for kappa, plan in (plans.items() if len(plans) > 1 else ())
-        }
-        best = min(selection, key=selection.__getitem__) if selection else settings.kappas[0]
-        for arm, rule, control, seed in (
-            (CURVATURE, PROGRAM, "none", settings.seeds[0]),
-            ("uniform", "uniform", "none", settings.seeds[0]),
-            *(("permuted", PROGRAM, "permuted", seed) for seed in settings.seeds),
-        ):
-            plan = allocate(gains, Sparsity(sparsity, kappa=best), rule=rule, control=control, seed=seed)
+        selected = partial(_selected, sparsity, settings.kappas, measured)
+        losses = {CURVATURE: selected(CURVATURE, gains)}
+        losses |= {name: selected(name, gains.column(name)) for name in settings.rivals}
+        plans = _by_scores(gains, sparsity, losses, settings.seeds)
+        if (found := _descent(loaded, texts, text, sparsity, settings, directory, progress)) is not None:
+            plans.append(_Plan(DESCENT, settings.seeds[0], None, found.allocation))
+        for arm, seed, kappa, plan in plans:
             name = f"prune-{percent}-{arm}" + (f"-seed{seed}" if arm == "permuted" else "")
-            found = measured(name, plan, "test")
+            outcome = measured(name, plan, "test")
             if arm == CURVATURE:
                 plan.realised(sum(plan.amounts.values())).save(directory / f"allocation-sparsity-{percent}.json")
             arms.append(
@@ -77,11 +88,11 @@ def compare_pruning(
                     arm=arm,
                     seed=seed,
                     sparsity=sparsity,
-                    kappa=best,
+                    kappa=kappa,
                     sparsities=tuple(plan.shares.tolist()),
                     realised=sum(plan.amounts.values()) / sum(unit.size for unit in plan.units),
-                    outcome=found,
-                    selection_nll={f"{kappa:g}": nll for kappa, nll in selection.items()},
+                    outcome=outcome,
+                    selection_nll={f"{kappa:g}": nll for kappa, nll in losses.get(arm, {}).items()},
                 )
             )
     return Pruning(
@@ -94,24 +105,76 @@ def compare_pruning(
     )
 
 
+def _selected(
+    sparsity: float, kappas: Sequence[float], measured: Callable[..., TextOutcome], name: str, scores: Scores
+) -> dict[float, float]:
+    """Selection losses of the program by these scores, by exponent."""
+    plans = {kappa: allocate(scores, Sparsity(sparsity, kappa=kappa)) for kappa in kappas}
+    label = f"prune-{100 * sparsity:g}-{name}"
+    return {kappa: measured(f"{label}-kappa{kappa:g}", plan, "selection").nll for kappa, plan in plans.items()}
+
+
+def _by_scores(
+    gains: Scores, sparsity: float, losses: Mapping[str, Mapping[float, float]], seeds: Sequence[int]
+) -> list[_Plan]:
+    """By gains at their best exponent, uniform, by permuted gains, and by the best rival at its own."""
+    best = {name: min(tried, key=tried.__getitem__) for name, tried in losses.items()}
+    rivals = sorted((min(tried.values()), name) for name, tried in losses.items() if name != CURVATURE)
+
+    def plan(arm: str, scores: Scores, kappa: float, seed: int, **how: str) -> _Plan:
+        return _Plan(arm, seed, kappa, allocate(scores, Sparsity(sparsity, kappa=kappa), seed=seed, **how))
+
+    own = best[CURVATURE]
+    return [
+        plan(CURVATURE, gains, own, seeds[0]),
+        plan("uniform", gains, own, seeds[0], rule="uniform"),
+        *(plan("permuted", gains, own, seed, control="permuted") for seed in seeds),
+        *(plan(name, gains.column(name), best[name], seeds[0]) for _, name in rivals[:1]),
+    ]
+
+
+def _descent(
+    loaded: Loaded,
+    texts: Splits,
+    text: Text,
+    sparsity: float,
+    settings: RunSettings,
+    directory: Path,
+    progress: Progress,
+) -> Descent | None:
+    """Sparsities of equal measured price, from uniform ones; None where the run leaves them out."""
+    if settings.descent is None:
+        return None
+    rows = replace(settings.prune, tokens=min(settings.evaluate.tokens, 2 * settings.prune.tokens))
+    selection = packed(texts.selection, loaded, rows, source=settings.data)
+    where, method = directory / "stages" / f"descent-{100 * sparsity:g}", Wanda(rows=settings.rows)
+    found = descend(
+        loaded, text, selection, Sparsity(sparsity), method, settings.descent, directory=where, progress=progress
+    )
+    found.save(directory / "descent.json")
+    return found
+
+
 def _paired(arms: list[PrunedArm]) -> list[Pair]:
-    """The curvature-weighted arm against each control on the same rows: difference in mean nats, clustered by row."""
+    """The curvature-weighted arm, and the descent, against all others on the same rows: nats, clustered by row."""
     pairs = []
-    for control in arms:
-        if control.arm == CURVATURE:
+    for ours in arms:
+        if ours.arm not in {CURVATURE, DESCENT}:
             continue
-        ours = next(arm for arm in arms if arm.arm == CURVATURE and arm.sparsity == control.sparsity)
-        apart = np.asarray(ours.outcome.row_nll) - np.asarray(control.outcome.row_nll)
-        difference, error = clustered_mean(apart, np.asarray(ours.outcome.row_tokens))
-        pairs.append(
-            Pair(
-                arm=CURVATURE,
-                against=control.arm,
-                seed=control.seed,
-                metric="nll",
-                difference=float(difference),
-                standard_error=known(error),
-                sparsity=control.sparsity,
+        for other in arms:
+            if other.sparsity != ours.sparsity or other is ours or (ours.arm == CURVATURE and other.arm == DESCENT):
+                continue
+            apart = np.asarray(ours.outcome.row_nll) - np.asarray(other.outcome.row_nll)
+            difference, error = clustered_mean(apart, np.asarray(ours.outcome.row_tokens))
+            pairs.append(
+                Pair(
+                    arm=ours.arm,
+                    against=other.arm,
+                    seed=other.seed,
+                    metric="nll",
+                    difference=float(difference),
+                    standard_error=known(error),
+                    sparsity=ours.sparsity,
+                )
             )
-        )
     return pairs

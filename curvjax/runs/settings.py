@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from curvjax.runs.adapt import TrainSettings
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.measure import ScoreSettings
+from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.text import TextSettings
 
 
@@ -24,10 +25,14 @@ class RunSettings:
     """Parameter budget of the adapters: that of this rank on every projection."""
     seeds: tuple[int, ...] = (1, 2)
     """Of the fine-tunes and of the permuted scores."""
-    sparsities: tuple[float, ...] = (0.5, 0.6)
+    sparsities: tuple[float, ...] = (0.6,)
     """Shares of the projections' weights to remove."""
-    kappas: tuple[float, ...] = (0.25, 0.5)
+    kappas: tuple[float, ...] = (0.5, 1.0)
     """Exponents of the sparsity program to choose from, on the selection texts."""
+    rivals: tuple[str, ...] = ("gradient-norm", "trace")
+    """Scores measured beside the gains, the best of which is pruned by too."""
+    descent: DescendSettings | None = field(default_factory=lambda: DescendSettings(iterations=8))
+    """Of the sparsities by measured prices; None: leave them out."""
     rows: int = 4
     """Rows in memory at a time while pruning."""
     calibration: TextSettings = field(default_factory=lambda: TextSettings(tokens=256))
@@ -48,6 +53,8 @@ def quick(settings: RunSettings) -> RunSettings:
         task="",
         sparsities=settings.sparsities[:1],
         kappas=settings.kappas[:1],
+        rivals=(),
+        descent=DescendSettings(iterations=1, rows=2),
         seeds=settings.seeds[:1],
         rows=2,
         calibration=TextSettings(tokens=32, length=32),
