@@ -84,7 +84,7 @@ def damping_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
             )
     order.set_ylim(min(0.0, order.get_ylim()[0]), 1.05)
     style.legend_below(order, columns=1)
-    order.set(ylabel="Spearman's rank correlation", title="Agreement of the order of layers")
+    order.set(ylabel="Spearman's rank correlation", title="Agreement of orders")
     for axes in (curves, order):
         style.damping_axis(axes)
     return figure

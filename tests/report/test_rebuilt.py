@@ -63,6 +63,11 @@ def test_the_words_have_units_total_and_what_became_smaller():
     )
 
 
+@pytest.mark.parametrize("had", [59, 61])
+def test_less_and_more_than_planned_are_both_told(had):
+    assert rebuilt_words(rebuilt_of(realised=(40, had))).startswith("By magnitude, 1 of 2 units of tiny have")
+
+
 def test_tables_have_sizes_and_what_was_planned_where_it_is_something_else():
     assert size_table(rebuilt_of()).rows[1] == ("bytes", "1,600", "400", "25.0%")
     assert amounts_table(rebuilt_of(realised=(40, 61))).rows == (("layers.0", "40"), ("layers.1", "61 (planned 60)"))
