@@ -89,10 +89,10 @@ def compare_pruning(
                     seed=seed,
                     sparsity=sparsity,
                     kappa=kappa,
-                    sparsities=tuple(plan.shares.tolist()),
+                    sparsities=_shares(plan, gains),
                     realised=sum(plan.amounts.values()) / sum(unit.size for unit in plan.units),
                     outcome=outcome,
-                    selection_nll={f"{kappa:g}": nll for kappa, nll in losses.get(arm, {}).items()},
+                    selection_nll={} if kappa is None else _named(losses.get(arm, losses[CURVATURE])),
                 )
             )
     return Pruning(
@@ -131,6 +131,19 @@ def _by_scores(
         *(plan("permuted", gains, own, seed, control="permuted") for seed in seeds),
         *(plan(name, gains.column(name), best[name], seeds[0]) for _, name in rivals[:1]),
     ]
+
+
+def _named(losses: Mapping[float, float]) -> dict[str, float]:
+    return {f"{kappa:g}": nll for kappa, nll in losses.items()}
+
+
+def _shares(plan: Allocation, gains: Scores) -> tuple[float, ...]:
+    """What every unit of the gains loses, whatever units within these the plan is of."""
+    return tuple(
+        sum(part.amount for part in inside) / sum(part.size for part in inside)
+        for unit in gains.units
+        for inside in [[part for part in plan.units if f"{part.name}.".startswith(f"{unit.name}.")]]
+    )
 
 
 def _descent(

@@ -11,6 +11,7 @@ from curvjax.runs import score as scoring
 from curvjax.runs.adapt import TrainSettings
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.progress import silent
+from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.run import run
 from curvjax.runs.settings import RunSettings, quick
 from curvjax.runs.text import TextSettings
@@ -37,6 +38,7 @@ def small(tmp_path_factory):
         calibration=TextSettings(tokens=32, length=16),
         prune=TextSettings(tokens=32, length=16),
         evaluate=EvaluateSettings(tokens=32, length=16, question_length=16, rows=2),
+        descent=DescendSettings(iterations=1, rows=2),
     )
 
 
@@ -87,7 +89,10 @@ def test_a_run_writes_all_records_and_the_report(finished):
 def test_every_arm_spends_the_same(record, finished):
     adaptation, pruning = record.adaptation, record.pruning
     assert [arm.arm for arm in adaptation.arms] == list(ARMS)
-    assert [arm.arm for arm in pruning.arms] == list(ARMS)
+    assert [arm.arm for arm in pruning.arms][:3] == list(ARMS)
+    assert pruning.arms[3].arm in {"gradient-norm", "trace"}
+    assert [arm.arm for arm in pruning.arms][4:] == ["descent"]
+    assert {len(arm.sparsities) for arm in pruning.arms} == {12}
     assert {arm.parameters for arm in adaptation.arms} == {1.5 * 12 * 232}
     assert {round(arm.realised * 12 * 1920) for arm in pruning.arms} == {12 * 1920 // 2}
     for name in ("rank", "sparsity-50"):
@@ -105,13 +110,18 @@ def test_every_control_is_paired_with_the_curvature_arm(record):
         apart = getattr(arms["curvature"], pair.metric) - getattr(arms[pair.against], pair.metric)
         assert pair.difference == pytest.approx(apart, abs=1e-12)
     arms = {arm.arm: arm.outcome for arm in record.pruning.arms}
-    assert len(record.pruning.paired) == 2
+    assert [(pair.arm, pair.against) for pair in record.pruning.paired] == [
+        *(("curvature", arm) for arm in arms if arm not in {"curvature", "descent"}),
+        *(("descent", arm) for arm in arms if arm != "descent"),
+    ]
     for pair in record.pruning.paired:
-        assert pair.difference == pytest.approx(arms["curvature"].nll - arms[pair.against].nll, abs=1e-12)
+        assert pair.difference == pytest.approx(arms[pair.arm].nll - arms[pair.against].nll, abs=1e-12)
 
 
 def test_kappa_is_chosen_on_the_selection_texts(record):
-    for arm in record.pruning.arms:
+    *scored, descent = record.pruning.arms
+    assert (descent.kappa, descent.selection_nll) == (None, {})
+    for arm in scored:
         assert arm.selection_nll.keys() == {"0.5", "1"}
         assert f"{arm.kappa:g}" == min(arm.selection_nll, key=arm.selection_nll.__getitem__)
 
@@ -184,4 +194,4 @@ def test_without_a_task_there_is_no_fine_tune(loaded, small, finished, tmp_path,
     run(loaded, dataclasses.replace(small, task="", kappas=(0.5,)), tmp_path, progress=silent)
     found = Run.load(tmp_path / "run.json")
     assert found.adaptation is None
-    assert all(arm.selection_nll == {} for arm in found.pruning.arms)
+    assert {key for arm in found.pruning.arms for key in arm.selection_nll} == {"0.5"}
