@@ -135,8 +135,8 @@ def test_values_that_are_not_one_for_each_unit_are_refused(run_dir, later):
     for changed, told in (
         ({"descent": replace(later.descent, units=("a",))}, "descent.json has 1 names, but its allocation has 3 units"),
         (
-            {"descent": replace(later.descent, iterates=(replace(first, shares=(0.5,)), *rest))},
-            "descent.json: step 0 has 1 shares, but it has 3 units",
+            {"descent": replace(later.descent, iterates=(replace(first, amounts=(0.5,)), *rest))},
+            "descent.json: step 0 has 1 amounts, but it has 3 units",
         ),
         (
             {"descent": replace(later.descent, iterates=(replace(first, prices=(0.5, 1.0)), *rest))},
