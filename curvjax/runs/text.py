@@ -136,9 +136,10 @@ def require_apart(text: Text, other: Text, *, what: str) -> None:
     Raises:
       ValueError: naming some that both have.
     """
-    shared = {document.id for document in text.documents} & {document.id for document in other.documents}
+    there = {document.content for document in other.documents}  # not by id: files of two directories share names
+    shared = sorted(document.id for document in text.documents if document.content in there)
     if shared:
-        msg = f"{len(shared)} documents are in calibration and {what}, e.g. {sorted(shared)[:3]}; give texts apart."
+        msg = f"{len(shared)} documents are in calibration and {what}, e.g. {shared[:3]}; give texts apart."
         raise ValueError(msg)
 
 
