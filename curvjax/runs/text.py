@@ -165,14 +165,16 @@ def require_apart(**texts: Text) -> None:
     Raises:
       ValueError: if two do; the message names both, and some documents.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, str] = {}  # by content, not by id: files of two directories share names
     for name, text in texts.items():
-        ids = {document.id for document in text.documents}
-        shared = sorted(ids & seen.keys())
+        shared = sorted(
+            (document.id, seen[document.content]) for document in text.documents if document.content in seen
+        )
         if shared:
-            msg = f"{len(shared)} documents are in {seen[shared[0]]} and {name}, e.g. {shared[:3]}; give texts apart."
+            ids = [document for document, _ in shared[:3]]
+            msg = f"{len(shared)} documents are in {shared[0][1]} and {name}, e.g. {ids}; give texts apart."
             raise ValueError(msg)
-        seen |= dict.fromkeys(ids, name)
+        seen |= {document.content: name for document in text.documents}
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:

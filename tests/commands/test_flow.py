@@ -9,6 +9,7 @@ from curvjax.models import load_model, weights_hash
 from curvjax.records import Allocation, Comparison, ModelOrigin, Origin, Outcome, Rebuilt, Scores
 from curvjax.runs import evidence as measuring
 from curvjax.runs.settings import RunSettings
+from curvjax.runs.text import require_apart
 from tests.commands.running import an_allocation, refused
 
 
@@ -49,6 +50,27 @@ def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, 
     assert (status, output.splitlines()[-1]) == (0, str(record))
     assert "perplexity" in output
     assert Outcome.load(record).origin.model.name == "pruned"
+
+
+def test_a_second_text_tries_the_steps_the_same_one_in_two_parts(command, model, data, tmp_path, monkeypatch):
+    asked = []
+
+    def score(loaded, text, name, settings, *, fresh, **_):
+        asked.append((text.origin, fresh.origin))
+        require_apart(text, fresh, what="fresh text")
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("curvjax.commands.scoring.score", score)
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(8):
+        (other / f"{number:03d}.txt").write_text(" ".join(f"w{(7 * number + k) % 60}" for k in range(15)))
+    for fresh in (data, other):
+        refused(command("score", model, "--data", data, "--fresh", fresh, "--tokens", 32, "--length", 16), "far enough")
+    assert [one.source for pair in asked for one in pair] == [str(each) for each in (data, data, data, other)]
+    refused(
+        command("score", model, "--data", data, "--fresh", tmp_path / "none", "--tokens", 32, "--length", 16), "none"
+    )
 
 
 def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path, stand_ins):
