@@ -111,8 +111,8 @@ def score(
     """
     chosen = changed(ScoreSettings(), settings)
     SCORES.require([name])
-    text, validation = _with_validation(model, text, SCORES[name].needs)
-    given: dict[str, Any] = {"validation": validation, "fresh": fresh, "directory": directory, "progress": progress}
+    text, judging = _with_validation(model, text, SCORES[name].needs)
+    given: dict[str, Any] = {"validation": judging, "fresh": fresh, "directory": directory, "progress": progress}
     return _score(model, text, name, chosen, **given)
 
 
@@ -302,32 +302,27 @@ def promise(
     progress: Progress = silent,
     **settings: Any,
 ) -> Promise:
-    """What an edit of the weights promises by the quadratic model of the loss, and what becomes of it [M20].
-
-        promised = -(g' delta + delta' C delta / 2),      kept = (R(theta) - R(theta + delta)) / promised
+    """What an edit promises, -(g' delta + delta' C delta / 2), and (R(theta) - R(theta + delta)) / promised kept [M20].
 
     Args:
       model: of `load`, before the edit.
       text: calibration rows, of g, C and `kept`.
-      edit: `{path: delta}`, each delta like its parameter: a rounding, a mask, an adapter's product; or what `rebuild`
-        made; or a number, the share of |theta_k| by which every unit takes its Newton step.
+      edit: `{path: delta}`; what `rebuild` made; or a number, the share of |theta_k| of every unit's Newton step.
       fresh: rows of other documents, on which the decrease is measured too.
       progress: told (what, done, all).
-      **settings: fields of `curvjax.runs.measure.ScoreSettings`: granularity, rows, rtol, ...
+      **settings: fields of `curvjax.runs.measure.ScoreSettings`.
 
     Returns:
-      Each unit's part made alone, all at once, and the coupling between them.
+      Each unit's part alone, all at once, and their coupling.
 
     Raises:
-      KeyError: if the edit names a parameter that the model lacks.
-      ValueError: if it changes nothing, has a delta of another shape, or the texts share a document.
+      ValueError: if it changes nothing, or no unit's parameters, or by another shape; if the texts share a document.
 
     Example:
       >>> import curvjax as cj
       >>> model = cj.load("glassllm")
       >>> text = cj.read("demo:squad", model, tokens=64, length=64)
-      >>> found = cj.promise(model, text, 0.001)
-      >>> all(0.9 < unit.kept < 1.1 for unit in found.units)
+      >>> all(0.9 < unit.kept < 1.1 for unit in cj.promise(model, text, 0.001).units)
       True
     """
     return _promise.promise(model, text, edit, changed(ScoreSettings(), settings), fresh=fresh, progress=progress)

@@ -62,7 +62,6 @@ def promise(
       The `Promise`.
 
     Raises:
-      KeyError: if the edit names a parameter that no layer has.
       ValueError: if the edit changes nothing, has a delta of another shape than its parameter, or changes parameters of
         no unit; if a radius is not positive; if what a surgery made has other parameters; or if the texts share a
         document.
