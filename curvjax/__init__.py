@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from curvjax.surgery import Structured as Structured
     from curvjax.surgery import Upcycle as Upcycle
     from curvjax.surgery import Wanda as Wanda
+    from curvjax.trials import compare as compare
+    from curvjax.trials import descend as descend
+    from curvjax.trials import judge as judge
+    from curvjax.trials import promise as promise
     from curvjax.verbs import adapt as adapt
     from curvjax.verbs import allocate as allocate
-    from curvjax.verbs import compare as compare
-    from curvjax.verbs import descend as descend
     from curvjax.verbs import evaluate as evaluate
-    from curvjax.verbs import judge as judge
     from curvjax.verbs import load as load
-    from curvjax.verbs import promise as promise
     from curvjax.verbs import read as read
     from curvjax.verbs import rebuild as rebuild
     from curvjax.verbs import refine as refine
@@ -68,9 +68,18 @@ _HOME = {
         *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "SparseGPT"),
         *("Structured", "Upcycle", "Wanda"),
     ),
+    "curvjax.trials": ("compare", "descend", "judge", "promise"),
     "curvjax.verbs": (
-        *("adapt", "allocate", "compare", "descend", "evaluate", "judge", "load", "promise", "read", "rebuild"),
-        *("refine", "save", "score", "transfer"),
+        "adapt",
+        "allocate",
+        "evaluate",
+        "load",
+        "read",
+        "rebuild",
+        "refine",
+        "save",
+        "score",
+        "transfer",
     ),
 }
 _PLACES = {name: home for home, names in _HOME.items() for name in names}

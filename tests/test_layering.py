@@ -42,10 +42,11 @@ ALLOWED = {
     },
     "commands": {"allocation", "data", "interop", "models", "records", "report", "runs", "scores", "surgery"},
     "verbs": {"allocation", "data", "interop", "models", "records", "runs", "scores", "surgery"},
+    "trials": {"allocation", "models", "records", "runs", "scores", "surgery", "verbs"},
     "testing": {"curvature", "data", "layers", "models", "records"},
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"allocation", "models", "records", "runs", "surgery", "verbs"},
+    "__init__": {"allocation", "models", "records", "runs", "surgery", "trials", "verbs"},
 }
 
 # Rooms that know arrays and callables only, so neither modules, nor data, nor files.
@@ -98,7 +99,7 @@ def arrows(path: Path) -> set[str]:
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms that know records by their fields and never by the keys of their JSON.
-BY_FIELDS = {"runs", "commands", "report", "verbs", "cli"}
+BY_FIELDS = {"runs", "commands", "report", "verbs", "trials", "cli"}
 OWN_FORM = {  # files of another form keep their own keys
     "runs/adapt.py",  # the description of an adapter's checkpoint
     "runs/evidence.py",  # seconds by field of `scores.Evidence`
