@@ -51,13 +51,17 @@ class Settings:
     method: str = ""
     """The surgery; wanda, or nearest, if empty."""
     tokens: int = 2048
-    """Of calibration, and of selection."""
+    """Of calibration."""
+    selected: int = 2048
+    """Of selection."""
     tested: int = 4096
     """Of each test text."""
     length: int = 256
     """Of a row."""
     seed: int = 0
     """Of the split and of the order of documents."""
+    scores: tuple[str, ...] = ()
+    """Scores that are compared; those of `SCORES` if none are named."""
     judged: JudgeSettings = field(default_factory=lambda: JudgeSettings(evaluations=60, searches=("evopress",)))
     descent: DescendSettings = field(default_factory=DescendSettings)
     work: Path = Path("runs/outcomes")
@@ -72,13 +76,15 @@ def main(settings: Settings) -> None:
     evidence = rows(loaded, squad.calibration[third:], 512, settings.length)
     validation = rows(loaded, squad.calibration[:third], 512, settings.length)
     text = rows(loaded, squad.calibration[third:], settings.tokens, settings.length)
-    selection = rows(loaded, squad.selection, settings.tokens, settings.length)
+    selection = rows(loaded, squad.selection, settings.selected, settings.length)
     tests = {
         "squad": rows(loaded, squad.test, settings.tested, settings.length),
         "boolq": rows(loaded, read_documents("demo:boolq"), settings.tested, settings.length),
     }
     method = SURGERIES[settings.method or {"sparsity": "wanda", "bits": "nearest"}[settings.target]]()
-    chosen = CompareSettings(scores=SCORES[settings.target], rules=RULES[settings.target], plans=PLANS[settings.target])
+    chosen = CompareSettings(
+        scores=settings.scores or SCORES[settings.target], rules=RULES[settings.target], plans=PLANS[settings.target]
+    )
     measured = ScoreSettings(rtol=0.1)
     with bars() as progress:
         common = {"validation": validation, "progress": progress}
