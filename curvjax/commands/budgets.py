@@ -184,7 +184,9 @@ class Descend:
         gained = first.selection_nll - best.selection_nll
         kept = f"look {found.best} of {len(found.iterates) - 1}" if found.best else "the start, which nothing beat"
         print(f"kept {kept}: {gained:.4f} nats a token below the start on selection texts")
-        print(f"{found.gradient_count:g} gradients of the whole model went into prices")
+        print(f"{found.gradient_count:.3g} gradients of the whole model went into prices")
+        for each in found.checks:
+            print(f"{each.unit}: price {each.price:.3g} nats a weight, by central difference {each.slope:.3g}")
         tell(*paths, *save_figure(descent_figure(found), self.out, "descent"))
 
 

@@ -27,12 +27,21 @@ class Iterate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PriceCheck:
+    """A price at the start beside what it approximates: slope, the central difference of the calibration loss."""
+
+    unit: str
+    price: float
+    slope: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Descent(Value):
     """A budget shared out by measured prices.
 
     method: that rebuilds, and that was priced. best: place of the look of least selection loss, 0 where nothing beat
     the start. allocation: of that look, in whole amounts. gradient_count: spent on prices, in gradients of the whole
-    model on the calibration rows; a forward pass counts as a third.
+    model on the calibration rows; a forward pass counts as a third. checks: of first-order prices, a few units.
     """
 
     schema: ClassVar[str] = "curvjax.descent/2"
@@ -42,6 +51,7 @@ class Descent(Value):
     iterates: tuple[Iterate, ...]
     best: int
     gradient_count: float
+    checks: tuple[PriceCheck, ...] = ()
     allocation: Allocation
     selection: TextOrigin
     origin: Origin

@@ -131,6 +131,7 @@ def descend(
         iterates=tuple(found.looks),
         best=best,
         gradient_count=found.gradients,
+        checks=found.checks,
         allocation=_allocation(found.looks[best], program, shapes, posed, origin, settings.granularity),
         selection=selection.origin,
         origin=origin,

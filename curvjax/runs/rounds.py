@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Int
 from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
 from curvjax.allocation.exchange import Moves, exchange, marginal
 from curvjax.allocation.program import Posed
+from curvjax.evaluation import perplexity
 from curvjax.layers import Unit
 from curvjax.models import Decoder
-from curvjax.records import Iterate, digest, plain, read_json, write_json
+from curvjax.records import Iterate, PriceCheck, digest, plain, read_json, write_json
 from curvjax.runs.draft import Draft
 from curvjax.runs.measure import compiled_gradient, mean_gradients, split_rows, summed_gradient
 from curvjax.runs.moves import Move, measure_moves, pass_gradients
@@ -36,6 +37,8 @@ class DescendSettings:
     """Of the rate."""
     band: float = 0.02
     """Half the width of the band of weights that a price is read from, in shares."""
+    checked: int = 3
+    """Units whose first price is set beside the central difference of the loss, two forward passes each."""
     exchanged: tuple[float, ...] = (0.1, 0.05, 0.025)
     """Of menus: shares of all weights that may move at once; each is judged, and the best one stepped from."""
     movers: int = 60
@@ -47,8 +50,8 @@ class DescendSettings:
 
     def __post_init__(self) -> None:
         """Refuse what makes no step."""
-        if self.iterations < 1 or self.patience < 1 or self.rows < 1 or self.movers < 0:
-            msg = f"iterations, patience and rows must be at least 1, movers at least 0; got {self}."
+        if self.iterations < 1 or self.patience < 1 or self.rows < 1 or self.movers < 0 or self.checked < 0:
+            msg = f"iterations, patience and rows must be at least 1, movers and checked at least 0; got {self}."
             raise ValueError(msg)
         if not (0 < self.rate < 1 and 0 < self.decay <= 1 and 0 < self.band < 0.5):
             msg = f"need rate in (0, 1), decay in (0, 1] and band in (0, 0.5); got {self}."
@@ -100,10 +103,11 @@ class Problem(NamedTuple):
 
 
 class Priced(NamedTuple):
-    """looks: so far. gradients: spent on prices, of the whole model on the calibration rows."""
+    """looks: so far. gradients: spent on prices, of the whole model on calibration rows. checks: of first prices."""
 
     looks: list[Iterate]
     gradients: float
+    checks: tuple[PriceCheck, ...] = ()
 
 
 class Rounds(Protocol):
@@ -124,6 +128,7 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     free = Free(problem.size, problem.posed.requested, 0 * problem.size, problem.posed.maximum / problem.size)
     x, direction = projected(problem.start, free), None
     looks: list[Iterate] = []
+    checks: tuple[PriceCheck, ...] = ()
     assert order is not None
 
     def prices(x: Float[np.ndarray, " K"]) -> list[float]:
@@ -137,11 +142,13 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
         look = Iterate(amounts=tuple(x.tolist()), selection_nll=problem.judge(x), origin=before)
         if len(looks) < settings.iterations:
             price = np.asarray(problem.memory("prices", x, lambda x=x: prices(x)))
+            checks = checks or _checked(problem, settings, x, price, free)
             look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
             rate = settings.rate * settings.decay ** len(looks)
             x, direction = mirror_step(x, price, free, rate=rate, direction=direction)
         looks.append(look)
-        yield Priced(looks, float(sum(each.prices is not None for each in looks)))
+        passes = 2 * len(checks) / 3
+        yield Priced(looks, sum(each.prices is not None for each in looks) + passes, checks)
 
 
 def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Priced]:
@@ -168,6 +175,40 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
         if base == origin:
             return
         place = np.searchsorted(menu, looks[base].amounts)
+
+
+def _checked(
+    problem: Problem,
+    settings: DescendSettings,
+    x: Float[np.ndarray, " K"],
+    price: Float[np.ndarray, " K"],
+    free: Free,
+) -> tuple[PriceCheck, ...]:
+    """Units spread over the range of prices, that no bound holds: (R(x_k + b) - R(x_k - b)) / (2 b n_k)."""
+    order = problem.draft.order
+    assert order is not None
+    wide = max(settings.band, *(1 / length for length in order.length.values()))
+    inside = np.flatnonzero((x - wide >= free.lower) & (x + wide <= free.upper))
+    ranked = inside[np.argsort(price[inside])]
+    places = np.linspace(0, ranked.size - 1, min(settings.checked, ranked.size)).round().astype(int)
+
+    def loss(k: int, step: float) -> float:
+        moved = x.copy()
+        moved[k] += step
+        return problem.memory("calibration", moved, lambda: _loss(problem, settings, moved))
+
+    return tuple(
+        PriceCheck(
+            unit=problem.units[k].name,
+            price=float(price[k]),
+            slope=(loss(k, wide) - loss(k, -wide)) / (2 * wide * float(problem.size[k])),
+        )
+        for k in ranked[places]
+    )
+
+
+def _loss(problem: Problem, settings: DescendSettings, x: Float[np.ndarray, " K"]) -> float:
+    return perplexity(problem.draft(x), problem.text.batch, rows_at_once=settings.rows).nll
 
 
 class _Known(NamedTuple):

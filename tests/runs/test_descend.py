@@ -34,7 +34,7 @@ def found(shallow, parts):
 def test_every_look_meets_the_budget_and_the_best_by_selection_is_kept(found, shallow):
     sizes = np.asarray([unit.size for unit in found.allocation.units])
     assert len(found.iterates) == 3
-    assert found.gradient_count == 2
+    assert found.gradient_count == 2 + 2 * len(found.checks) / 3
     for look in found.iterates:
         assert sizes @ look.amounts == pytest.approx(0.5 * sizes.sum(), rel=1e-9)
     losses = [look.selection_nll for look in found.iterates]
@@ -76,6 +76,19 @@ def test_a_descent_that_stopped_goes_on_to_the_same_numbers(found, shallow, part
     assert Allocation.from_json(again.allocation.to_json()) == again.allocation
 
 
+def test_first_prices_stand_beside_central_differences_of_the_calibration_loss(shallow, parts, monkeypatch):
+    """For a loss that is linear in the shares, sum_k n_k p_k x_k, the difference is the slope p_k."""
+    slopes = np.asarray([3e-3, -1e-3])
+    monkeypatch.setattr(rounds, "_loss", lambda problem, _, x: float((problem.size * slopes) @ x))
+    monkeypatch.setattr(rounds, "mask_prices", lambda *_, **__: np.asarray([2e-3, -2e-3]))
+    found = descend(shallow, *parts, PROGRAM, None, dataclasses.replace(SETTINGS, iterations=1))
+    assert [(check.unit, check.price) for check in found.checks] == [("layers.1", -2e-3), ("layers.0", 2e-3)]
+    assert [check.slope for check in found.checks] == pytest.approx([-1e-3, 3e-3])
+    none = descend(shallow, *parts, PROGRAM, None, dataclasses.replace(SETTINGS, iterations=1, checked=0))
+    assert none.checks == ()
+    assert none.gradient_count == 1
+
+
 def test_what_it_shares_out_can_be_rebuilt(found, shallow, parts):
     pruned = rebuild(shallow, found.allocation, Wanda(rows=2), parts[0])
     assert pruned.total == found.allocation.budget.planned
@@ -98,7 +111,7 @@ def test_texts_that_share_documents_patterns_and_other_units_are_refused(found, 
         descend(shallow, *parts, PROGRAM, None, SETTINGS, start=allocate(gains, Sparsity(0.5)))
 
 
-@pytest.mark.parametrize("change", [{"iterations": 0}, {"rate": 1.0}, {"band": 0.5}, {"patience": 0}])
+@pytest.mark.parametrize("change", [{"iterations": 0}, {"rate": 1.0}, {"band": 0.5}, {"patience": 0}, {"checked": -1}])
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=r"must be at least 1|need rate in"):
         DescendSettings(**change)
