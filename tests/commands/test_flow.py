@@ -57,7 +57,7 @@ def test_a_second_text_tries_the_steps_the_same_one_in_two_parts(command, model,
 
     def score(loaded, text, name, settings, *, fresh, **_):
         asked.append((text.origin, fresh.origin))
-        require_apart(text, fresh, what="fresh text")
+        require_apart(calibration=text, fresh=fresh)
         raise ValueError("far enough")
 
     monkeypatch.setattr("curvjax.commands.scoring.score", score)
