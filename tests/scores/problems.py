@@ -48,6 +48,7 @@ def draw(seed, layers=LAYERS):
         gains=jnp.asarray(rng.uniform(1, 2, size=layers)),
         traces=jnp.asarray(rng.uniform(1, 2, size=layers)),
         interactions=jnp.asarray(edits.T @ edits),
+        bit_harms=jnp.asarray(rng.uniform(1, 2, size=(layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8])),
     )
 
 
@@ -61,6 +62,7 @@ def reordered(evidence, order):
         gains=evidence.gains[index],
         traces=evidence.traces[index],
         interactions=evidence.interactions[index][:, index],
+        bit_harms=evidence.bit_harms[index],
     )
 
 
