@@ -19,7 +19,7 @@ ALLOWED = {
     "allocation": {"layers", "registry"},
     "data": set(),
     "curvature": {"layers"},
-    "scores": {"curvature", "layers", "registry"},
+    "scores": {"allocation", "curvature", "layers", "registry"},
     "report": {"allocation", "curvature", "layers", "records"},
     "models": {"curvature", "data", "layers", "records", "registry"},
     "evaluation": {"data", "models"},

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from curvjax.curvature import (
@@ -27,7 +28,7 @@ from curvjax.curvature.interactions import ggn_interactions
 from curvjax.curvature.layered import unit_parameters
 from curvjax.data import Batch
 from curvjax.layers import Unit, within_layer
-from curvjax.models import Decoder, model_hash, parameters
+from curvjax.models import Decoder, model_hash, parameters, with_parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, sampled_stream, streams_before
@@ -44,7 +45,7 @@ from curvjax.runs.progress import Progress, silent
 from curvjax.runs.steps import chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
-from curvjax.scores.evidence import Evidence
+from curvjax.scores.evidence import WIDTHS, Evidence
 
 OF_TWO_TEXTS = {"grams", "held_out"}
 """Fields that need validation rows too."""
@@ -287,6 +288,22 @@ def _interactions(subject: _Subject) -> Float[Array, "K K"]:
     return jnp.asarray(ggn_interactions(subject.model, subject.passes, subject.units, edits))
 
 
+def _bit_harms(subject: _Subject) -> Float[Array, "K W"]:
+    """One gradient a width, at the model in which all units have it."""
+    model, kernels, parts = subject.decoder, subject.kernels, subject.parts
+    gradient, _ = compiled_gradient(model)
+    harms = np.zeros((len(subject.units), len(WIDTHS)))
+    for column, bits in enumerate(WIDTHS):
+        errors = {path: rounding_error(kernel, bits=bits) for path, kernel in kernels.items()}
+        edited = {path: (kernel + errors[path]).astype(kernel.dtype) for path, kernel in kernels.items()}
+        _, state = nnx.split(with_parameters(model, parameters(model) | edited))
+        found = mean_gradients(model, summed_gradient(gradient, state, parts), parts, kernels)
+        for k, unit in enumerate(subject.units):
+            inside = [path for path in unit.paths if path in kernels]
+            harms[k, column] = sum(float(jnp.sum(jnp.abs(found[path] * errors[path]))) for path in inside)
+    return jnp.asarray(harms)
+
+
 FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "kernels": lambda subject: subject.kernels,
     "gradients": lambda subject: subject.gradients,
@@ -298,5 +315,6 @@ FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "held_out": _held_out,
     "traces": _traces,
     "interactions": _interactions,
+    "bit_harms": _bit_harms,
 })
 _ON_PASSES = {"grams", "gains", "held_out", "traces", "interactions"}

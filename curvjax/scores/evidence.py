@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 from curvjax.curvature import UnitGram
 from curvjax.layers import Unit
 
+WIDTHS = (2, 3, 4, 8)  # bits, of which harms are measured; those that `Bits` allows by itself
+
 
 class Evidence(NamedTuple):
     """Measurements of `K` units, in layer order; one that no score asked for is None.
@@ -19,7 +21,8 @@ class Evidence(NamedTuple):
     Fisher), and against the gradient of the validation text. slopes: `[K, S]` central differences
     (R(theta + eps z) - R(theta - eps z)) / (2 eps) along S standard normal directions z of one unit each. gains: `[K]`
     zeta^2. held_out: `[K]` held-out gains, of the validation text. traces: `[K]` of the curvature. interactions:
-    `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k.
+    `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k. bit_harms: `[K, W]` sum |g (w_b - w)|,
+    nats, of rounding unit k to each of the `WIDTHS` b, with the gradient g of the mean loss where all units are rounded so.
     """
 
     units: tuple[Unit, ...]
@@ -33,3 +36,4 @@ class Evidence(NamedTuple):
     held_out: Float[Array, " K"] | None = None
     traces: Float[Array, " K"] | None = None
     interactions: Float[Array, "K K"] | None = None
+    bit_harms: Float[Array, "K W"] | None = None

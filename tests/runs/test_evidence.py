@@ -20,6 +20,7 @@ from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error, slop
 from curvjax.runs.measure import ScoreSettings, unit_shapes
 from curvjax.runs.text import Text
 from curvjax.scores import Evidence
+from curvjax.scores.evidence import WIDTHS
 from curvjax.testing import dense_ggn, dense_matrix
 
 SETTINGS = ScoreSettings(
@@ -295,6 +296,18 @@ def test_held_out_gains_of_a_policy_that_tries_steps_are_refused(decoder, texts,
         measure_evidence(decoder, texts[0], units, ["held_out"], SETTINGS)
     with pytest.raises(ValueError, match="policy 'held-out' needs fresh rows: score gains with them first"):
         measure_evidence(decoder, texts[0], units, ["gains"], replace(SETTINGS, policy="held-out"))
+
+
+def test_harms_of_widths_are_gradients_at_the_rounded_model_times_what_rounding_does(decoder, texts, evidence, units):
+    values, batch = parameters(decoder), texts[0].batch
+    gradient = jax.jit(jax.grad(lambda values: jnp.sum(row_losses(decoder, values, batch)) / jnp.sum(batch.weights)))
+    for column, bits in enumerate(WIDTHS):
+        errors = {path: rounding_error(kernel, bits=bits) for path, kernel in evidence.kernels.items()}
+        slopes = gradient(values | {path: values[path] + error for path, error in errors.items()})
+        expected = [
+            sum(np.sum(np.abs(slopes[path] * errors[path])) for path in unit.paths if path in errors) for unit in units
+        ]
+        np.testing.assert_allclose(evidence.bit_harms[:, column], expected, rtol=1e-8)
 
 
 def test_costs_are_quoted_in_gradients(measured):

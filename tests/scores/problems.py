@@ -49,6 +49,7 @@ def draw(seed, layers=LAYERS):
         traces=jnp.asarray(rng.uniform(1, 2, size=layers)),
         held_out=jnp.asarray(rng.uniform(-1, 2, size=layers)),
         interactions=jnp.asarray(edits.T @ edits),
+        bit_harms=jnp.asarray(rng.uniform(1, 2, size=(layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8])),
     )
 
 
@@ -63,6 +64,7 @@ def reordered(evidence, order):
         traces=evidence.traces[index],
         held_out=evidence.held_out[index],
         interactions=evidence.interactions[index][:, index],
+        bit_harms=evidence.bit_harms[index],
     )
 
 
