@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
@@ -44,7 +45,8 @@ def dlp_median(evidence: Evidence) -> Float[Array, " K"]:
     Source: Chen et al. (2025), arXiv 2505.23807. Of an even number of weights ours is the mean of the middle two, its
     program's (for structured pruning) the lower of them.
     """
-    return _importance("dlp-median", evidence, jnp.median)
+    # numpy selects where jax sorts: 78 s against 2 s for SmolLM2 on two cores
+    return _importance("dlp-median", evidence, lambda metrics: jnp.asarray(np.median(metrics)))
 
 
 def _importance(name: str, evidence: Evidence, centre: Callable[[Array], Array]) -> Float[Array, " K"]:
