@@ -26,8 +26,8 @@ def dlp(evidence: Evidence) -> Float[Array, " K"]:
       `[K]` from 0 to 1, larger: keep more. 1 everywhere where all weights are zero.
 
     Source: Chen et al. (2025), "DLP: Dynamic Layerwise Pruning in Large Language Models", arXiv 2505.23807, as its
-    program has it for unstructured pruning (`get_dlp_ratios`); the paper's text takes the median (`dlp-median`). The
-    program sums squares over tokens layer after layer of a model pruned so far; ours reads the dense model.
+    program has it for unstructured pruning (`get_dlp_ratios`); the paper's text takes the median (`dlp-median`). Both
+    read the dense model.
     """
     return _importance("dlp", evidence, jnp.mean)
 

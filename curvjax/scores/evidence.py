@@ -21,8 +21,9 @@ class Evidence(NamedTuple):
     Fisher), and against the gradient of the validation text. slopes: `[K, S]` central differences
     (R(theta + eps z) - R(theta - eps z)) / (2 eps) along S standard normal directions z of one unit each. gains: `[K]`
     zeta^2. held_out: `[K]` held-out gains, of the validation text. traces: `[K]` of the curvature. interactions:
-    `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k. bit_harms: `[K, W]` sum |g (w_b - w)|,
-    nats, of rounding unit k to each of the `WIDTHS` b, with the gradient g of the mean loss where all units are rounded so.
+    `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k. bit_harms: `[K, W]` nats,
+    sum |g (w_b - w)| of rounding unit k to each of the `WIDTHS` b, with the gradient g of the mean loss where all units
+    are rounded so.
     """
 
     units: tuple[Unit, ...]
