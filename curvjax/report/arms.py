@@ -6,7 +6,7 @@ import numpy as np
 
 from curvjax.records import Arm, Comparison, Outcomes, Pair
 from curvjax.report import style
-from curvjax.report.numbers import UNKNOWN, Real, count, fixed, listed, significant
+from curvjax.report.numbers import UNKNOWN, Real, count, fixed, listed, signed_plus_minus, significant
 from curvjax.report.parts import Bullets, Part, Picture
 from curvjax.report.tables import Table, table
 
@@ -119,8 +119,4 @@ def _against_uniform(outcomes: Outcomes, arm: Arm, test: str) -> Pair | None:
 
 
 def _difference(pair: Pair | None) -> str:
-    if pair is None:
-        return UNKNOWN
-    sign = "+" if pair.difference > 0 else ""
-    error = "" if pair.standard_error is None else f" ± {fixed(pair.standard_error, 3)}"
-    return f"{sign}{fixed(pair.difference, 3)}{error}"
+    return UNKNOWN if pair is None else signed_plus_minus(pair.difference, pair.standard_error)

@@ -63,6 +63,12 @@ def plus_minus(value: Real | None, error: Real | None, places: int = 3) -> str:
     return shown if error is None or shown == UNKNOWN else f"{shown} ± {fixed(error, places)}"
 
 
+def signed_plus_minus(value: Real | None, error: Real | None, places: int = 3) -> str:
+    """A difference as `+value ± error`; the error is left out where it is unknown."""
+    shown = signed(value, places)
+    return shown if error is None or shown == UNKNOWN else f"{shown} ± {fixed(error, places)}"
+
+
 def duration(seconds: Real | None) -> str:
     """Seconds as `0.42 s`, `12.3 s`, `4 min 05 s` or `1 h 02 min`."""
     if seconds is None or not math.isfinite(seconds):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from curvjax.records import Adaptation, Allocation, Pair, Pruning, TaskOutcome, TextOutcome, plain
 from curvjax.report.gain_tables import allocation_name
 from curvjax.report.metrics import METRICS, OF_TASKS, PairedDifference, known_error, paired_differences
-from curvjax.report.numbers import MINUS, UNKNOWN, count, fixed, plus_minus, setting, signed
+from curvjax.report.numbers import MINUS, UNKNOWN, count, plus_minus, setting, signed, signed_plus_minus
 from curvjax.report.tables import Table, table
 
 
@@ -135,9 +135,8 @@ def _losses(outcome: TextOutcome) -> tuple[str, str]:
 def _differences(entry: PairedDifference) -> tuple[str, str]:
     scale = METRICS[entry.metric].scale
     places = 1 if scale > 1 else 4
-    shown = signed(scale * entry.difference, places)
-    if entry.standard_error is not None:
-        shown += f" ± {fixed(scale * entry.standard_error, places)}"
+    error = None if entry.standard_error is None else scale * entry.standard_error
+    shown = signed_plus_minus(scale * entry.difference, error, places)
     each = sorted(pair.difference for pair in entry.pairs)
     ends = (
         "1"

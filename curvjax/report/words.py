@@ -10,7 +10,18 @@ from curvjax.report.comparison import comparison_words
 from curvjax.report.descent import descent_words
 from curvjax.report.gain_tables import allocation_name
 from curvjax.report.metrics import METRICS, PairedDifference, paired_differences
-from curvjax.report.numbers import count, duration, fixed, listed, memory, percent, setting, signed, significant
+from curvjax.report.numbers import (
+    count,
+    duration,
+    fixed,
+    listed,
+    memory,
+    percent,
+    setting,
+    signed,
+    signed_plus_minus,
+    significant,
+)
 from curvjax.report.profile import Profile, extent, gain_profile, leading, rank_correlation
 from curvjax.report.rebuilt import rebuilt_words
 from curvjax.report.run_directory import RunDirectory
@@ -89,9 +100,11 @@ def paired_words(entry: PairedDifference) -> str:
     """The verdict of one comparison and its numbers, to follow the name of the first arm."""
     metric = METRICS[entry.metric]
     places = 1 if metric.scale > 1 else 3
-    error = "" if entry.standard_error is None else f" ± {fixed(metric.scale * entry.standard_error, places)}"
+    error = None if entry.standard_error is None else metric.scale * entry.standard_error
     seeds = f", mean of {len(entry.pairs)} seeds" if len(entry.pairs) > 1 else ""
-    numbers = f"{metric.phrase} {signed(metric.scale * entry.difference, places)}{error} {metric.unit}{seeds}"
+    numbers = (
+        f"{metric.phrase} {signed_plus_minus(metric.scale * entry.difference, error, places)} {metric.unit}{seeds}"
+    )
     if entry.verdict in {"better", "worse"}:
         return f"{entry.verdict} than {entry.against} ({numbers})"
     if entry.verdict == "no significant difference":
