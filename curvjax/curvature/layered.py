@@ -247,7 +247,7 @@ def linear_taps(model: LayeredModel, part: Pass, k: int, cotangent: Any) -> dict
 
 
 def _run_pass(model: LayeredModel, batch: Any, *, keep_maps: bool) -> Pass:
-    inputs, maps = [_embed(model.loss, model.outer, batch)], []
+    inputs, maps = [embedded(model.loss, model.outer, batch)], []
     for spec, weights in zip(model.specs, model.blocks, strict=True):
         x, linear = _forward(model.loss, spec, weights, inputs[-1], batch)
         inputs.append(x)
@@ -300,8 +300,22 @@ _add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
 _scale = jax.jit(vectors.scale, donate_argnums=1)
 
 
+def run_blocks(model: LayeredModel, blocks: Sequence[Weights], first: int, x: Any, batch: Any) -> Any:
+    """The stream after the last block, from that before block `first`, with these weights in place of the model's."""
+    for j in range(first, len(blocks)):
+        x = run_block(model.loss, model.specs[j], blocks[j], x, batch)
+    return x
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def run_block(loss: LayeredLoss, spec: Hashable, weights: Weights, x: Any, batch: Any) -> Any:
+    """The stream after one block."""
+    return loss.block(spec, weights, x, batch)
+
+
 @partial(jax.jit, static_argnums=0)
-def _embed(loss: LayeredLoss, outer: Any, batch: Any) -> Any:
+def embedded(loss: LayeredLoss, outer: Any, batch: Any) -> Any:
+    """The stream before the first block."""
     return loss.embed(outer, batch)
 
 

@@ -22,7 +22,17 @@ from curvjax.curvature import vectors
 from curvjax.curvature.damping import TrustRadius
 from curvjax.curvature.gain import Gain, Lanczos, gain_of
 from curvjax.curvature.interactions import edit_tangent, head_curvature
-from curvjax.curvature.layered import LayeredLoss, LayeredModel, Passes, cast_like, push_block, widened
+from curvjax.curvature.layered import (
+    LayeredLoss,
+    LayeredModel,
+    Passes,
+    cast_like,
+    embedded,
+    push_block,
+    run_block,
+    run_blocks,
+    widened,
+)
 from curvjax.curvature.newton import newton_steps
 from curvjax.layers import Unit, layer_index, layer_prefix, within_layer
 
@@ -81,9 +91,9 @@ def forward_streams(model: LayeredModel, batches: Iterable[Any]) -> list[Streams
     """One forward pass over each microbatch, keeping what comes into every block."""
     found = []
     for batch in batches:
-        inputs = [_embed(model.loss, model.outer, batch)]
+        inputs = [embedded(model.loss, model.outer, batch)]
         for spec, weights in zip(model.specs, model.blocks, strict=True):
-            inputs.append(_block(model.loss, spec, weights, inputs[-1], batch))
+            inputs.append(run_block(model.loss, spec, weights, inputs[-1], batch))
         found.append(_streams(model, batch, inputs))
     return found
 
@@ -150,9 +160,7 @@ def decrease(model: LayeredModel, streams: Sequence[Streams], edit: Edit) -> Dec
         blocks[j] = {**blocks[j], **cast_like(_added(widened(moved), change), moved)}
     gains, counts = [], []
     for part in streams:
-        x = part.inputs[first]
-        for j in range(first, len(blocks)):
-            x = _block(model.loss, model.specs[j], blocks[j], x, part.batch)
+        x = run_blocks(model, blocks, first, part.inputs[first], part.batch)
         losses, _ = _row_losses(model.loss, model.outer, x, part.batch)
         gains.append(part.losses - np.asarray(losses, np.float64))
         counts.append(part.counts)
@@ -293,16 +301,6 @@ def _streams(model: LayeredModel, batch: Any, inputs: Sequence[Any]) -> Streams:
 @jax.jit
 def _added(values: Mapping[str, Array], change: Mapping[str, Array]) -> dict[str, Array]:
     return {path: value + change[path].astype(value.dtype) for path, value in values.items()}
-
-
-@partial(jax.jit, static_argnums=0)
-def _embed(loss: LayeredLoss, outer: Any, batch: Any) -> Any:
-    return loss.embed(outer, batch)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _block(loss: LayeredLoss, spec: Any, weights: Any, x: Any, batch: Any) -> Any:
-    return loss.block(spec, weights, x, batch)
 
 
 @partial(jax.jit, static_argnums=0)

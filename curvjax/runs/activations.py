@@ -1,14 +1,12 @@
 """What runs through a decoder's layers: residual streams, and second moments of what enters each projection."""
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from curvjax.curvature.layered import LayeredLoss, LayeredModel
+from curvjax.curvature.layered import LayeredModel, embedded, run_block
 from curvjax.data import Batch
 from curvjax.layers import layer_prefix
 from curvjax.models import Decoder
@@ -20,7 +18,7 @@ def streams_before(model: LayeredModel, parts: Sequence[Batch]) -> Iterator[tupl
 
     One forward pass, of which one layer is held at a time.
     """
-    streams = [_embed(model.loss, model.outer, part) for part in parts]
+    streams = [embedded(model.loss, model.outer, part) for part in parts]
     for k, (spec, weights) in enumerate(zip(model.specs, model.blocks, strict=True)):
         yield k, streams
         streams = [run_block(model.loss, spec, weights, x, part) for x, part in zip(streams, parts, strict=True)]
@@ -67,17 +65,6 @@ def input_moments(
         inside = {f"{layer_prefix(k)}.{path}.kernel": total / count for path, total in sums.items()}
         moments |= {path: moment for path, moment in inside.items() if path in kernels}
     return moments
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def run_block(loss: LayeredLoss, spec: Hashable, weights: Mapping[str, Array], x: Array, part: Batch) -> Array:
-    """The residual stream after one layer."""
-    return loss.block(spec, weights, x, part)
-
-
-@partial(jax.jit, static_argnums=0)
-def _embed(loss: LayeredLoss, outer: Mapping[str, Array], part: Batch) -> Array:
-    return loss.embed(outer, part)
 
 
 def _outer_products(x: Float[Array, "N I"]) -> Float[Array, "I I"]:

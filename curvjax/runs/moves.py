@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.curvature import LayeredModel
-from curvjax.curvature.layered import LayeredLoss
+from curvjax.curvature.layered import LayeredLoss, run_blocks
 from curvjax.data import Batch
 from curvjax.layers import layer_index, within_layer
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import layered_model
-from curvjax.runs.activations import run_block, streams_before
+from curvjax.runs.activations import streams_before
 from curvjax.runs.progress import Progress, silent
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import Stream, recorded
@@ -81,28 +81,23 @@ def measure_moves(
     return Measured(base / tokens, (sums - base) / tokens)
 
 
-def pass_gradients(model: Decoder, layer: int) -> float:
-    """What one move of a unit of a layer costs, in gradients of the whole model: a forward pass is a third of one."""
+def pass_gradients(model: Decoder) -> Float[np.ndarray, " L"]:
+    """`[L]` what one move of a unit of each layer costs, in gradients of the whole model: a forward pass is a third."""
     blocks = np.zeros(len(model.layers))
     for path, value in parameters(model).items():
         if layer_index(path) >= 0:
             blocks[layer_index(path)] += value.size
     readout = model.config.vocab_size * model.config.hidden_size
-    return float((blocks[layer:].sum() + readout) / (blocks.sum() + readout)) / 3
+    after = np.cumsum(blocks[::-1])[::-1]
+    return (after + readout) / (blocks.sum() + readout) / 3
 
 
 def loss_from(
     model: LayeredModel, layer: int, weights: Mapping[str, Array], streams: Sequence[Array], parts: Sequence[Batch]
 ) -> float:
     """The summed loss, with other weights in one layer, from the stream before it."""
-    after = [
-        run_block(model.loss, model.specs[layer], weights, x, part) for x, part in zip(streams, parts, strict=True)
-    ]
-    for j in range(layer + 1, len(model.blocks)):
-        after = [
-            run_block(model.loss, model.specs[j], model.blocks[j], x, part)
-            for x, part in zip(after, parts, strict=True)
-        ]
+    blocks = [*model.blocks[:layer], weights, *model.blocks[layer + 1 :]]
+    after = [run_blocks(model, blocks, layer, x, part) for x, part in zip(streams, parts, strict=True)]
     return _whole(model, after, parts)
 
 
