@@ -1,13 +1,14 @@
 """Differences between two models on the same rows or questions: far less noisy than either number alone."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 from curvjax.evaluation.intervals import Interval, student_interval
-from curvjax.evaluation.perplexity import Perplexity, clustered_mean
+from curvjax.evaluation.perplexity import clustered_mean
 
 
 class Difference(NamedTuple):
@@ -40,20 +41,34 @@ class ChoiceDifference(NamedTuple):
     p_value: float
 
 
-def paired_difference(first: Perplexity, second: Perplexity) -> Difference:
+class Rows(Protocol):
+    """What a `Perplexity` and its record have in common: `[B]` summed nats and counted tokens of every row."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def row_nll(self) -> ArrayLike: ...
+
+    @property
+    def row_tokens(self) -> ArrayLike: ...
+
+
+def paired_difference(first: Rows, second: Rows) -> Difference:
     """Difference in mean negative log-likelihood on the same batch; positive where the second model is better.
 
     Raises:
       ValueError: if the two were not measured on equally many tokens in every row.
     """
-    if not np.array_equal(first.row_tokens, second.row_tokens):
+    counts, others = np.asarray(first.row_tokens), np.asarray(second.row_tokens)
+    if not np.array_equal(counts, others):
         msg = (
-            f"paired differences need the same rows: {len(first.row_tokens)} rows with {first.tokens} tokens, "
-            f"{len(second.row_tokens)} with {second.tokens}."
+            f"paired differences need the same rows: {len(counts)} rows with {first.tokens} tokens, "
+            f"{len(others)} with {second.tokens}."
         )
         raise ValueError(msg)
-    clusters = int(np.count_nonzero(first.row_tokens))
-    return Difference(*clustered_mean(first.row_nll - second.row_nll, first.row_tokens), clusters)
+    apart = np.asarray(first.row_nll) - np.asarray(second.row_nll)
+    return Difference(*clustered_mean(apart, counts), int(np.count_nonzero(counts)))
 
 
 def paired_choice(first: Bool[np.ndarray, " Q"], second: Bool[np.ndarray, " Q"]) -> ChoiceDifference:

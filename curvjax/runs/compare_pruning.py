@@ -6,11 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from curvjax.allocation import Sparsity
 from curvjax.data import Splits, documents_hash
-from curvjax.evaluation.perplexity import clustered_mean
+from curvjax.evaluation import paired_difference
 from curvjax.models import Loaded
 from curvjax.records import Allocation, Descent, Pair, PrunedArm, Pruning, Scores, TextOutcome
 from curvjax.runs.allocate import allocate
@@ -139,11 +137,8 @@ def _named(losses: Mapping[float, float]) -> dict[str, float]:
 
 def _shares(plan: Allocation, gains: Scores) -> tuple[float, ...]:
     """What every unit of the gains loses, whatever units within these the plan is of."""
-    return tuple(
-        sum(part.amount for part in inside) / sum(part.size for part in inside)
-        for unit in gains.units
-        for inside in [[part for part in plan.units if f"{part.name}.".startswith(f"{unit.name}.")]]
-    )
+    inside = [[part for part in plan.units if f"{part.name}.".startswith(f"{unit.name}.")] for unit in gains.units]
+    return tuple(sum(part.amount for part in parts) / sum(part.size for part in parts) for parts in inside)
 
 
 def _descent(
@@ -177,16 +172,15 @@ def _paired(arms: list[PrunedArm]) -> list[Pair]:
         for other in arms:
             if other.sparsity != ours.sparsity or other is ours or (ours.arm == CURVATURE and other.arm == DESCENT):
                 continue
-            apart = np.asarray(ours.outcome.row_nll) - np.asarray(other.outcome.row_nll)
-            difference, error = clustered_mean(apart, np.asarray(ours.outcome.row_tokens))
+            apart = paired_difference(ours.outcome, other.outcome)
             pairs.append(
                 Pair(
                     arm=ours.arm,
                     against=other.arm,
                     seed=other.seed,
                     metric="nll",
-                    difference=float(difference),
-                    standard_error=known(error),
+                    difference=apart.difference,
+                    standard_error=known(apart.standard_error),
                     sparsity=ours.sparsity,
                 )
             )

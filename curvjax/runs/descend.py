@@ -40,7 +40,7 @@ from curvjax.runs.rounds import (
 from curvjax.runs.text import Text, require_apart
 from curvjax.surgery import Channels, Surgery, Wanda
 from curvjax.surgery.method import require_target
-from curvjax.surgery.prices import Ordered, Stepwise
+from curvjax.surgery.prices import Ordered, Stepwise, in_order
 from curvjax.surgery.projections import kernel_units, layer_projections
 
 RULE = "descent"
@@ -146,7 +146,7 @@ def _rounds(program: Program, method: Surgery) -> Rounds:
     """
     require_target(method, program.target)
     if isinstance(program, Sparsity) and isinstance(method, Ordered):
-        if program.pattern or program.tie != "none" or getattr(method, "pattern", ""):
+        if program.pattern or program.tie != "none" or in_order(method) is None:
             msg = f"descents price single weights of single units: leave out pattern and tie; got {program}, {method}."
             raise ValueError(msg)
         return mirror_rounds

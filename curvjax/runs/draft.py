@@ -3,27 +3,25 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from curvjax.allocation.program import Posed
 from curvjax.data import Batch
 from curvjax.layers import Unit
-from curvjax.models import Decoder, parameters
+from curvjax.models import Decoder
 from curvjax.surgery import Surgery, dense_equivalent
-from curvjax.surgery.prices import Order, Ordered, masked
+from curvjax.surgery.prices import Order, in_order, masked
 
 
 class Draft(NamedTuple):
     """A model at amounts `[K]`: shares of weights removed, or widths.
 
-    order: in which weights go, None where the method has none. kernels: `path -> [in, out]` dense values.
+    order: in which weights go, None where the method has none.
     """
 
     build: Callable[[Float[np.ndarray, " K"]], Decoder]
     order: Order | None
-    kernels: Mapping[str, jax.Array]
 
     def __call__(self, amounts: Float[np.ndarray, " K"]) -> Decoder:
         """The model, with plain kernels."""
@@ -44,23 +42,21 @@ def drafts(method: Surgery, model: Decoder, batch: Batch, units: Sequence[Unit],
       posed: the program over these units, which says how shares become whole amounts.
       target: of the program.
     """
-    paths = [path for unit in units for path in unit.paths]
-    values = parameters(model)
-    kernels = {path: values[path] for path in paths}
-    if isinstance(method, Ordered) and target == "sparsity" and not getattr(method, "pattern", ""):
-        order = method.order(model, batch, paths)
-
-        def by_masks(x: Float[np.ndarray, " K"]) -> Decoder:
-            return masked(model, order, by_path(units, x))
-
-        return Draft(by_masks, order, kernels)
+    if (ordered := in_order(method)) is not None and target == "sparsity":
+        order = ordered.order(model, batch, [path for unit in units for path in unit.paths])
+        return Draft(lambda x: masked(model, order, by_path(units, x)), order)
 
     def by_method(x: Float[np.ndarray, " K"]) -> Decoder:
         whole = posed.rounded(x).amount
         amounts = {unit.name: int(amount) for unit, amount in zip(units, whole, strict=True)}
-        return dense_equivalent(method(model, amounts, batch if method.reads_text else None).model)
+        return rebuilt_densely(method, model, batch, amounts)
 
-    return Draft(by_method, None, kernels)
+    return Draft(by_method, None)
+
+
+def rebuilt_densely(method: Surgery, model: Decoder, batch: Batch, amounts: Mapping[str, int]) -> Decoder:
+    """What the method makes of whole amounts, with plain kernels; `batch` for methods that read text."""
+    return dense_equivalent(method(model, amounts, batch if method.reads_text else None).model)
 
 
 def by_path(units: Sequence[Unit], x: Float[np.ndarray, " K"]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from curvjax.data import Document, FewShot, Packed, Question, few_shot, packed, read_documents, read_task, sample
 from curvjax.evaluation import Choice, Perplexity, encode_choices, perplexity, ranked_choice
@@ -126,9 +127,10 @@ def task_outcome(
     )
 
 
-def known(value: float) -> float | None:
+def known(value: ArrayLike) -> float | None:
     """None for a number that is not finite."""
-    return float(value) if np.isfinite(value) else None
+    number = float(np.asarray(value))
+    return number if np.isfinite(number) else None
 
 
 def evaluate(

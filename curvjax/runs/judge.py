@@ -12,25 +12,24 @@ import numpy as np
 from jaxtyping import Float
 
 from curvjax.allocation import CONTROLS, PROGRAMS, Posed
-from curvjax.allocation.descent import Free, projected
+from curvjax.allocation.descent import projected
 from curvjax.allocation.rules import RULES
 from curvjax.allocation.search import Sample, evolve, greedy
 from curvjax.allocation.tuned import Tuned
 from curvjax.data import Batch
-from curvjax.evaluation import perplexity
-from curvjax.evaluation.perplexity import clustered_mean
+from curvjax.evaluation import paired_difference, perplexity
 from curvjax.layers import UnitShape
-from curvjax.models import Decoder, Loaded, require_plain
+from curvjax.models import Loaded, require_plain
 from curvjax.records import Arm, Comparison, Method, Outcomes, Pair, TextOutcome, Trial, digest, plain
 from curvjax.runs.allocate import PROGRAM, share_out
 from curvjax.runs.descend import descend
-from curvjax.runs.draft import Draft, drafts
+from curvjax.runs.draft import Draft, drafts, rebuilt_densely
 from curvjax.runs.evaluate import known, text_outcome
 from curvjax.runs.measure import unit_shapes
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.rounds import DescendSettings, Memory
+from curvjax.runs.rounds import DescendSettings, Memory, free_shares
 from curvjax.runs.text import Text, require_apart
-from curvjax.surgery import Surgery, dense_equivalent
+from curvjax.surgery import Surgery
 from curvjax.surgery.method import require_target
 from curvjax.surgery.projections import kernel_units
 
@@ -146,7 +145,8 @@ def judge(
     work = [
         (method.name, lambda method=method: _tuned(court, method, comparison)) for method in _methods(comparison)
     ] + extra
-    arms, refused = [], {method.name: method.refused for method in comparison.methods if method.refused}
+    refused = {method.name: method.refused for method in comparison.methods if method.refused is not None}
+    arms = []
     for done, (name, choose) in enumerate(work):
         progress("methods judged", done, len(work))
         try:
@@ -163,7 +163,7 @@ def judge(
         dense=dense,
         arms=tuple(arms),
         paired=tuple(_pairs(arms)),
-        refused={name: str(why) for name, why in refused.items()},
+        refused=refused,
     )
     return replace(comparison, outcomes=outcomes)
 
@@ -279,7 +279,7 @@ def _searched(court: _Court, name: str) -> _Choice:
         msg = f"searches move shares of weights; {court.program.target} has none."
         raise ValueError(msg)
     size = np.asarray([shape.weights for shape in court.shapes], np.float64)
-    free = Free(size, court.posed.requested, 0 * size, court.posed.maximum / size)
+    free = free_shares(court.posed, size)
     start, key = projected(np.full(size.size, court.program.budget), free), jax.random.key(court.settings.seed)
     step, evaluations, seconds = court.settings.move * float(size.mean()), court.settings.evaluations, []
 
@@ -325,18 +325,14 @@ def _measured(court: _Court, amounts: dict[str, int] | None) -> dict[str, TextOu
     """The model as the surgery rebuilds it, on every test text; the dense model for None."""
 
     def compute() -> dict[str, TextOutcome]:
-        model = court.loaded.model if amounts is None else _rebuilt(court, amounts)
-        found = {
-            name: perplexity(model, test.batch, rows_at_once=court.settings.rows) for name, test in court.tests.items()
+        model, rows = court.loaded.model, court.settings.rows
+        if amounts is not None:
+            model = rebuilt_densely(court.surgery, model, court.text.batch, amounts)
+        return {
+            name: text_outcome(perplexity(model, test.batch, rows_at_once=rows)) for name, test in court.tests.items()
         }
-        return {name: text_outcome(each) for name, each in found.items()}
 
     return msgspec.convert(court.memory("test", amounts, compute), dict[str, TextOutcome])
-
-
-def _rebuilt(court: _Court, amounts: dict[str, int]) -> Decoder:
-    batch = court.text.batch if court.surgery.reads_text else None
-    return dense_equivalent(court.surgery(court.loaded.model, amounts, batch).model)
 
 
 def _pairs(arms: list[Arm]) -> list[Pair]:
@@ -348,10 +344,8 @@ def _pairs(arms: list[Arm]) -> list[Pair]:
 
 
 def _pair(arm: Arm, other: Arm, test: str) -> Pair:
-    ours, theirs = arm.test[test], other.test[test]
-    apart = np.asarray(ours.row_nll) - np.asarray(theirs.row_nll)
-    difference, error = clustered_mean(apart, np.asarray(ours.row_tokens))
+    apart = paired_difference(arm.test[test], other.test[test])
     return Pair(
-        arm=arm.method, against=other.method, seed=0, metric=test, difference=float(difference),
-        standard_error=known(error),
+        arm=arm.method, against=other.method, seed=0, metric=test, difference=apart.difference,
+        standard_error=known(apart.standard_error),
     )  # fmt: skip

@@ -25,9 +25,9 @@ from curvjax.layers import Unit
 from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import Origin, Promise, Rebuilt, UnitPromise, plain
+from curvjax.runs.evaluate import known
 from curvjax.runs.measure import ScoreSettings, split_rows, units_of
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.steps import known
 from curvjax.runs.text import Text, require_apart
 from curvjax.surgery import dense_equivalent
 

@@ -14,7 +14,7 @@ from curvjax.allocation.exchange import Moves, exchange, marginal
 from curvjax.allocation.program import Posed
 from curvjax.evaluation import perplexity
 from curvjax.layers import Unit
-from curvjax.models import Decoder
+from curvjax.models import Decoder, parameters
 from curvjax.records import Iterate, PriceCheck, digest, plain, read_json, write_json
 from curvjax.runs.draft import Draft
 from curvjax.runs.measure import compiled_gradient, mean_gradients, split_rows, summed_gradient
@@ -116,6 +116,11 @@ class Rounds(Protocol):
     def __call__(self, problem: Problem, settings: DescendSettings) -> Iterator[Priced]: ...
 
 
+def free_shares(posed: Posed, size: Float[np.ndarray, " K"]) -> Free:
+    """The shares of weights that a program leaves to choose from; size: `[K]` weights."""
+    return Free(size, posed.requested, 0 * size, posed.maximum / size)
+
+
 def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Priced]:
     """Steps towards equal prices, each by one gradient at the model as it is rebuilt then.
 
@@ -125,7 +130,7 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     order, units, parts = problem.draft.order, problem.units, split_rows(problem.text.batch, settings.rows)
     gradient, _ = compiled_gradient(problem.model)
     paths = [path for unit in units for path in unit.paths]
-    free = Free(problem.size, problem.posed.requested, 0 * problem.size, problem.posed.maximum / problem.size)
+    free = free_shares(problem.posed, problem.size)
     x, direction = projected(problem.start, free), None
     looks: list[Iterate] = []
     checks: tuple[PriceCheck, ...] = ()
@@ -222,7 +227,7 @@ def _moves(
     problem: Problem, settings: DescendSettings, place: Int[np.ndarray, " K"], known: _Known | None, step: int
 ) -> tuple[_Known, float]:
     """One entry up and one down, for all units or for those nearest to moving; and the cost in gradients."""
-    menu, units, kernels = problem.menu, problem.units, problem.draft.kernels
+    menu, units, kernels = problem.menu, problem.units, parameters(problem.model)
     to = np.stack([np.minimum(place + 1, menu.size - 1), np.maximum(place - 1, 0)])
     there = (to != place) & ~problem.held
     cost = np.where(there, np.abs(menu[to] - menu[place]) * problem.size, 1.0)
@@ -247,7 +252,8 @@ def _moves(
     measured = problem.memory("moves", np.concatenate([place, np.flatnonzero(again)]), compute)
     for (side, k), value in zip(chosen, measured, strict=True):
         change[side, k] = value
-    return _Known(Moves(*change, *cost), place), sum(pass_gradients(problem.model, units[k].index) for _, k in chosen)
+    passes = pass_gradients(problem.model)
+    return _Known(Moves(*change, *cost), place), float(sum(passes[units[k].index] for _, k in chosen))
 
 
 def _likely(known: _Known, place: Int[np.ndarray, " K"], movers: int) -> Bool[np.ndarray, " K"]:

@@ -20,12 +20,13 @@ from curvjax.layers import Unit
 from curvjax.models import Decoder, Loaded, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import Cost, GainEvidence, Origin, Scores, UnitScore, digest, plain
+from curvjax.runs.evaluate import known
 from curvjax.runs.evidence import measure_evidence
 from curvjax.runs.measure import ScoreSettings, full_gradient_seconds, split_rows, unit_shapes, units_of
 from curvjax.runs.partial import Partial, resumable
 from curvjax.runs.processes import ALONE, Team
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.steps import bracket_rows, known, step_rows, with_choice
+from curvjax.runs.steps import bracket_rows, step_rows, with_choice
 from curvjax.runs.text import Text, require_apart
 from curvjax.scores import SCORES
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,12 +9,8 @@ from jaxtyping import Float, Int
 from curvjax.curvature import Gain, Status, StepPromise, UnitGain
 from curvjax.curvature.promise import held_out_place, kept_place
 from curvjax.records import Bracket, Step, UnitScore
+from curvjax.runs.evaluate import known
 from curvjax.runs.measure import BY_STEPS, ScoreSettings
-
-
-def known(value: Any) -> float | None:
-    """A number for a record; None where it is not finite."""
-    return float(value) if np.isfinite(value) else None
 
 
 def bracket_rows(labels: Sequence[str], gain: Gain) -> tuple[Bracket, ...]:

@@ -14,7 +14,7 @@ from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import Progress, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import pattern_mask
-from curvjax.surgery.prices import Order, by_matrix
+from curvjax.surgery.prices import Order, by_matrix, kernels_of
 from curvjax.surgery.sparsity import Amount, sparsity_plan
 
 
@@ -75,6 +75,6 @@ class Magnitude(Unstructured):
     def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
         """By |W_ij| within the matrix."""
         del batch
-        kernels = {path: parameters(model)[path] for path in paths}
+        kernels = kernels_of(model, paths)
         place = {path: by_matrix(jnp.abs(kernel)) for path, kernel in kernels.items()}
         return Order(place, {path: kernel.size for path, kernel in kernels.items()}, kernels)

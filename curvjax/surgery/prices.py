@@ -5,7 +5,7 @@ by whole weights, and their first-order harm is in the gradient of *all* weights
 too: one gradient prices every unit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
 from curvjax.layers import Unit
-from curvjax.models import Decoder
+from curvjax.models import Decoder, parameters
 from curvjax.surgery.masks import apply_masks
 
 
@@ -41,6 +41,11 @@ class Ordered(Protocol):
         ...
 
 
+def in_order(method: object) -> Ordered | None:
+    """The surgery, if it takes single weights in a fixed order: one with an N:M pattern takes them in runs."""
+    return method if isinstance(method, Ordered) and not getattr(method, "pattern", "") else None
+
+
 @runtime_checkable
 class Stepwise(Protocol):
     """A surgery that can rebuild one projection alone, so that a single move can be measured [M22]."""
@@ -48,6 +53,12 @@ class Stepwise(Protocol):
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """The dense kernel at an amount; moment: `[in, in]` of its inputs where the surgery reads text."""
         ...
+
+
+def kernels_of(model: Decoder, paths: Iterable[str]) -> dict[str, jax.Array]:
+    """`path -> [in, out]`, the model's arrays flattened once."""
+    values = parameters(model)
+    return {path: values[path] for path in paths}
 
 
 def by_output(score: Float[Array, "I O"]) -> Int[Array, "I O"]:

@@ -15,10 +15,10 @@ import numpy as np
 
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
-from curvjax.models import Block, Decoder, parameters, require_plain
+from curvjax.models import Block, Decoder, require_plain
 from curvjax.records import Rebuilt
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
-from curvjax.surgery.prices import Order, by_output
+from curvjax.surgery.prices import Order, by_output, kernels_of
 from curvjax.surgery.projections import by_projection, kernel_units, projections
 from curvjax.surgery.structured import input_scores, prune_channels, prune_heads
 from curvjax.surgery.wanda import input_energies
@@ -236,7 +236,7 @@ class Channels:
             msg = f"only channels are priced, not {' and '.join(self.pieces)}; descend with --method channels."
             raise ValueError(msg)
         energies = input_energies(model, require_batch(self, batch), rows_at_once=self.rows)
-        kernels = {path: parameters(model)[path] for path in paths if within_layer(path) == "mlp.down_proj.kernel"}
+        kernels = kernels_of(model, [path for path in paths if within_layer(path) == "mlp.down_proj.kernel"])
         scores = {path: input_scores(kernel, energies[module_path(path)]) for path, kernel in kernels.items()}
         place = {
             path: jnp.broadcast_to(by_output(score[:, None]), kernels[path].shape) for path, score in scores.items()

@@ -19,7 +19,7 @@ from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
 from curvjax.surgery.pattern import pattern_mask
-from curvjax.surgery.prices import Order, by_output
+from curvjax.surgery.prices import Order, by_output, kernels_of
 from curvjax.surgery.sequential import Cut, prune_in_order, recorded, require_finite, residual_streams
 from curvjax.surgery.sparsity import Amount, SparsityPlan, sparsity_plan
 
@@ -191,7 +191,7 @@ class Wanda(Unstructured):
     def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
         """By |W_ij| |x_i| within each output, with the inputs that the dense model has."""
         energies = input_energies(model, require_batch(self, batch), rows_at_once=self.rows)
-        kernels = {path: parameters(model)[path] for path in paths}
+        kernels = kernels_of(model, paths)
         scores = {path: wanda_score(kernel, energies[module_path(path)]) for path, kernel in kernels.items()}
         place = {path: by_output(score) for path, score in scores.items()}
         return Order(place, {path: kernel.shape[0] for path, kernel in kernels.items()}, kernels)
