@@ -13,6 +13,8 @@ from curvjax.allocation.inputs import POSITIVE, SHARE, in_float64, per_unit, sin
 from curvjax.allocation.result import Solution, delivered
 from curvjax.allocation.separable import Terms, group_numbers, require_order, solution, tied
 
+_NOTHING = 1e-285
+
 
 @in_float64
 def allocate_sparsity(
@@ -43,7 +45,7 @@ def allocate_sparsity(
     Args:
       q: `[K]` quality scores, positive, in layer order; `quality(..., floor=0.05)` makes them so.
       size: `[K]` or `[]` positive number of prunable weights of each block.
-      sparsity: `[]` share of all weights to remove, in [0, 1].
+      sparsity: `[]` share of all weights to remove, in [0, 1]; below 1e-285 it counts as 0.
       kappa: `[]` non-negative exponent of the quality; 0 leaves it out.
       minimum: `[K]` or `[]` least share of each block; equal to `max_sparsity` it freezes a block.
       max_sparsity: `[K]` or `[]` largest share of one block, in [0, 1].
@@ -96,7 +98,8 @@ def _solve(
 ) -> Solution:
     middle = power_midway(q)  # q^kappa can leave the range where its ratios do not
     weight = jnp.where(size_neutral, size / power_midway(size), 1.0) * (q / middle) ** kappa
-    total = sparsity * jnp.sum(size)
+    # shares and prices of so little leave the normal range of float64, and no model has that many weights
+    total = jnp.where(jnp.abs(sparsity) < _NOTHING, 0.0, sparsity) * jnp.sum(size)
     sound = jnp.all((q > 0) & (weight > 0) & (maximum <= 1)) & (sparsity <= 1) & (kappa >= 0)
     weight = jnp.where(sound, weight, jnp.nan)  # told by status
     terms = Terms(weight, size, jnp.zeros_like(size), minimum, maximum, total, total)

@@ -201,8 +201,7 @@ def _in_scale(curve: Curve, terms: Terms) -> Solution:
     dual, bound = spend(amounts, cost, total, low, high)
     amount = jnp.where(slack, free, bound)
     free_of_charge = jnp.abs(dual) <= 2 * _BELOW / jnp.min(cost)  # the bracket reaches that far past a slope of 0
-    unpriced = _stationarity(curve, terms, amount, jnp.zeros_like(dual)) <= _stationarity(curve, terms, amount, dual)
-    dual = jnp.where(slack | (free_of_charge & unpriced), 0.0, dual)  # a share of 1e-300 has a price as small
+    dual = jnp.where(slack | free_of_charge, 0.0, dual)
 
     spent = jnp.sum(cost * amount)
     objective = _objective(curve, terms, amount)
