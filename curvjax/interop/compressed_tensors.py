@@ -1,8 +1,8 @@
 """Codes in the format of compressed-tensors, `pack-quantized`, which transformers loads and vLLM serves.
 
-A weight is (q - zero) scale with signed q = code - 2^(bits - 1), stored as the code: one stream of bits for each output, in
-int32 words, the first lowest. Zeros are packed the same way along the outputs. Before version 0.15 a word held whole codes
-only; the two agree at 2, 4 and 8 bits.
+A weight is (q - zero) scale with signed q = code - 2^(bits - 1), stored as the code: one stream of bits for each output,
+in int32 words, the first lowest. Zeros are packed the same way along the outputs. In earlier versions a word held whole
+codes only; the two agree at 2, 4 and 8 bits.
 
 Source: compressed-tensors, `compressors/pack_quantized` and `QuantizationArgs` as of version 0.20; vLLM's
 `compressed_tensors_wNa16.py` as of 0.11 for what its kernels run.
@@ -34,9 +34,9 @@ def save_compressed_tensors(
     beside: SideFiles | None = None,
     serve: Serve = "any",
 ) -> CodedExport:
-    """Write `model` for transformers' `from_pretrained`, codes, scales and zeros as they are, the rest as `save_hf` does.
+    """Write `model` for transformers' `from_pretrained`, codes, scales and zeros as they are.
 
-    config.json has one group of modules for each width, by their full names. The loader puts scales into the dtype that
+    Other tensors are written as by `save_hf`. config.json has one group of modules for each width, by their full names. The loader puts scales into the dtype that
     it loads a model in: float32 and float16 hold float16 scales exactly.
 
     Args:
@@ -120,5 +120,5 @@ def _require_servable(model: Decoder, found: dict[str, QuantizedLinear]) -> None
         for fused in (f"{parent}.{other}" for names in _FUSED if name in names for other in names):
             width = found[fused].bits if fused in found else UNTOUCHED
             if fused in modules and width != linear.bits:
-                msg = f"{path} has {linear.bits} bits and {fused} {width}; vLLM makes one matrix of them: give both one width."
+                msg = f"{path} has {linear.bits} bits and {fused} {width}; vLLM makes one matrix of them, of one width."
                 raise ValueError(msg)

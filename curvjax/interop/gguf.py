@@ -27,8 +27,7 @@ _REPLACED |= {Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT}
 def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedExport:
     """Write `directory/model.gguf`: the file `base`, with the projections that are codes in their place.
 
-    Codes and scales are as they are, and so are offsets but for those of Q4_1 and Q5_1, which that layout has in float16;
-    see `curvjax.interop.gguf_blocks` for what it holds.
+    Codes and scales are as they are, and so are offsets but for those of Q4_1 and Q5_1, which have them in float16; see `curvjax.interop.gguf_blocks` for what it holds.
 
     Args:
       model: a decoder with projections stored as codes, of the model in `base`.
@@ -111,8 +110,9 @@ def _whole(
 def _write(file: GGUFFile, coded: dict[str, tuple[GGMLQuantizationType, np.ndarray]], path: Path) -> None:
     reader = GGUFReader(next(iter(file.data)))  # knows the types that numbers are stored in
     writer = GGUFWriter(path, str(file.metadata[Keys.General.ARCHITECTURE]))
-    if Keys.General.ALIGNMENT in file.metadata:
-        writer.add_custom_alignment(int(file.metadata[Keys.General.ALIGNMENT]))
+    alignment = file.metadata.get(Keys.General.ALIGNMENT)
+    if isinstance(alignment, int):
+        writer.add_custom_alignment(alignment)
     for field in reader.fields.values():
         if field.name in _REPLACED or field.name.startswith("GGUF."):
             continue

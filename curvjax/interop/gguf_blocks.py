@@ -1,9 +1,9 @@
 """Codes as blocks of GGUF's types, for grids that a type holds exactly.
 
-Blocks of 32 weights hold one float16 scale d: Q4_0, Q5_0 and Q8_0 read (q - middle) d, Q4_1 and Q5_1 read q d + m. Blocks of 256
-hold d and whole factors of it for each 16 or 32 weights; with all factors 1, Q3_K and Q6_K read (q - middle) d, and Q2_K, Q4_K and
-Q5_K q d - z d with z = zero as their factor of the offset, so that it is exact. TQ2_0 reads (q - 1) d, which at q = 3 - code and
-d = -scale is (code - 2) scale.
+Blocks of 32 weights hold one float16 scale d: Q4_0, Q5_0 and Q8_0 read (q - middle) d, Q4_1 and Q5_1 read q d + m. Blocks
+of 256 hold d and whole factors of it for each 16 or 32 weights; with all factors 1, Q3_K and Q6_K read (q - middle) d, and
+Q2_K, Q4_K and Q5_K q d - z d with z = zero as their factor of the offset, so that it is exact. TQ2_0 reads (q - 1) d, which
+at q = 3 - code and d = -scale is (code - 2) scale.
 
 Source: ggml's `ggml-common.h` and `gguf.quants` as of version 0.19.
 """
@@ -63,7 +63,7 @@ def blocks(grid: Grid, kind: Type) -> np.ndarray:
       ValueError: if a scale is no float16 number.
     """
     size = _LARGE if kind in {*_MIDDLE_LARGE.values(), *_OFFSET_LARGE.values()} else _SMALL
-    outputs, inputs = grid.codes.shape
+    outputs = len(grid.codes)
     codes = grid.codes.reshape(-1, size)
     scales, zeros = (np.repeat(rows, grid.group // size, axis=1).reshape(-1, 1) for rows in (grid.scales, grid.zeros))
     narrow = scales.astype("<f2")
@@ -75,11 +75,13 @@ def blocks(grid: Grid, kind: Type) -> np.ndarray:
 
 
 def offset_change(grid: Grid, kind: Type) -> float:
-    """The most that Q4_1's or Q5_1's float16 offset lies from zero times scale, in steps of the grid; 0 for other types."""
+    """The most that an offset of Q4_1 or Q5_1, in float16, lies from zero times scale, in scales; else 0."""
     if kind not in _OFFSET.values():
         return 0.0
     exact = grid.zeros.astype(np.float64) * grid.scales
-    return float(np.max(np.abs(_offset(grid.scales.astype("<f2"), grid.zeros).astype(np.float64) + exact) / grid.scales))
+    return float(
+        np.max(np.abs(_offset(grid.scales.astype("<f2"), grid.zeros).astype(np.float64) + exact) / grid.scales)
+    )
 
 
 def _offset(scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Codes as MLX's quantised layers: a directory that `mlx_lm.load` runs as it is.
 
-MLX reads a weight of group g as q scale_g + bias_g, with the codes q of an output as one stream of bits in uint32 words,
-the first lowest: `packed` with its axes exchanged. Ours is (q - zero) scale, so bias = -zero scale.
+MLX reads a weight of group g as q scale_g + bias_g, with the codes q of an output as one stream of bits in uint32
+words, the first lowest: `packed` with its axes exchanged. Ours is (q - zero) scale, so bias = -zero scale.
 
 Source: Hannun et al., "MLX", 2023, `mlx.core.quantize` as of version 0.32; `mlx_lm.utils.load_model` as of 0.32.
 """
@@ -53,16 +53,16 @@ def save_mlx(
     }
     (group, bits), _ = Counter((each["group_size"], each["bits"]) for each in modules.values()).most_common(1)[0]
     entries = _entries(model.config) | {"quantization": {"group_size": group, "bits": bits} | modules}
-    save_hf(
-        dense_equivalent(model), directory, tokenizer=tokenizer, beside=beside, coded=tensors, entries=entries
-    )
+    save_hf(dense_equivalent(model), directory, tokenizer=tokenizer, beside=beside, coded=tensors, entries=entries)
     return counted(found, sum(array.nbytes for parts in tensors.values() for array in parts.values()))
 
 
 def _entries(config: DecoderConfig) -> dict[str, Any]:
     """Those that mlx-lm reads, all written out, and the rotation in v4's form: what is left out it makes up."""
     if config.architecture not in _FAMILIES or config.activation != "silu":
-        msg = f"mlx-lm was tried on {list(_FAMILIES)} with silu; the model is {config.architecture}, {config.activation}."
+        msg = (
+            f"mlx-lm was tried on {list(_FAMILIES)} with silu; the model is {config.architecture}, {config.activation}."
+        )
         raise ValueError(msg)
     if any(config.windowed):
         msg = f"mlx-lm's {config.architecture} sees all tokens, where the model has windows of {config.window}."

@@ -47,8 +47,8 @@ def save_hf(
         entries, and each tensor goes back into the dtype it was stored in, unless a value is too large for that.
       tokenizer_files: files copied in as they are, e.g. those of the model's beside.
       shard_bytes: largest file; a bigger model is written in shards with an index.
-      coded: `kernel path -> {suffix: array}`, written as `NAME.suffix` in place of the kernel's `NAME.weight`: the form of
-        another program, which is then the one that can load it.
+      coded: `kernel path -> {suffix: array}`, written as `NAME.suffix` in place of the kernel's `NAME.weight`, for
+        another program, which then is the one that loads it.
       entries: of config.json, over those that it would have.
 
     Raises:

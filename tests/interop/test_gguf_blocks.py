@@ -71,7 +71,9 @@ def test_asymmetric_groups_of_32_move_by_the_rounding_of_their_offset_alone(bits
     assert offset_change(grid, kind) <= 2**bits * 2.0**-11  # half a unit in float16's 11 digits
 
 
-@pytest.mark.parametrize(("bits", "group", "symmetric"), [(7, 256, True), (3, 32, True), (8, 256, False), (4, 48, True)])
+@pytest.mark.parametrize(
+    ("bits", "group", "symmetric"), [(7, 256, True), (3, 32, True), (8, 256, False), (4, 48, True)]
+)
 def test_grids_without_a_type_are_refused_by_name(bits, group, symmetric):
     name = "symmetric" if symmetric else "asymmetric"
     with pytest.raises(ValueError, match=rf"no type for {name} codes of {bits} bits with a scale for every {group}"):
