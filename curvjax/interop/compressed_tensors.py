@@ -1,8 +1,8 @@
 """Codes in the format of compressed-tensors, `pack-quantized`, which transformers loads and vLLM serves.
 
-A weight is (q - zero) scale with signed q = code - 2^(bits - 1), stored as the code: one stream of bits for each output,
-in int32 words, the first lowest. Zeros are packed the same way along the outputs. In earlier versions a word held whole
-codes only; the two agree at 2, 4 and 8 bits.
+A weight is (q - zero) scale with signed q = code - 2^(bits - 1), stored as the code: one stream of bits for each
+output, in int32 words, the first lowest. Zeros are packed the same way along the outputs. In earlier versions a word held
+whole codes only; the two agree at 2, 4 and 8 bits.
 
 Source: compressed-tensors, `compressors/pack_quantized` and `QuantizationArgs` as of version 0.20; vLLM's
 `compressed_tensors_wNa16.py` as of 0.11 for what its kernels run.
@@ -22,6 +22,7 @@ from curvjax.surgery.codes import UNTOUCHED, packed
 Serve = Literal["any", "vllm"]
 
 _VLLM_WIDTHS = (4, 8)
+_VLLM_ZEROS = (4,)
 _VLLM_GROUPS = (32, 64, 128)  # or one scale for all inputs
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # one matrix in vLLM
 
@@ -36,8 +37,8 @@ def save_compressed_tensors(
 ) -> CodedExport:
     """Write `model` for transformers' `from_pretrained`, codes, scales and zeros as they are.
 
-    Other tensors are written as by `save_hf`. config.json has one group of modules for each width, by their full names. The loader puts scales into the dtype that
-    it loads a model in: float32 and float16 hold float16 scales exactly.
+    Other tensors are written as by `save_hf`. config.json has one group of modules for each width, by their full names.
+    The loader puts scales into the dtype that it loads a model in: float32 and float16 hold float16 scales exactly.
 
     Args:
       model: a decoder with projections stored as codes.
@@ -110,6 +111,9 @@ def _require_servable(model: Decoder, found: dict[str, QuantizedLinear]) -> None
     for path, linear in found.items():
         if linear.bits not in _VLLM_WIDTHS:
             msg = f"{path} has codes of {linear.bits} bits; vLLM's kernels run {list(_VLLM_WIDTHS)}."
+            raise ValueError(msg)
+        if linear.zeros is not None and linear.bits not in _VLLM_ZEROS:
+            msg = f"{path} has zeros at {linear.bits} bits; vLLM's kernels take them at {list(_VLLM_ZEROS)}."
             raise ValueError(msg)
         if linear.scales.shape[0] > 1 and group_size(linear) not in _VLLM_GROUPS:
             msg = f"{path} has a scale for every {group_size(linear)} inputs; vLLM's kernels take {list(_VLLM_GROUPS)}."

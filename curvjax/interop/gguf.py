@@ -27,7 +27,8 @@ _REPLACED |= {Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT}
 def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedExport:
     """Write `directory/model.gguf`: the file `base`, with the projections that are codes in their place.
 
-    Codes and scales are as they are, and so are offsets but for those of Q4_1 and Q5_1, which have them in float16; see `curvjax.interop.gguf_blocks` for what it holds.
+    Codes and scales are as they are, and so are offsets but for those of Q4_1 and Q5_1, which have them in float16;
+    see `curvjax.interop.gguf_blocks` for what each type holds.
 
     Args:
       model: a decoder with projections stored as codes, of the model in `base`.

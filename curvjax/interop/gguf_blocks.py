@@ -1,9 +1,9 @@
 """Codes as blocks of GGUF's types, for grids that a type holds exactly.
 
-Blocks of 32 weights hold one float16 scale d: Q4_0, Q5_0 and Q8_0 read (q - middle) d, Q4_1 and Q5_1 read q d + m. Blocks
-of 256 hold d and whole factors of it for each 16 or 32 weights; with all factors 1, Q3_K and Q6_K read (q - middle) d, and
-Q2_K, Q4_K and Q5_K q d - z d with z = zero as their factor of the offset, so that it is exact. TQ2_0 reads (q - 1) d, which
-at q = 3 - code and d = -scale is (code - 2) scale.
+Blocks of 32 weights hold one float16 scale d: Q4_0, Q5_0 and Q8_0 read (q - middle) d, Q4_1 and Q5_1 read q d + m.
+Blocks of 256 hold d and whole factors of it for each 16 or 32 weights; with all factors 1, Q3_K and Q6_K read
+(q - middle) d, and Q2_K, Q4_K and Q5_K q d - z d with z = zero as their factor of the offset, so that it is exact.
+TQ2_0 reads (q - 1) d, which at q = 3 - code and d = -scale is (code - 2) scale.
 
 Source: ggml's `ggml-common.h` and `gguf.quants` as of version 0.19.
 """

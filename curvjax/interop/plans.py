@@ -16,11 +16,15 @@ Widths = Mapping[str, int]
 
 
 class PlanFile(NamedTuple):
-    """A file's name, what writes its text of widths and a grid, and the widths that the program has."""
+    """A file's name, what writes its text of widths and a grid, and the widths that the program has.
+
+    symmetric_only: those that it has on symmetric grids alone.
+    """
 
     name: str
     text: Callable[[Widths, Format], str]
     widths: tuple[int, ...]
+    symmetric_only: tuple[int, ...] = ()
 
 
 def plan_text(program: str, widths: Widths, form: Format) -> tuple[str, str]:
@@ -41,13 +45,14 @@ def plan_text(program: str, widths: Widths, form: Format) -> tuple[str, str]:
       >>> from curvjax.interop import plan_text
       >>> from curvjax.surgery import Format
       >>> plan_text("tensor-types", {"blk.3.attn_q.weight": 4}, Format(32))
-      ('tensor_types.txt', '^blk\\\\.3\\\\.attn_q\\\\.weight$=q4_0\\n')
+      ('tensor_types.txt', '^blk\\.3\\.attn_q\\.weight$=q4_0\n')
     """
     plan = PLANS[program]
-    wrong = {name: bits for name, bits in widths.items() if bits not in (*plan.widths, UNTOUCHED)}
+    taken = [bits for bits in plan.widths if form.symmetric or bits not in plan.symmetric_only]
+    wrong = {name: bits for name, bits in widths.items() if bits not in (*taken, UNTOUCHED)}
     if wrong or not widths:
-        few = dict(list(wrong.items())[:3])
-        msg = f"{program} takes modules of {list(plan.widths)} bits, or {UNTOUCHED} as they are; got {few or 'none'}."
+        few, grid = dict(list(wrong.items())[:3]), "symmetric" if form.symmetric else "asymmetric"
+        msg = f"{program} takes {grid} modules of {taken} bits, or {UNTOUCHED} as they are; got {few or 'none'}."
         raise ValueError(msg)
     return plan.name, plan.text(widths, form)
 
@@ -132,7 +137,7 @@ def _json(entries: Any) -> str:
 
 
 PLANS = {
-    "auto-round": PlanFile("layer_config.json", _auto_round, (2, 3, 4, 5, 6, 7, 8)),
+    "auto-round": PlanFile("layer_config.json", _auto_round, (2, 3, 4, 5, 6, 7, 8), (8,)),
     "gptqmodel": PlanFile("dynamic.json", _gptqmodel, (2, 3, 4, 5, 6, 8)),
     "torchao": PlanFile("fqn_to_config.json", _torchao, (2, 3, 4, 5, 6, 7, 8)),
     "qwix": PlanFile("rules.json", _qwix, (2, 3, 4, 5, 6, 7, 8)),
