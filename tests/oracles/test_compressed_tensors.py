@@ -34,7 +34,8 @@ def unpacked_from(directory):
     Transformers 5.23 shapes zeros as codes before they are packed, and so refuses every file that has them.
     """
     config = transformers.AutoConfig.from_pretrained(directory)
-    compressor = ModelCompressor.from_compression_config(dict(config.quantization_config))
+    entries = transformers.CompressedTensorsConfig.from_dict(dict(config.quantization_config))
+    compressor = ModelCompressor.from_compression_config(entries)
     del config.quantization_config
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     apply_quantization_config(model, compressor.quantization_config, run_compressed=False)
