@@ -22,7 +22,7 @@ class CodedExport(NamedTuple):
 
 
 def coded_projections(model: Decoder) -> dict[str, QuantizedLinear]:
-    """Every projection that is stored as codes, by path, in the model's order.
+    """Every projection that is stored as codes, by path.
 
     Raises:
       ValueError: if there is none.

@@ -46,7 +46,7 @@ def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedE
     found, file = coded_projections(model), read_gguf(base)
     _require_base(model, file)
     kinds = {path: _kind(path, linear) for path, linear in found.items()}
-    tensors: dict[str, dict[str, np.ndarray]] = {}
+    tensors: dict[str, dict[int, tuple[str, np.ndarray]]] = {}  # by name and first row
     size, change = 0, 0.0
     for path, linear in found.items():
         grid = _grid(linear)
@@ -54,7 +54,7 @@ def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedE
         name, order = gguf_rows(f"{path}.kernel", (linear.inputs, linear.scales.shape[1]), model.config)
         placed = np.empty_like(rows)
         placed[order - order.min()] = rows
-        tensors.setdefault(name, {})[path] = placed
+        tensors.setdefault(name, {})[int(order.min())] = path, placed
         size, change = size + rows.nbytes, max(change, offset_change(grid, kinds[path]))
     whole = {name: _whole(name, parts, kinds, file) for name, parts in tensors.items()}
     with new_folder(directory) as new:
@@ -98,14 +98,16 @@ def _blocks(path: str, grid: Grid, kind: GGMLQuantizationType) -> np.ndarray:
 
 
 def _whole(
-    name: str, parts: dict[str, np.ndarray], kinds: dict[str, GGMLQuantizationType], file: GGUFFile
+    name: str, parts: dict[int, tuple[str, np.ndarray]], kinds: dict[str, GGMLQuantizationType], file: GGUFFile
 ) -> tuple[GGMLQuantizationType, np.ndarray]:
     """A tensor's type and rows; GPT-2's query, key and value are one tensor and need one type."""
-    types, rows = {kinds[path] for path in parts}, sum(len(part) for part in parts.values())
-    if len(types) > 1 or rows != file.tensors[name].shape[0]:
-        msg = f"GGUF has one tensor {name} for more projections than {list(parts)}, or they have other types: {types}."
+    paths, rows = zip(*(part for _, part in sorted(parts.items())), strict=True)
+    types = {kinds[path] for path in paths}
+    if len(types) > 1 or sum(map(len, rows)) != file.tensors[name].shape[0]:
+        kept = sorted(kind.name for kind in types)
+        msg = f"GGUF has one tensor {name} for {list(paths)} and what lies beside them: all need one type, not {kept}."
         raise ValueError(msg)
-    return types.pop(), np.concatenate(list(parts.values()))
+    return types.pop(), np.concatenate(rows)
 
 
 def _write(file: GGUFFile, coded: dict[str, tuple[GGMLQuantizationType, np.ndarray]], path: Path) -> None:

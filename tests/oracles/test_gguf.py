@@ -87,11 +87,10 @@ def test_smollm2_of_mixed_types_in_llama_cpp(smollm2, tmp_path, menu, group, nar
     found = log_probabilities(file, tokens, done.config.vocab_size)
     assert found.argmax() == reference.argmax()
     # It rounds activations to 8 bits: the untouched file is as far from our logits of it.
-    noise = divergence(
-        ours(model, tokens), log_probabilities(next(iter(demonstration_files("smollm2-135m"))), tokens, 49152)
-    )
-    assert divergence(reference, found) < max(3 * abs(noise), 0.02)
-    assert divergence(reference, ours(model, tokens)) > 2e-3  # the codes do something
+    base = demonstration_files("smollm2-135m")[0]
+    noise = divergence(ours(model, tokens), log_probabilities(base, tokens, done.config.vocab_size))
+    changed = divergence(reference, ours(model, tokens))
+    assert divergence(reference, found) < max(3 * noise, changed / 10)
 
 
 def test_asymmetric_codes_move_by_less_than_a_step_of_their_grid(smollm2, tmp_path):
