@@ -1,8 +1,8 @@
 """Codes in the format of compressed-tensors, `pack-quantized`, which transformers loads and vLLM serves.
 
 A weight is (q - zero) scale with signed q = code - 2^(bits - 1), stored as the code: one stream of bits for each
-output, in int32 words, the first lowest. Zeros are packed the same way along the outputs. In earlier versions a word held
-whole codes only; the two agree at 2, 4 and 8 bits.
+output, in int32 words, the first lowest. Zeros are packed the same way along the outputs. In earlier versions a word
+held whole codes only; the two agree at 2, 4 and 8 bits.
 
 Source: compressed-tensors, `compressors/pack_quantized` and `QuantizationArgs` as of version 0.20; vLLM's
 `compressed_tensors_wNa16.py` as of 0.11 for what its kernels run.

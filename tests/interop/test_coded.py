@@ -1,4 +1,4 @@
-"""Codes written for other programs: read back here bit by bit, and refused by name. The programs themselves: oracles."""
+"""Codes written for other programs: read back here bit by bit, refused by name. The programs themselves: oracles."""
 
 import dataclasses
 import json

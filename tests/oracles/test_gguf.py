@@ -14,7 +14,7 @@ from curvjax.models import gguf_rows, load_model
 from curvjax.models.demo import demonstration_files
 from curvjax.runs.export import ExportSettings, export_codes
 from curvjax.surgery import dequantized, projections
-from tests.interop.coded_models import coded, logits, widths_of
+from tests.interop.coded_models import coded, logits
 
 pytestmark = pytest.mark.oracle
 SYMMETRIC = {2: "TQ2_0", 3: "Q3_K", 4: "Q4_0", 5: "Q5_0", 6: "Q6_K", 8: "Q8_0"}
