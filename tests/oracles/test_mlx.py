@@ -87,8 +87,8 @@ def test_float16_offsets_that_are_exact_stay_float16(tmp_path):
 )
 def test_mlx_reads_the_families_whatever_form_their_config_had(tmp_path, family, style):
     entries = FAMILIES[family] if style == "v4" else golden(family).config
-    if family in {"mistral", "qwen2"}:  # with windows they are refused
-        entries = entries | {"sliding_window": None, "use_sliding_window": False}
+    none = {"mistral": {"sliding_window": None}, "qwen2": {"use_sliding_window": False}}  # windows are refused
+    entries = entries | none.get(family, {})
     directory = write_checkpoint(tmp_path / "from", entries, weights(family, golden(family).shapes))
     model, config = load_hf(directory)
     narrow = ("o_proj", "down_proj") if config.hidden_size == 32 else ()  # inputs that 32 does not divide
