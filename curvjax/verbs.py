@@ -7,6 +7,7 @@ from typing import Any, Literal
 from curvjax.allocation import Program
 from curvjax.data import read_documents
 from curvjax.interop import save_peft
+from curvjax.interop.compressed_tensors import Serve
 from curvjax.models import BeginOfText, Loaded
 from curvjax.records import Allocation, Outcome, Rebuilt, Scores
 from curvjax.runs import adapt as _adapt
@@ -15,6 +16,7 @@ from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.evidence import OF_TWO_TEXTS
+from curvjax.runs.export import Coded, ExportSettings, export_codes, require_options
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, silent
@@ -221,24 +223,30 @@ def save(
     rebuilt: Rebuilt,
     directory: str | Path,
     *,
-    format: Literal["curvjax", "peft"] = "curvjax",
+    format: Literal["curvjax", "peft", Coded] = "curvjax",
     allocation: Allocation | None = None,
+    serve: Serve = "any",
+    gguf: str | Path = "",
 ) -> Saved | Path:
-    """Write a rebuilt model: in all forms that can hold it, or its adapters for PEFT.
+    """Write a rebuilt model: in all forms that can hold it, its adapters for PEFT, or its codes for other programs.
 
     Args:
       rebuilt: of `rebuild` or `adapt`; tokenizer, chat template and all else beside the original's weights go along.
       directory: new or empty.
       format: "curvjax": a dense Hugging Face directory where one exists, a checkpoint of ours, and the records; "peft":
-        adapter_config.json and adapter_model.safetensors.
-      allocation: written beside it, with the budget realised.
+        adapter_config.json and adapter_model.safetensors; "mlx", "compressed-tensors": a directory with codes, scales
+        and offsets as they are, for mlx-lm, and for transformers and vLLM; "gguf": a GGUF file with them.
+      allocation: written beside it, with the budget realised; for "curvjax" only.
+      serve: "vllm" refuses in compressed-tensors what vLLM does not run.
+      gguf: for "gguf", the file that the original was read from, or the demonstration model that is one.
 
     Returns:
       What was written where.
 
     Raises:
       FileExistsError: if the directory holds something.
-      ValueError: if the model has no adapters for PEFT.
+      ValueError: if the model has no adapters for PEFT, or no codes that the other program can read; or an option
+        does not belong to the format.
 
     Example:
       >>> import curvjax as cj, tempfile
@@ -250,6 +258,14 @@ def save(
       ...     cj.save(lora, f"{folder}/lora", format="peft").name
       'lora'
     """
+    if format != "curvjax" and allocation is not None:
+        msg = f"an allocation is written beside the format 'curvjax' only; leave it out for {format!r}."
+        raise ValueError(msg)
+    settings = ExportSettings(serve=serve, gguf=str(gguf))
+    if format not in ("curvjax", "peft"):
+        export_codes(rebuilt.model, rebuilt.source, format, settings, directory)
+        return Path(directory)
+    require_options(format, settings)
     if format == "peft":
         save_peft(rebuilt.model, directory, base=rebuilt.source.name)
         return Path(directory)

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from curvjax.commands.printed import outcome_table, tell
 from curvjax.commands.scoring import Argument, Flat
+from curvjax.interop import CodedExport
 from curvjax.report import write_report
 from curvjax.runs.evaluate import EvaluateSettings, evaluate, read_all
-from curvjax.runs.export import ExportSettings, export
+from curvjax.runs.export import ExportSettings, Kind, export
 from curvjax.runs.open import ModelSettings, open_model, open_parameters
 from curvjax.runs.progress import bars, labelled
 from curvjax.runs.run import run
@@ -52,17 +53,19 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write what other programs load: an allocation as PEFT configuration or recipe, an adapter, a dense model."""
+    """Write what other programs load: an allocation as their plan, an adapter, a dense model, or codes as they are."""
 
     source: Argument[str]
-    """allocation.json for peft-config (target rank) and recipe (target sparsity); else a model, as for `score`."""
-    to: Literal["peft-config", "recipe", "peft", "safetensors"]
-    """adapter_config.json for training in PyTorch; llm-compressor's recipe.yaml; a PEFT adapter; a dense Hugging Face
-    directory."""
+    """allocation.json for peft-config and axolotl (target rank), recipe (sparsity), and auto-round, gptqmodel, torchao,
+    qwix and tensor-types (bits); else a model, as for `score`: for the last three a checkpoint of `quantize`."""
+    to: Kind
+    """adapter_config.json for training in PyTorch; axolotl's lora.yaml; llm-compressor's recipe.yaml; plans of widths,
+    tensor-types for llama-quantize; a PEFT adapter; a dense Hugging Face directory; and for models with codes a
+    directory for mlx-lm, one for transformers and vLLM, a GGUF file."""
     adapter: Path | None = None
     """Adapter of `curvjax adapt`: what peft writes, and safetensors folds in."""
     model: str = ""
-    """The allocation's model, to check a peft-config or a recipe against."""
+    """The allocation's model, to check the allocation against; tensor-types needs it."""
     out: Path = Path("runs/export")
     """New directory for the files."""
     settings: Annotated[ExportSettings, Flat] = field(default_factory=ExportSettings)
@@ -70,7 +73,11 @@ class Export:
     def __call__(self) -> None:
         """Run the command."""
         written = export(self.source, self.to, self.settings, self.out, adapter=self.adapter, model=self.model)
-        if written is not None:
+        if isinstance(written, CodedExport):
+            widths = ", ".join(f"{count} of {bits} bits" for bits, count in written.modules.items())
+            moved = f"; offsets moved by at most {written.change:.2g} of a step" if written.change else ""
+            print(f"{sum(written.modules.values())} projections, {widths}; {written.size:,} bytes{moved}")
+        elif written is not None:
             count = "" if written.parameters is None else f", {written.parameters:,} parameters"
             print(f"{written.modules} modules{count}; rank at most {written.max_rank}, to which engines pad the others")
         tell(self.out)

@@ -99,18 +99,38 @@ def _source(path: str, shape: tuple[int, ...], config: DecoderConfig) -> _Source
     return _Source(f"blk.{layer}.{names[module]}.{suffix}", (rows, *columns), slice(None))
 
 
+def gguf_rows(path: str, shape: tuple[int, ...], config: DecoderConfig) -> tuple[str, np.ndarray]:
+    """The tensor that holds a kernel, and which of its rows each output of ours is.
+
+    Args:
+      path: of the kernel.
+      shape: ours, (in, out).
+      config: of the model.
+
+    Returns:
+      The tensor's name, and `[out]` row numbers.
+    """
+    source = _source(path, shape, config)
+    return source.name, _ordered(path, np.arange(source.shape[0])[source.rows], config)
+
+
 def _value(path: str, source: _Source, file: GGUFFile, config: DecoderConfig) -> np.ndarray:
     """A parameter in our layout, float32."""
-    value = file.tensor(source.name)[source.rows]
-    if config.architecture in {"llama", "mistral"} and ".self_attn.q_proj." in path:
-        value = halves_from_pairs(value, config.num_heads)
-    if config.architecture in {"llama", "mistral"} and ".self_attn.k_proj." in path:
-        value = halves_from_pairs(value, config.num_kv_heads)
+    value = _ordered(path, file.tensor(source.name)[source.rows], config)
     if path.endswith(".kernel"):
         return value.T
     if path.endswith("norm.scale") and config.norm_offset:
         return value - config.norm_offset  # llama.cpp stores the sum
     return value
+
+
+def _ordered(path: str, rows: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    """Rows as they are stored in our order."""
+    if config.architecture in {"llama", "mistral"} and ".self_attn.q_proj." in path:
+        return halves_from_pairs(rows, config.num_heads)
+    if config.architecture in {"llama", "mistral"} and ".self_attn.k_proj." in path:
+        return halves_from_pairs(rows, config.num_kv_heads)
+    return rows
 
 
 def halves_from_pairs(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -27,6 +27,7 @@ _CLASS_NAMES = {
 _NEVER = {
     "quantization_config": "load unquantized weights",
     "compression_config": "load unquantized weights",
+    "quantization": "load unquantized weights",
     "per_layer_config": "layers with settings of their own are not supported",
     "pruned_heads": "save the model with its heads taken out",
 }

@@ -5,14 +5,16 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder, abstract_decoder
-from curvjax.models.hf_names import place, prefix
+from curvjax.models.hf_names import place, prefix, stored_module
 from curvjax.models.parameters import parameter_shapes, parameters
 from curvjax.models.side_files import SideFiles, hf_entries, in_dtype, stored_dtype
 from curvjax.models.tokenizer import Tokenizer, save_tokenizer
@@ -29,6 +31,8 @@ def save_hf(
     beside: SideFiles | None = None,
     tokenizer_files: Iterable[str | Path] | None = None,
     shard_bytes: int = 5_000_000_000,
+    coded: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({}),
+    entries: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write `model` as config.json and safetensors that `load_hf` and transformers load with equal logits.
 
@@ -43,6 +47,9 @@ def save_hf(
         entries, and each tensor goes back into the dtype it was stored in, unless a value is too large for that.
       tokenizer_files: files copied in as they are, e.g. those of the model's beside.
       shard_bytes: largest file; a bigger model is written in shards with an index.
+      coded: `kernel path -> {suffix: array}`, written as `NAME.suffix` in place of the kernel's `NAME.weight`, for
+        another program, which then is the one that loads it.
+      entries: of config.json, over those that it would have.
 
     Raises:
       FileExistsError: if `directory` holds files that this function did not write.
@@ -51,7 +58,8 @@ def save_hf(
     directory, beside = Path(directory).resolve(), beside or SideFiles()
     require_replaceable(directory)
     tensors, config = _stored(model, beside), hf_entries(model.config, beside)
-    config |= _dtype_entries(config, tensors)
+    config |= _dtype_entries(config, tensors) | dict(entries)
+    tensors = _with_codes(tensors, model.config, coded)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
         new = Path(scratch) / "new"
@@ -130,6 +138,22 @@ def _stored(model: Decoder, beside: SideFiles) -> dict[str, np.ndarray]:
         dtypes[name] = stored_dtype(model.config, path, beside) or str(value.dtype)
     whole = {name: np.concatenate(part, axis=-1) if len(part) > 1 else part[0] for name, part in parts.items()}
     return {name: in_dtype(value, dtypes[name]) for name, value in whole.items()}
+
+
+def _with_codes(
+    tensors: Mapping[str, np.ndarray], config: DecoderConfig, coded: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """`tensors` with those of codes where the kernels that they stand for were."""
+    names = {f"{stored_module(config, path.removesuffix('.kernel'))}.weight": path for path in coded}
+    return {
+        new: array
+        for name, value in tensors.items()
+        for new, array in (
+            {f"{name.removesuffix('weight')}{suffix}": array for suffix, array in coded[names[name]].items()}
+            if name in names
+            else {name: value}
+        ).items()
+    }
 
 
 def _write_weights(tensors: Mapping[str, np.ndarray], directory: Path, shard_bytes: int) -> None:

@@ -4,35 +4,37 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 from curvjax.interop import (
+    CodedExport,
     PeftAdapter,
     new_folder,
     peft_config,
     pruning_recipe,
     require_new,
+    save_compressed_tensors,
+    save_gguf,
+    save_mlx,
     save_peft,
     save_peft_config,
 )
-from curvjax.layers import layer_index, layer_prefix
-from curvjax.models import Loaded, load_arrays, save_hf, weights_hash
-from curvjax.models.hf_names import module_order, stored_layer, stored_module
+from curvjax.interop.compressed_tensors import Serve
+from curvjax.models import DEMONSTRATIONS, Decoder, Loaded, demonstration_files, load_arrays, save_hf, weights_hash
+from curvjax.models.hf_names import stored_module
 from curvjax.models.hf_save import require_replaceable
-from curvjax.records import Allocation, UnitAmount
+from curvjax.records import Allocation
 from curvjax.runs.adapt import ADAPTER_SCHEMA, adapted_model, load_adapter
+from curvjax.runs.export_plans import export_axolotl, export_widths
 from curvjax.runs.open import open_model
-from curvjax.surgery import SCALES, by_projection, dense_equivalent, projections
+from curvjax.runs.stored_names import Family, amounts_of_projections, family_of, ordered_units, stored_unit
+from curvjax.surgery import SCALES, Format, by_projection, dense_equivalent, projections
 
+Coded = Literal["mlx", "compressed-tensors", "gguf"]
+Plan = Literal["auto-round", "gptqmodel", "torchao", "qwix", "tensor-types"]
+Kind = Literal["peft-config", "axolotl", "recipe", Plan, "peft", "safetensors", Coded]
 RECIPE_FILE = "recipe.yaml"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Family(NamedTuple):
-    """What names depend on. projections: paths of those in a decoder layer, `mlp.up_proj`."""
-
-    architecture: str
-    projections: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,14 @@ class ExportSettings:
     """The factor on B A in a peft-config: alpha at every rank, alpha / r, or alpha / sqrt(r)."""
     method: Literal["sparsegpt", "wanda"] = "sparsegpt"
     """What prunes in a recipe."""
+    group: int = 64
+    """Inputs that share a scale in a plan of widths; -1: all inputs of a projection."""
+    symmetric: bool = False
+    """Whether the grids in a plan of widths are symmetric."""
+    serve: Serve = "any"
+    """vllm: refuse in compressed-tensors what vLLM's kernels do not run."""
+    gguf: str = ""
+    """GGUF file, or demonstration model that is one, that gguf copies all from but the codes."""
 
     def __post_init__(self):
         unknown = [name for name in self.projections if name not in _PROJECTIONS]
@@ -59,52 +69,115 @@ class ExportSettings:
 
 def export(
     source: str,
-    to: Literal["peft-config", "recipe", "peft", "safetensors"],
+    to: Kind,
     settings: ExportSettings,
     directory: str | Path,
     *,
     adapter: Path | None = None,
     model: str = "",
-) -> PeftAdapter | None:
-    """Write one of the four kinds of files to `directory`.
+) -> PeftAdapter | CodedExport | None:
+    """Write one kind of files to `directory`.
 
     Args:
-      source: allocation.json for peft-config and recipe; else a model.
+      source: allocation.json for configurations, recipes and plans; else a model.
       to: the kind.
       settings: what the files say.
       directory: where they go.
       adapter: of `adapt`; peft needs one, safetensors folds it in.
-      model: the allocation's model, for peft-config and recipe.
+      model: the allocation's model, where `source` is an allocation.
 
     Returns:
-      How much an adapter or its configuration adapts; None for the other kinds.
+      How much an adapter or its configuration adapts, or what codes were written; None for the other kinds.
 
     Raises:
       FileExistsError: if `directory` holds files, which is seen before a model is read.
       ValueError: if an option does not belong to the kind, or is missing.
     """
-    of_model = to in ("peft", "safetensors")
-    if (adapter is not None and not of_model) or (model and of_model) or (to == "peft" and adapter is None):
-        msg = f"--adapter goes with peft, which needs it, and safetensors; --model with the other two; not with {to}."
+    of_model = to in ("peft", "safetensors", *get_args(Coded))
+    if (adapter is not None and to not in ("peft", "safetensors")) or (model and of_model):
+        msg = f"--adapter goes with peft, which needs it, and safetensors; --model with an allocation; not with {to}."
         raise ValueError(msg)
-    (require_replaceable if to == "safetensors" else require_new)(directory)
+    if to == "peft" and adapter is None:
+        msg = "--adapter goes with peft, which needs it, and safetensors; without one it is not with peft."
+        raise ValueError(msg)
+    require_options(to, settings)
+    (require_replaceable if to in ("safetensors", "mlx", "compressed-tensors") else require_new)(directory)
     if adapter is not None:
         load_arrays(adapter, schema=ADAPTER_SCHEMA)  # what is no adapter is refused before a model is read
     if not of_model:
-        allocation = Allocation.load(source)
-        loaded = open_model(model) if model else None
-        if to == "peft-config":
-            return export_peft_config(allocation, settings, directory, loaded=loaded)
+        return _export_allocation(
+            Allocation.load(source), to, settings, directory, open_model(model) if model else None
+        )
+    loaded = open_model(source)
+    if to == "peft" and adapter is not None:
+        return export_peft(loaded, adapter, settings, directory)
+    if to in ("mlx", "compressed-tensors", "gguf"):
+        return export_codes(loaded.model, loaded, to, settings, directory)
+    return export_safetensors(loaded, adapter, directory)
+
+
+def _export_allocation(
+    allocation: Allocation, to: Kind, settings: ExportSettings, directory: str | Path, loaded: Loaded | None
+) -> PeftAdapter | None:
+    if to in ("peft-config", "axolotl"):
+        return export_peft_config(allocation, settings, directory, loaded=loaded, axolotl=to == "axolotl")
+    if to == "recipe":
         export_recipe(allocation, settings, directory, loaded=loaded)
-        return None
-    if adapter is not None and to == "peft":
-        return export_peft(open_model(source), adapter, settings, directory)
-    export_safetensors(open_model(source), adapter, directory)
+    else:
+        export_widths(allocation, to, Format(settings.group, settings.symmetric), directory, loaded=loaded)
     return None
 
 
+def require_options(to: str, settings: ExportSettings) -> None:
+    """Do nothing if the options belong to the kind.
+
+    Raises:
+      ValueError: if one does not, or is missing.
+    """
+    if settings.serve != "any" and to != "compressed-tensors":
+        msg = f"--serve goes with compressed-tensors; not with {to}."
+        raise ValueError(msg)
+    if bool(settings.gguf) != (to == "gguf"):
+        msg = f"--gguf goes with gguf, which needs it: the file that the model was read from; not with {to}."
+        raise ValueError(msg)
+
+
+def export_codes(
+    model: Decoder, source: Loaded, to: Coded, settings: ExportSettings, directory: str | Path
+) -> CodedExport:
+    """Write a model whose projections are codes, with codes, scales and offsets as they are.
+
+    Args:
+      model: of `quantize`, or another surgery that leaves codes.
+      source: the model that it was, for its tokenizer and what lay beside it.
+      to: the kind.
+      settings: `serve` and `gguf` are read.
+      directory: where to; for gguf new or empty.
+
+    Returns:
+      Projections by width, and their bytes.
+
+    Raises:
+      FileExistsError: if `directory` holds what may not be replaced.
+      ValueError: if an option does not belong to the kind, or the other program has no such width, group or grid.
+    """
+    require_options(to, settings)
+    if to == "gguf":
+        base = demonstration_files(settings.gguf)[0] if settings.gguf in DEMONSTRATIONS else settings.gguf
+        return save_gguf(model, base, directory)
+    if to == "mlx":
+        return save_mlx(model, directory, tokenizer=source.tokenizer, beside=source.beside)
+    given = {"tokenizer": source.tokenizer, "beside": source.beside}
+    return save_compressed_tensors(model, directory, serve=settings.serve, **given)
+
+
 def export_peft_config(
-    allocation: Allocation, settings: ExportSettings, directory: str | Path, *, loaded: Loaded | None = None
+    allocation: Allocation,
+    settings: ExportSettings,
+    directory: str | Path,
+    *,
+    loaded: Loaded | None = None,
+    axolotl: bool = False,
 ) -> PeftAdapter:
     """Write adapter_config.json with an allocation's ranks, for training in PyTorch.
 
@@ -114,6 +187,7 @@ def export_peft_config(
       directory: must be new or empty.
       loaded: the allocation's model: checks it, and tells shapes and names. None: names are those of the architecture
         that the allocation says its model has.
+      axolotl: write the same as entries of axolotl's configuration, lora.yaml.
 
     Returns:
       How much it adapts; parameters are None without `loaded` where layers have projections that are not adapted, or
@@ -127,7 +201,7 @@ def export_peft_config(
         architecture and there is no `loaded`; or if the family fuses projections (GPT-2).
     """
     allocation.require_target(("rank",), need="a peft-config needs")
-    family = _family(allocation, loaded)
+    family = family_of(allocation, loaded)
     if loaded is None:
         ranks = _planned_ranks(allocation, family, settings)
         parameters = _planned_parameters(allocation, family, settings)
@@ -141,7 +215,7 @@ def export_peft_config(
     scales = {name: SCALES[settings.scaling](settings.alpha, rank) for name, rank in ranks.items() if rank}
     base = settings.base or allocation.origin.model.name
     config = peft_config(ranks, scales, base=base, rank_stabilised=settings.scaling == "rank-stabilised")
-    save_peft_config(config, directory)
+    (export_axolotl if axolotl else save_peft_config)(config, directory)
     return PeftAdapter(len(scales), max(ranks.values()), parameters)
 
 
@@ -167,9 +241,9 @@ def export_recipe(
         family fuses projections (GPT-2).
     """
     allocation.require_target(("sparsity",), need="a recipe needs")
-    family = _family(allocation, loaded)
+    family = family_of(allocation, loaded)
     shares = dict(zip(allocation.amounts, allocation.shares.tolist(), strict=True))
-    units = {_stored_unit(family, unit.name): shares[unit.name] for unit in _ordered(allocation, family)}
+    units = {stored_unit(family, unit.name): shares[unit.name] for unit in ordered_units(allocation, family)}
     text = pruning_recipe(units, method=settings.method)
     with new_folder(directory) as new:
         (new / RECIPE_FILE).write_text(text, encoding="utf-8")
@@ -207,60 +281,13 @@ def export_safetensors(loaded: Loaded, adapter: str | Path | None, directory: st
     save_hf(dense_equivalent(model), directory, tokenizer=loaded.tokenizer, beside=loaded.beside)
 
 
-def _family(allocation: Allocation, loaded: Loaded | None) -> Family:
-    if loaded is not None:
-        allocation.origin.require_model(loaded.sha256, source="the allocation")
-        return Family(loaded.origin.family, loaded.origin.projections)
-    model = allocation.origin.model
-    if not model.family or not model.projections:
-        msg = (
-            "the allocation does not say which architecture its model has, and families name their modules "
-            "differently: give the model too (--model), or score and allocate again."
-        )
-        raise ValueError(msg)
-    return Family(model.family, model.projections)
-
-
-def _stored_unit(family: Family, name: str) -> str:
-    """Name in transformers of a layer, all of whose projections must be modules there, or of a projection."""
-    index = layer_index(name)
-    if name != layer_prefix(index):
-        return stored_module(family, name)
-    for path in family.projections:
-        stored_module(family, f"{name}.{path}")
-    return stored_layer(family, index)
-
-
-def _ordered(allocation: Allocation, family: Family) -> list[UnitAmount]:
-    """Units in the order of the model's modules, each a layer or a projection of one that is no unit itself."""
-    layers, names = allocation.origin.model.layers, [unit.name for unit in allocation.units]
-
-    def place(unit: UnitAmount) -> tuple[int, int]:
-        index = layer_index(unit.name)
-        within = unit.name.removeprefix(layer_prefix(index)).removeprefix(".")
-        if not 0 <= index < layers or (within and within not in family.projections):
-            msg = f"unit {unit.name!r} is neither one of the model's {layers} layers nor a projection in one."
-            raise ValueError(msg)
-        if names.count(unit.name) > 1 or (within and layer_prefix(index) in names):
-            msg = f"unit {unit.name!r} comes twice, or its layer is a unit too; one amount is needed, allocate again."
-            raise ValueError(msg)
-        return index, module_order(family, within) if within else -1
-
-    return sorted(allocation.units, key=place)
-
-
 def _planned_ranks(allocation: Allocation, family: Family, settings: ExportSettings) -> dict[str, int]:
     """Rank of every projection chosen, its own or that of its layer, checked against what the units can take."""
-    units = _ordered(allocation, family)
+    units = ordered_units(allocation, family)
     limits = {unit.name: math.inf if unit.maximum is None else unit.maximum for unit in units}
     _require_sides({unit.name: unit.amount for unit in units}, limits)
-    paths = {}
-    for unit in units:
-        layer = layer_prefix(layer_index(unit.name))
-        within = family.projections if unit.name == layer else [unit.name.removeprefix(f"{layer}.")]
-        chosen = [place for place in within if place.rpartition(".")[2] in settings.projections]
-        paths |= {f"{layer}.{place}": unit.amount for place in chosen}
-    return paths
+    amounts = amounts_of_projections(allocation, family)
+    return {path: rank for path, rank in amounts.items() if path.rpartition(".")[2] in settings.projections}
 
 
 def _planned_parameters(allocation: Allocation, family: Family, settings: ExportSettings) -> int | None:

@@ -3,7 +3,12 @@
 import importlib.util
 from pathlib import Path
 
-NEEDS = {"test_harness.py": "lm_eval"}  # the others: torch
+NEEDS = {  # the others: torch
+    "test_harness.py": "lm_eval",
+    "test_mlx.py": "mlx_lm",
+    "test_compressed_tensors.py": "compressed_tensors",
+    "test_gguf.py": "xllamacpp",
+}
 
 collect_ignore = [
     path.name

@@ -1,0 +1,108 @@
+"""What llama.cpp and the gguf package make of our codes in a GGUF file."""
+
+import json
+import urllib.request
+
+import numpy as np
+import pytest
+import xllamacpp
+from gguf import GGUFReader, quants
+
+import curvjax as cj
+from curvjax.interop import save_gguf
+from curvjax.models import gguf_rows, load_model
+from curvjax.models.demo import demonstration_files
+from curvjax.runs.export import ExportSettings, export_codes
+from curvjax.surgery import dequantized, projections
+from tests.interop.coded_models import coded, logits
+
+pytestmark = pytest.mark.oracle
+SYMMETRIC = {2: "TQ2_0", 3: "Q3_K", 4: "Q4_0", 5: "Q5_0", 6: "Q6_K", 8: "Q8_0"}
+TEXT = "The capital of France is Paris, and the capital of Italy is"
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return cj.load("smollm2-135m")
+
+
+def log_probabilities(path, tokens, vocabulary):
+    """`[V]` of what llama.cpp writes next."""
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(path), 256, 1, False
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(settings)
+    body = {"prompt": tokens, "n_predict": 1, "n_probs": vocabulary, "temperature": 1.0}
+    request = urllib.request.Request(
+        server.listening_address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as reply:
+        found = json.load(reply)["completion_probabilities"][0]["top_logprobs"]
+    values = np.full(vocabulary, -np.inf)
+    values[[entry["id"] for entry in found]] = [entry["logprob"] for entry in found]
+    return values
+
+
+def divergence(reference, other):
+    """KL of the second from the first, nats."""
+    seen = np.isfinite(other)
+    return float(np.sum(np.exp(reference[seen]) * (reference[seen] - other[seen])))
+
+
+def ours(model, tokens):
+    scores = logits(model, np.array([tokens]))[0, -1].astype(np.float64)
+    return scores - scores.max() - np.log(np.exp(scores - scores.max()).sum())
+
+
+@pytest.mark.parametrize(("menu", "group", "narrow"), [((4, 5, 8), 32, ()), ((2, 3, 4, 5, 6, 8), 256, ("down_proj",))])
+def test_smollm2_of_mixed_types_in_llama_cpp(smollm2, tmp_path, menu, group, narrow):
+    """Inputs of 576 are no blocks of 256: there only down_proj, with 1536, has those types."""
+    model = smollm2.model
+    paths = [path for path in projections(model) if path.startswith("layers.") and path.endswith(narrow or "proj")]
+    widths = {path: menu[i % len(menu)] for i, path in enumerate(paths)}
+    if narrow:  # two bits in a few layers only, or nothing is left to compare
+        widths |= {path: 8 for i, path in enumerate(paths) if i > 5}
+    done = coded(model, widths, group=group, symmetric=True)
+    written = export_codes(done, smollm2, "gguf", ExportSettings(gguf="smollm2-135m"), tmp_path / "out")
+    file = tmp_path / "out" / "model.gguf"
+    before = {tensor.name: tensor for tensor in GGUFReader(demonstration_files("smollm2-135m")[0]).tensors}
+    after = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    dense = projections(dequantized(done))
+    shapes = {path: dense[path].kernel.shape for path in widths}
+    names = {gguf_rows(f"{path}.kernel", shapes[path], done.config)[0]: path for path in widths}
+    assert list(before) == list(after)
+    assert sum(int(after[name].n_bytes) for name in names) == written.size
+    for name, tensor in after.items():
+        if name not in names:
+            assert tensor.tensor_type == before[name].tensor_type
+            assert np.array_equal(tensor.data, before[name].data)
+            continue
+        path = names[name]
+        assert tensor.tensor_type.name == SYMMETRIC[widths[path]]
+        order = gguf_rows(f"{path}.kernel", shapes[path], done.config)[1]
+        read = quants.dequantize(tensor.data, tensor.tensor_type)[order].T
+        assert np.array_equal(read, np.asarray(dense[path].kernel[...]))
+    tokens = smollm2.tokenizer.encode(TEXT)
+    reference = ours(done, tokens)
+    found = log_probabilities(file, tokens, done.config.vocab_size)
+    assert found.argmax() == reference.argmax()
+    # It rounds activations to 8 bits: the untouched file is as far from our logits of it.
+    base = demonstration_files("smollm2-135m")[0]
+    noise = divergence(ours(model, tokens), log_probabilities(base, tokens, done.config.vocab_size))
+    changed = divergence(reference, ours(model, tokens))
+    assert divergence(reference, found) < max(3 * noise, changed / 10)
+
+
+def test_asymmetric_codes_move_by_less_than_a_step_of_their_grid(smollm2, tmp_path):
+    paths = [path for path in projections(smollm2.model) if path.startswith("layers.1.")]
+    done = coded(smollm2.model, {path: 4 + i % 2 for i, path in enumerate(paths)}, group=32, symmetric=False)
+    written = save_gguf(done, demonstration_files("smollm2-135m")[0], tmp_path / "out")
+    assert 0 < written.change < 0.02
+    again, dense = projections(load_model(tmp_path / "out" / "model.gguf").model), projections(dequantized(done))
+    for path in paths:
+        moved = np.abs(np.asarray(again[path].kernel[...]) - np.asarray(dense[path].kernel[...]))
+        linear = done.layers[1]
+        for name in path.split(".")[2:]:
+            linear = getattr(linear, name)
+        steps = np.repeat(np.asarray(linear.scales[...], np.float32), 32, axis=0)
+        assert 0 < (moved / steps).max() <= written.change + 1e-5

@@ -1,0 +1,108 @@
+"""Codes and plans of widths, by `curvjax export` and `cj.save`."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import curvjax as cj
+from curvjax.runs import export as exporting
+from curvjax.runs.export import ExportSettings, export
+from curvjax.surgery import Nearest
+from tests.runs.test_export import LAYER_RANKS, configuration, of
+
+SETTINGS = ExportSettings(symmetric=True)
+
+
+@pytest.fixture(scope="module")
+def bits(loaded):
+    return of(loaded, "bits", {f"layers.{layer}": (4, 8, 16)[layer % 3] for layer in range(12)})
+
+
+@pytest.mark.parametrize(
+    ("program", "file"),
+    [
+        ("auto-round", "layer_config.json"),
+        ("gptqmodel", "dynamic.json"),
+        ("torchao", "fqn_to_config.json"),
+        ("qwix", "rules.json"),
+    ],
+)
+def test_a_plan_of_widths_names_every_projection_with_and_without_the_model(
+    bits, model_directory, tmp_path, program, file
+):
+    path = str(bits.save(tmp_path / "bits.json"))
+    export(path, program, SETTINGS, tmp_path / "without")
+    export(path, program, SETTINGS, tmp_path / "with", model=str(model_directory))
+    text = (tmp_path / "without" / file).read_text()
+    assert text == (tmp_path / "with" / file).read_text()
+    plan = json.loads(text)
+    found = plan["_data"]["fqn_to_config"] if program == "torchao" else plan
+    assert len(found) == 7 * 12
+    assert "layers/10/mlp/up_proj" in text if program == "qwix" else "layers" in text
+
+
+def test_tensor_types_are_those_of_the_gguf_file(bits, model_directory, tmp_path):
+    path = str(bits.save(tmp_path / "bits.json"))
+    with pytest.raises(ValueError, match=r"names of tensors in a GGUF file follow from the model.*--model"):
+        export(path, "tensor-types", SETTINGS, tmp_path / "out")
+    export(path, "tensor-types", SETTINGS, tmp_path / "out", model=str(model_directory))
+    lines = (tmp_path / "out" / "tensor_types.txt").read_text().splitlines()
+    assert len(lines) == 7 * 12
+    assert r"^blk\.10\.ffn_up\.weight$=q8_0" in lines
+    assert r"^blk\.11\.attn_output\.weight$=f16" in lines
+
+
+def test_a_plan_of_widths_needs_widths(loaded, tmp_path):
+    sparsities = of(loaded, "sparsity", {"layers.1": 3}, size=16)
+    with pytest.raises(ValueError, match="of sparsity; qwix needs target 'bits'"):
+        export(str(sparsities.save(tmp_path / "s.json")), "qwix", SETTINGS, tmp_path / "out")
+
+
+def test_axolotl_takes_the_ranks_of_a_peft_config(loaded, tmp_path):
+    allocation = of(loaded, "rank", {f"layers.{layer}": rank for layer, rank in enumerate(LAYER_RANKS)}, maximum=8.0)
+    path = str(allocation.save(tmp_path / "ranks.json"))
+    assert export(path, "axolotl", SETTINGS, tmp_path / "a") == export(path, "peft-config", SETTINGS, tmp_path / "p")
+    text = (tmp_path / "a" / "lora.yaml").read_text()
+    ranks = text.partition("lora_rank_pattern: ")[2].partition("\nlora_alpha")[0]
+    assert json.loads(ranks) == configuration(tmp_path / "p")["rank_pattern"]
+
+
+@pytest.fixture(scope="module")
+def quantised(loaded):
+    method = Nearest(group=-1, symmetric=True)
+    found = method(loaded.model, {f"layers.{layer}": 4 for layer in (1, 10)})
+    return replace(found, source=loaded)
+
+
+def test_codes_leave_by_save_and_by_export(quantised, tmp_path):
+    saved = cj.save(quantised, tmp_path / "saved", format="compressed-tensors")
+    assert saved == tmp_path / "saved"
+    cj.save(quantised, tmp_path / "own")
+    written = export(str(tmp_path / "own" / "checkpoint"), "compressed-tensors", SETTINGS, tmp_path / "exported")
+    assert written.modules == {4: 14}
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "exported" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_every_form_of_codes_is_reached_by_its_name(quantised, tmp_path, monkeypatch):
+    for kind, writer in (("mlx", "save_mlx"), ("gguf", "save_gguf"), ("compressed-tensors", "save_compressed_tensors")):
+        seen = []
+        monkeypatch.setattr(exporting, writer, lambda *given, seen=seen, **named: seen.append((given, named)))
+        cj.save(quantised, tmp_path / kind, format=kind, gguf="base.gguf" if kind == "gguf" else "")
+        ((given, _),) = seen
+        assert given[0] is quantised.model
+        assert given[-1] == tmp_path / kind
+        assert (given[1] == "base.gguf") is (kind == "gguf")
+
+
+def test_options_of_another_form_are_refused(quantised, bits, tmp_path):
+    with pytest.raises(ValueError, match="--serve goes with compressed-tensors; not with mlx"):
+        cj.save(quantised, tmp_path / "out", format="mlx", serve="vllm")
+    with pytest.raises(ValueError, match=r"--gguf goes with gguf, which needs it.*not with peft"):
+        cj.save(quantised, tmp_path / "out", format="peft", gguf="base.gguf")
+    with pytest.raises(ValueError, match="--gguf goes with gguf, which needs it"):
+        export("nowhere", "gguf", SETTINGS, tmp_path / "out")
+    with pytest.raises(ValueError, match="an allocation is written beside the format 'curvjax' only"):
+        cj.save(quantised, tmp_path / "out", format="mlx", allocation=bits)
+    assert not list(tmp_path.iterdir())
