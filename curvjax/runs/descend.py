@@ -27,6 +27,7 @@ from curvjax.records import (
 )
 from curvjax.runs.draft import drafts
 from curvjax.runs.measure import unit_shapes
+from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import (
     DescendSettings,
@@ -106,7 +107,7 @@ def descend(
         size=np.asarray([shape.weights for shape in shapes], np.float64),
         posed=posed,
         method=method,
-        text=text,
+        objective=objective(loaded.model, text.batch, kind=settings.objective, rows=settings.rows),
         draft=draft,
         judge=judge,
         memory=memory,

@@ -5,20 +5,19 @@ alone: on average half of a forward pass and the readout, a fifth of a gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.curvature import LayeredModel
-from curvjax.curvature.layered import LayeredLoss, run_blocks
+from curvjax.curvature.layered import run_blocks
 from curvjax.data import Batch
 from curvjax.layers import layer_index, within_layer
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import layered_model
 from curvjax.runs.activations import streams_before
+from curvjax.runs.objective import Objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import Stream, recorded
@@ -36,36 +35,35 @@ class Move(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """loss: mean nats a token where nothing moves. change: `[M]` of the mean loss by each move alone."""
+    """base: the objective where nothing moves, nats a token. change: `[M]` of it by each move alone."""
 
-    loss: float
+    base: float
     change: Float[np.ndarray, " M"]
 
 
 def measure_moves(
-    model: Decoder, parts: Sequence[Batch], moves: Sequence[Move], *, moments: bool = False, progress: Progress = silent
+    model: Decoder, objective: Objective, moves: Sequence[Move], *, moments: bool = False, progress: Progress = silent
 ) -> Measured:
-    """The change of the mean loss by each move alone.
+    """The change of the objective by each move alone.
 
     Args:
       model: with plain kernels.
-      parts: microbatches of calibration rows.
+      objective: on calibration rows.
       moves: M of them, in any order.
       moments: whether edits want the second moments of what their projections receive in `model`.
       progress: told of the moves done.
 
     Returns:
-      The loss, and M changes in the order of the moves.
+      The objective, and M changes in the order of the moves.
     """
-    layered = layered_model(model)
-    tokens = sum(float(part.weights.sum()) for part in parts)
+    layered, parts = layered_model(model), [part.batch for part in objective.parts]
     by_layer: dict[int, list[int]] = {}
     for place, move in enumerate(moves):
         by_layer.setdefault(move.layer, []).append(place)
-    sums, base, done = np.zeros(len(moves)), 0.0, 0
+    values, base, done = np.zeros(len(moves)), 0.0, 0
     for k, streams in streams_before(layered, parts):
         if k == len(layered.blocks):
-            base = _whole(layered, streams, parts)
+            base = objective.after(layered, streams)
             break
         mine = by_layer.get(k, ())
         found = _moments(model, k, streams, parts) if moments and mine else {}
@@ -75,10 +73,10 @@ def measure_moves(
                 inside: moves[place].edit(path, found.get(inside.removesuffix(".kernel")))
                 for inside, path in paths.items()
             }
-            sums[place] = loss_from(layered, k, {**layered.blocks[k], **edits}, streams, parts)
+            values[place] = objective.after(layered, suffix(layered, k, {**layered.blocks[k], **edits}, streams, parts))
             done += 1
             progress("moves", done, len(moves))
-    return Measured(base / tokens, (sums - base) / tokens)
+    return Measured(base, values - base)
 
 
 def pass_gradients(model: Decoder) -> Float[np.ndarray, " L"]:
@@ -92,22 +90,12 @@ def pass_gradients(model: Decoder) -> Float[np.ndarray, " L"]:
     return (after + readout) / (blocks.sum() + readout) / 3
 
 
-def loss_from(
+def suffix(
     model: LayeredModel, layer: int, weights: Mapping[str, Array], streams: Sequence[Array], parts: Sequence[Batch]
-) -> float:
-    """The summed loss, with other weights in one layer, from the stream before it."""
+) -> list[Array]:
+    """The streams before the readout, with other weights in one layer, from the streams before it."""
     blocks = [*model.blocks[:layer], weights, *model.blocks[layer + 1 :]]
-    after = [run_blocks(model, blocks, layer, x, part) for x, part in zip(streams, parts, strict=True)]
-    return _whole(model, after, parts)
-
-
-def _whole(model: LayeredModel, streams: Sequence[Array], parts: Sequence[Batch]) -> float:
-    return sum(float(_summed(model.loss, model.outer, x, part)) for x, part in zip(streams, parts, strict=True))
-
-
-@partial(jax.jit, static_argnums=0)
-def _summed(loss: LayeredLoss, outer: Mapping[str, Array], x: Array, part: Batch) -> Float[Array, ""]:
-    return loss.loss(loss.readout(outer, x, part), part)
+    return [run_blocks(model, blocks, layer, x, part) for x, part in zip(streams, parts, strict=True)]
 
 
 def _moments(model: Decoder, layer: int, streams: Sequence[Array], parts: Sequence[Batch]) -> dict[str, Array]:

@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
 from curvjax.allocation.exchange import Moves, exchange, marginal
 from curvjax.allocation.program import Posed
-from curvjax.evaluation import perplexity
 from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters
 from curvjax.records import Iterate, PriceCheck, digest, plain, read_json, write_json
 from curvjax.runs.draft import Draft
-from curvjax.runs.measure import compiled_gradient, mean_gradients, split_rows, summed_gradient
 from curvjax.runs.moves import Move, measure_moves, pass_gradients
-from curvjax.runs.text import Text
+from curvjax.runs.objective import Kind, Objective, turns
 from curvjax.surgery.prices import mask_prices
 
 
@@ -45,13 +42,17 @@ class DescendSettings:
     """Of menus: units whose moves are measured again in later rounds, those nearest to moving; 0: all."""
     patience: int = 4
     """Looks in a row without a lower selection loss that end the descent."""
+    objective: Kind = "divergence"
+    """What prices are slopes of: the divergence from the dense model's predictions, or the loss."""
+    portion: int = 2048
+    """Calibration tokens that one round of prices looks at; rounds take turns on portions. 0: all of them each time."""
     rows: int = 4
     """Rows in memory at a time."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no step."""
-        if self.iterations < 1 or self.patience < 1 or self.rows < 1 or self.movers < 0 or self.checked < 0:
-            msg = f"iterations, patience and rows must be at least 1, movers and checked at least 0; got {self}."
+        if min(self.iterations, self.patience, self.rows) < 1 or min(self.movers, self.checked, self.portion) < 0:
+            msg = f"need iterations, patience, rows >= 1 and movers, checked, portion >= 0; got {self}."
             raise ValueError(msg)
         if not (0 < self.rate < 1 and 0 < self.decay <= 1 and 0 < self.band < 0.5):
             msg = f"need rate in (0, 1), decay in (0, 1] and band in (0, 0.5); got {self}."
@@ -82,9 +83,9 @@ class Memory:
 class Problem(NamedTuple):
     """What is descended on, over K units.
 
-    size: `[K]` weights. posed: the program over the units. draft: amounts to models. judge: amounts to selection loss.
-    start: `[K]` shares, or widths. menu: `[J]` rising widths; empty for shares. held: `[K]` units that stay where they
-    are. groups: `[K]` numbers of units that move together, or None.
+    size: `[K]` weights. posed: the program over the units. objective: of prices. draft: amounts to models. judge:
+    amounts to selection loss. start: `[K]` shares, or widths. menu: `[J]` rising widths; empty for shares. held: `[K]`
+    units that stay where they are. groups: `[K]` numbers of units that move together, or None.
     """
 
     model: Decoder
@@ -92,7 +93,7 @@ class Problem(NamedTuple):
     size: Float[np.ndarray, " K"]
     posed: Posed
     method: Any
-    text: Text
+    objective: Objective
     draft: Draft
     judge: Callable[[Float[np.ndarray, " K"]], float]
     memory: Memory
@@ -127,8 +128,7 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     Yields:
       What was looked at so far.
     """
-    order, units, parts = problem.draft.order, problem.units, split_rows(problem.text.batch, settings.rows)
-    gradient, _ = compiled_gradient(problem.model)
+    order, units, portions = problem.draft.order, problem.units, turns(problem.objective, settings.portion)
     paths = [path for unit in units for path in unit.paths]
     free = free_shares(problem.posed, problem.size)
     x, direction = projected(problem.start, free), None
@@ -136,18 +136,17 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     checks: tuple[PriceCheck, ...] = ()
     assert order is not None
 
-    def prices(x: Float[np.ndarray, " K"]) -> list[float]:
-        model = problem.draft(x)
-        summed = summed_gradient(gradient, nnx.split(model)[1], parts)
-        gradients = mean_gradients(model, summed, parts, paths)
+    def prices(x: Float[np.ndarray, " K"], portion: Objective) -> list[float]:
+        gradients = portion.gradients(problem.draft(x), paths)
         return _finite(mask_prices(order, gradients, units, x, band=settings.band), units, len(looks))
 
     while len(looks) <= settings.iterations and not _ended(looks, settings.patience):
         before = len(looks) - 1 if looks else None
         look = Iterate(amounts=tuple(x.tolist()), selection_nll=problem.judge(x), origin=before)
         if len(looks) < settings.iterations:
-            price = np.asarray(problem.memory("prices", x, lambda x=x: prices(x)))
-            checks = checks or _checked(problem, settings, x, price, free)
+            portion = next(portions)
+            price = np.asarray(problem.memory(f"prices {len(looks)}", x, lambda x=x, on=portion: prices(x, on)))
+            checks = checks or _checked(problem, portion, settings, x, price, free)
             look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
             rate = settings.rate * settings.decay ** len(looks)
             x, direction = mirror_step(x, price, free, rate=rate, direction=direction)
@@ -164,9 +163,10 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
     """
     menu, size = problem.menu, problem.size
     place, base, spent, known = np.searchsorted(menu, problem.start), 0, 0.0, None
+    portions = turns(problem.objective, settings.portion)
     looks = [Iterate(amounts=tuple(problem.start.tolist()), selection_nll=problem.judge(problem.start))]
     for _ in range(settings.iterations):
-        known, cost = _moves(problem, settings, place, known, len(looks))
+        known, cost = _moves(problem, next(portions), settings, place, known, len(looks))
         spent += cost
         looks[base] = _with_moves(looks[base], known, Free(size, 0.0, 0 * size + menu[0], 0 * size + menu[-1]))
         slack, origin = problem.posed.requested - float(size @ menu[place]), base
@@ -184,6 +184,7 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
 
 def _checked(
     problem: Problem,
+    portion: Objective,
     settings: DescendSettings,
     x: Float[np.ndarray, " K"],
     price: Float[np.ndarray, " K"],
@@ -200,7 +201,7 @@ def _checked(
     def loss(k: int, step: float) -> float:
         moved = x.copy()
         moved[k] += step
-        return problem.memory("calibration", moved, lambda: _loss(problem, settings, moved))
+        return problem.memory("calibration", moved, lambda: _value(problem, portion, moved))
 
     return tuple(
         PriceCheck(
@@ -212,8 +213,8 @@ def _checked(
     )
 
 
-def _loss(problem: Problem, settings: DescendSettings, x: Float[np.ndarray, " K"]) -> float:
-    return perplexity(problem.draft(x), problem.text.batch, rows_at_once=settings.rows).nll
+def _value(problem: Problem, portion: Objective, x: Float[np.ndarray, " K"]) -> float:
+    return portion(problem.draft(x))
 
 
 class _Known(NamedTuple):
@@ -224,7 +225,12 @@ class _Known(NamedTuple):
 
 
 def _moves(
-    problem: Problem, settings: DescendSettings, place: Int[np.ndarray, " K"], known: _Known | None, step: int
+    problem: Problem,
+    portion: Objective,
+    settings: DescendSettings,
+    place: Int[np.ndarray, " K"],
+    known: _Known | None,
+    step: int,
 ) -> tuple[_Known, float]:
     """One entry up and one down, for all units or for those nearest to moving; and the cost in gradients."""
     menu, units, kernels = problem.menu, problem.units, parameters(problem.model)
@@ -241,15 +247,14 @@ def _moves(
         )
 
     def compute() -> list[float]:
-        model, parts = problem.draft(menu[place]), split_rows(problem.text.batch, settings.rows)
         moves = [move(*each) for each in chosen]
-        found = measure_moves(model, parts, moves, moments=problem.method.reads_text)
+        found = measure_moves(problem.draft(menu[place]), portion, moves, moments=problem.method.reads_text)
         return _finite(found.change, [units[k] for _, k in chosen], step)
 
     change = np.full(there.shape, np.inf)
     if known is not None:
         change[:, ~again] = np.stack(known.moves[:2])[:, ~again]
-    measured = problem.memory("moves", np.concatenate([place, np.flatnonzero(again)]), compute)
+    measured = problem.memory(f"moves {step}", np.concatenate([place, np.flatnonzero(again)]), compute)
     for (side, k), value in zip(chosen, measured, strict=True):
         change[side, k] = value
     passes = pass_gradients(problem.model)

@@ -76,10 +76,10 @@ def test_a_descent_that_stopped_goes_on_to_the_same_numbers(found, shallow, part
     assert Allocation.from_json(again.allocation.to_json()) == again.allocation
 
 
-def test_first_prices_stand_beside_central_differences_of_the_calibration_loss(shallow, parts, monkeypatch):
+def test_first_prices_stand_beside_central_differences_of_the_objective(shallow, parts, monkeypatch):
     """For a loss that is linear in the shares, sum_k n_k p_k x_k, the difference is the slope p_k."""
     slopes = np.asarray([3e-3, -1e-3])
-    monkeypatch.setattr(rounds, "_loss", lambda problem, _, x: float((problem.size * slopes) @ x))
+    monkeypatch.setattr(rounds, "_value", lambda problem, _, x: float((problem.size * slopes) @ x))
     monkeypatch.setattr(rounds, "mask_prices", lambda *_, **__: np.asarray([2e-3, -2e-3]))
     found = descend(shallow, *parts, PROGRAM, None, dataclasses.replace(SETTINGS, iterations=1))
     assert [(check.unit, check.price) for check in found.checks] == [("layers.1", -2e-3), ("layers.0", 2e-3)]
@@ -111,9 +111,11 @@ def test_texts_that_share_documents_patterns_and_other_units_are_refused(found, 
         descend(shallow, *parts, PROGRAM, None, SETTINGS, start=allocate(gains, Sparsity(0.5)))
 
 
-@pytest.mark.parametrize("change", [{"iterations": 0}, {"rate": 1.0}, {"band": 0.5}, {"patience": 0}, {"checked": -1}])
+@pytest.mark.parametrize(
+    "change", [{"iterations": 0}, {"rate": 1.0}, {"band": 0.5}, {"patience": 0}, {"checked": -1}, {"portion": -1}]
+)
 def test_settings_out_of_range_are_refused(change):
-    with pytest.raises(ValueError, match=r"must be at least 1|need rate in"):
+    with pytest.raises(ValueError, match=r"need iterations|need rate in"):
         DescendSettings(**change)
 
 
