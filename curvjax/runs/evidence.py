@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from curvjax.curvature import (
     LayeredModel,
     UnitGram,
+    absolute,
     each_gram,
     each_layer_gain,
     empirical_fisher,
@@ -40,9 +41,10 @@ from curvjax.runs.measure import (
     split_rows,
     summed_gradient,
 )
-from curvjax.runs.moves import loss_from
+from curvjax.runs.moves import suffix
+from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.steps import chosen_gains
+from curvjax.runs.steps import Chosen, chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
 from curvjax.scores.evidence import WIDTHS, Evidence
@@ -107,8 +109,8 @@ def measure_evidence(
       progress: told of the fields done.
 
     Raises:
-      ValueError: if a field is unknown, a validation text is needed and lacking, gains by the policy held-out are not
-        given, or `gains` belong to another model or units.
+      ValueError: if a field is unknown, a validation text is needed and lacking, the policy held-out is asked for and
+        no gains by it are given, or `gains` belong to another model or units.
     """
     unknown = sorted(set(needs) - FIELDS.keys())
     if unknown:
@@ -120,6 +122,9 @@ def measure_evidence(
         raise ValueError(msg)
     if "gains" in needs and gains is None and settings.policy == "held-out":
         msg = "policy 'held-out' needs fresh rows: score gains with them first, and give their record."
+        raise ValueError(msg)
+    if "held_out" in needs and settings.policy == "held-out":
+        msg = "policy 'held-out' tries steps on fresh rows, which the held-out gain has none of: take another policy."
         raise ValueError(msg)
     recorded = _recorded(gains, model_hash(model) if gains else "", units)
     fields = [field for field in FIELDS if field in needs]
@@ -221,7 +226,7 @@ def _grams(subject: _Subject) -> tuple[UnitGram, ...]:
 def _slopes(subject: _Subject) -> Float[Array, "K S"]:
     """From the layer of each unit on: what lies below it does not move."""
     model, settings, parts = subject.model, subject.settings, subject.parts
-    count = sum(float(part.weights.sum()) for part in parts)
+    loss = objective(subject.decoder, subject.batch, kind="loss", rows=settings.rows or len(subject.batch.tokens))
     slopes = np.zeros((len(subject.units), settings.directions))
     for layer, streams in streams_before(model, parts):
         for k, unit in enumerate(subject.units):
@@ -231,10 +236,12 @@ def _slopes(subject: _Subject) -> Float[Array, "K S"]:
             for s, key in enumerate(slope_keys(settings.seed, k, settings.directions)):
                 z = vectors.draw(jax.random.normal, key, varied)
                 up, down = (
-                    loss_from(model, layer, fixed | vectors.add_scaled(varied, jnp.asarray(eps), z), streams, parts)
-                    for eps in (settings.step, -settings.step)
+                    loss.after(model, suffix(model, layer, fixed | moved, streams, parts))
+                    for moved in (
+                        vectors.add_scaled(varied, jnp.asarray(eps), z) for eps in (settings.step, -settings.step)
+                    )
                 )
-                slopes[k, s] = (up - down) / (2 * settings.step * count)
+                slopes[k, s] = (up - down) / (2 * settings.step)
     return jnp.asarray(slopes)
 
 
@@ -244,6 +251,10 @@ def slope_keys(seed: int, unit: int, directions: int) -> Array:
 
 
 def _gains(subject: _Subject) -> Float[Array, " K"]:
+    return jnp.asarray(_chosen(subject).gain)
+
+
+def _chosen(subject: _Subject) -> Chosen:
     settings = subject.settings
     found = each_layer_gain(
         subject.model,
@@ -256,20 +267,21 @@ def _gains(subject: _Subject) -> Float[Array, " K"]:
         seed=settings.seed,
         radii=settings.tried,
     )
-    return jnp.asarray(chosen_gains(list(found), settings))
+    return chosen_gains(list(found), settings)
 
 
 def _held_out(subject: _Subject) -> Float[Array, " K"]:
-    model, settings = subject.model, subject.settings
+    model, settings, units = subject.model, subject.settings, subject.units
+    others, traces = run_passes(model, subject.others), np.full(len(units), np.nan)
+    damping = [settings.layer_policy()] * len(units)
     if settings.policy in BY_STEPS:
-        msg = f"policy {settings.policy!r} tries several steps; the held-out gain is of one: take another policy."
-        raise ValueError(msg)
-    others, damping = run_passes(model, subject.others), settings.layer_policy()
-    traces = _traces(subject) if settings.policy == "relative-mean" else np.full(len(subject.units), np.nan)
+        damping = [absolute(float(tau)) for tau in _chosen(subject).damping]
+    elif settings.policy == "relative-mean":
+        traces = _traces(subject)
     effort: dict[str, Any] = {"rtol": settings.rtol, "max_iterations": settings.max_products, "seed": settings.seed}
     edits = (
-        newton_edit(model, subject.passes, unit, damping, trace=float(trace), **effort)[0]
-        for unit, trace in zip(subject.units, traces, strict=True)
+        newton_edit(model, subject.passes, unit, policy, trace=float(trace), **effort)[0]
+        for unit, policy, trace in zip(units, damping, traces, strict=True)
     )
     return jnp.asarray([2 * promised(model, others, edit).decrease for edit in edits])
 

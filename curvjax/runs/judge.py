@@ -16,7 +16,6 @@ from curvjax.allocation.descent import projected
 from curvjax.allocation.rules import RULES
 from curvjax.allocation.search import Sample, evolve, greedy
 from curvjax.allocation.tuned import Tuned
-from curvjax.data import Batch
 from curvjax.evaluation import paired_difference, perplexity
 from curvjax.layers import UnitShape
 from curvjax.models import Loaded, require_plain
@@ -26,6 +25,7 @@ from curvjax.runs.descend import descend
 from curvjax.runs.draft import Draft, drafts, rebuilt_densely
 from curvjax.runs.evaluate import known, text_outcome
 from curvjax.runs.measure import unit_shapes
+from curvjax.runs.objective import Objective, objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import DescendSettings, Memory, free_shares
 from curvjax.runs.text import Text, require_apart
@@ -45,9 +45,9 @@ class JudgeSettings:
     priced: bool = True
     """Also the descent by measured prices, where the method has them."""
     searches: tuple[Literal["evopress", "greedy"], ...] = ()
-    """Also searches by the selection loss alone."""
+    """Also searches, by the divergence from the dense model on the selection rows alone."""
     evaluations: int = 100
-    """Selection losses that each search may ask for."""
+    """Divergences that each search may ask for."""
     move: float = 0.05
     """What a search moves at a time, as a share of the mean unit."""
     rows: int = 4
@@ -63,7 +63,10 @@ class JudgeSettings:
 
 
 class _Court(NamedTuple):
-    """What all methods have in common. shapes: of the comparison's units. memory: of what was measured before."""
+    """What all methods have in common.
+
+    shapes: of the comparison's units. fitness: of searches, on the selection rows. memory: of what was measured before.
+    """
 
     loaded: Loaded
     program: Any
@@ -72,6 +75,7 @@ class _Court(NamedTuple):
     posed: Posed
     text: Text
     selection: Text
+    fitness: Objective
     tests: Mapping[str, Text]
     draft: Draft
     memory: Memory
@@ -192,6 +196,7 @@ def _court(
         posed=posed,
         text=text,
         selection=selection,
+        fitness=objective(loaded.model, selection.batch, kind="divergence", rows=settings.rows),
         tests=tests,
         draft=drafts(surgery, loaded.model, text.batch, units, posed, target=program.target),
         memory=Memory(None if directory is None else Path(directory) / "judged.partial.json", key),
@@ -245,7 +250,12 @@ def _tried(
 def _selection_loss(court: _Court, amounts: Float[np.ndarray, " K"]) -> tuple[float, float]:
     """Of the draft at whole amounts; and the seconds that it took."""
     shares = np.asarray(amounts) / np.broadcast_to(court.posed.scale, len(amounts))
-    return _timed(court, "draft", court.named(amounts), lambda: _loss(court, shares, Sample()))
+    rows = court.settings.rows
+
+    def loss() -> float:
+        return perplexity(court.draft(shares), court.selection.batch, rows_at_once=rows).nll
+
+    return _timed(court, "draft", court.named(amounts), loss)
 
 
 def _timed(court: _Court, what: str, at: Any, compute: Callable[[], float]) -> tuple[float, float]:
@@ -260,21 +270,15 @@ def _timed(court: _Court, what: str, at: Any, compute: Callable[[], float]) -> t
     return found, seconds
 
 
-def _loss(court: _Court, shares: Float[np.ndarray, " K"], sample: Sample) -> float:
-    batch = _sampled(court.selection.batch, sample)
-    return perplexity(court.draft(shares), batch, rows_at_once=court.settings.rows).nll
-
-
-def _sampled(batch: Batch, sample: Sample) -> Batch:
-    """Some of the rows: at least one, the same for equal samples."""
-    rows = batch.tokens.shape[0]
+def _sampled(whole: Objective, sample: Sample) -> Objective:
+    """On some of the rows: at least one, the same for equal samples."""
+    rows = whole.whole.batch.tokens.shape[0]
     count = max(1, round(sample.share * rows))
-    chosen = np.sort(np.random.default_rng(sample.draw).permutation(rows)[:count]) if count < rows else np.arange(rows)
-    return jax.tree.map(lambda part: part[chosen], batch)
+    return whole.of(np.sort(np.random.default_rng(sample.draw).permutation(rows)[:count])) if count < rows else whole
 
 
 def _searched(court: _Court, name: str) -> _Choice:
-    """A search over shares, at so many evaluations of the selection loss."""
+    """A search over shares, at so many evaluations of the divergence on selection rows, as EvoPress is published."""
     if court.program.target != "sparsity":
         msg = f"searches move shares of weights; {court.program.target} has none."
         raise ValueError(msg)
@@ -284,7 +288,8 @@ def _searched(court: _Court, name: str) -> _Choice:
     step, evaluations, seconds = court.settings.move * float(size.mean()), court.settings.evaluations, []
 
     def loss(x: Float[np.ndarray, " K"], sample: Sample) -> float:
-        found, spent = _timed(court, "search", [x.tolist(), sample], lambda: _loss(court, x, sample))
+        at = [x.tolist(), sample]
+        found, spent = _timed(court, "search", at, lambda: _sampled(court.fitness, sample)(court.draft(x)))
         seconds.append(spent)
         return found
 
@@ -292,8 +297,8 @@ def _searched(court: _Court, name: str) -> _Choice:
         found = evolve(loss, start, free, evaluations=evaluations, key=key, step=step, offspring=OFFSPRING)
     else:
         found = greedy(lambda x: loss(x, Sample()), start, free, evaluations=evaluations, key=key, step=step)
-    trial = Trial(value=None, selection_nll=found.loss)
-    return _Choice(name, None, (trial,), court.named(court.posed.rounded(found.x).amount), sum(seconds))
+    choice = _tried(court, name, None, [(None, court.posed.rounded(found.x).amount)])
+    return choice._replace(seconds=choice.seconds + sum(seconds))
 
 
 def _descended(court: _Court, settings: DescendSettings, directory: str | Path | None, progress: Progress) -> _Choice:

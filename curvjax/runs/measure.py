@@ -42,16 +42,17 @@ class ScoreSettings:
     """One score per decoder layer, or per projection matrix."""
     units: str = ""
     """JSON file {name: [parameter paths]} of units of your own, each within one layer; in place of the granularity."""
-    policy: Literal["trust-radius", "absolute", "relative-mean", "relative-largest", "promise", "held-out"] = (
-        "trust-radius"
+    policy: Literal["auto", "trust-radius", "absolute", "relative-mean", "relative-largest", "promise", "held-out"] = (
+        "auto"
     )
-    """How the damping is chosen; promise: the smallest of --radii that keeps --keep of its promise; held-out: that of
-    the largest decrease on the fresh text."""
+    """How the damping is chosen; promise: that of the longest step of --radii that keeps --keep of its promise;
+    held-out: that of the largest decrease on the fresh text; auto: promise where there are steps to try (ggn, hessian),
+    else trust-radius."""
     damping: float = 0.02
     """The policy's number: a share of |theta_k|, of an eigenvalue, or the damping itself."""
     promise: bool = False
     """Try the Newton steps of --radii on the loss itself: what they promise, and what became of it."""
-    radii: tuple[float, ...] = (0.02, 0.01, 0.005, 0.002, 0.001, 0.0005)
+    radii: tuple[float, ...] = (0.01, 0.005, 0.002, 0.001, 0.0005)
     """Lengths of these steps, shares of |theta_k|."""
     keep: float = 0.75
     """Share of its promise that a step must keep for the policy promise."""
@@ -79,7 +80,10 @@ class ScoreSettings:
     """Of tokens, directions and probes."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Settle the policy, and refuse what cannot be measured."""
+        steps = self.curvature in ("ggn", "hessian")
+        if self.policy == "auto":  # settled here, so that records say what it was
+            object.__setattr__(self, "policy", "promise" if steps else "trust-radius")
         for name in ("damping", "rtol", "max_products", "stream_tokens", "directions", "step"):
             if not getattr(self, name) > 0:
                 msg = f"{name} must be positive, got {getattr(self, name)!r}."
@@ -90,7 +94,7 @@ class ScoreSettings:
         if not self.radii or min(self.radii) <= 0 or not 0 < self.keep <= 1:
             msg = f"need positive radii and keep within (0, 1], got {self.radii} and {self.keep!r}."
             raise ValueError(msg)
-        if self.tried and self.curvature not in ("ggn", "hessian"):
+        if self.tried and not steps:
             msg = f"curvature {self.curvature!r} has gains in closed form and no steps to try; take ggn or hessian."
             raise ValueError(msg)
         self.layer_policy()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -66,16 +67,26 @@ def with_choice(rows: Sequence[UnitScore], settings: ScoreSettings) -> list[Unit
     return [_chosen(row, place, settings) for row, place in zip(rows, places, strict=True)]
 
 
-def chosen_gains(found: Sequence[UnitGain], settings: ScoreSettings) -> Float[np.ndarray, " K"]:
-    """zeta^2 at the damping that the policy chooses: the middle of the bracket there, nats."""
+class Chosen(NamedTuple):
+    """At the damping that the policy chooses. gain: `[K]` zeta^2, the middle of the bracket, nats. damping: `[K]`."""
+
+    gain: Float[np.ndarray, " K"]
+    damping: Float[np.ndarray, " K"]
+
+
+def chosen_gains(found: Sequence[UnitGain], settings: ScoreSettings) -> Chosen:
+    """The gains of the units, in their order, at the damping that the policy chooses."""
     if settings.policy not in BY_STEPS:
-        return np.asarray([0.5 * (unit.gain.lower[0] + unit.gain.upper[0]) for unit in found])
+        gains = [unit.gain for unit in found]
+        middle = [0.5 * (gain.lower[0] + gain.upper[0]) for gain in gains]
+        return Chosen(np.asarray(middle), np.asarray([gain.damping[0] for gain in gains]))
     steps = [unit.steps for unit in found if unit.steps is not None]
     damping, kept = np.stack([step.gain.damping for step in steps]), np.stack([step.kept for step in steps])
     fresh = np.asarray([[each.mean for each in step.fresh or ()] for step in steps])
     places = _places(damping, kept, fresh, settings)
     middles = np.stack([0.5 * (step.gain.lower + step.gain.upper) for step in steps])
-    return middles[np.arange(len(steps)), places]
+    at = (np.arange(len(steps)), places)
+    return Chosen(middles[at], damping[at])
 
 
 def _places(

@@ -3,9 +3,9 @@
     nice .venv/bin/python -m experiments.outcomes.run --target sparsity --budgets 0.6 0.7 0.5
     nice .venv/bin/python -m experiments.outcomes.run --target bits --budgets 3
 
-Two CPU cores: about an hour a budget. SmolLM2-135M; scores look at 512 tokens, surgeries and prices at 2048, settings
-and steps are chosen on 2048 others, and all arms are measured on 4096 test tokens of SQuAD and as many of BoolQ. Every
-method with a setting has it chosen among five values. What could refute it: any arm that loses less on the tests.
+Two CPU cores: about an hour a budget. SmolLM2-135M; scores look at 512 tokens, surgeries at 16384, prices at 2048 of
+these a round, settings and steps are chosen on 2048 others, and all arms are measured on 4096 test tokens of SQuAD and
+as many of BoolQ. Every method with a setting has it chosen among five values. What could refute it: any arm that loses less on the tests.
 """
 
 from dataclasses import dataclass, field
@@ -50,8 +50,10 @@ class Settings:
     """Shares to remove, or mean bits."""
     method: str = ""
     """The surgery; wanda, or nearest, if empty."""
-    tokens: int = 2048
-    """Of calibration."""
+    evidence: int = 512
+    """Tokens that scores look at."""
+    tokens: int = 16384
+    """Of calibration: for surgeries, and for prices, a portion a round."""
     selected: int = 2048
     """Of selection."""
     tested: int = 4096
@@ -62,6 +64,10 @@ class Settings:
     """Of the split and of the order of documents."""
     scores: tuple[str, ...] = ()
     """Scores that are compared; those of `SCORES` if none are named."""
+    rules: tuple[str, ...] = ()
+    """Rules for each; those of `RULES` if none are named."""
+    planned: bool = True
+    """Also `PLANS`, which need no score."""
     judged: JudgeSettings = field(default_factory=lambda: JudgeSettings(evaluations=60, searches=("evopress",)))
     descent: DescendSettings = field(default_factory=DescendSettings)
     work: Path = Path("runs/outcomes")
@@ -73,8 +79,8 @@ def main(settings: Settings) -> None:
     loaded = load_model(settings.model)
     squad = split_documents(read_documents("demo:squad"), seed=settings.seed, shares=(0.4, 0.2, 0.4))
     third = len(squad.calibration) // 3
-    evidence = rows(loaded, squad.calibration[third:], 512, settings.length)
-    validation = rows(loaded, squad.calibration[:third], 512, settings.length)
+    evidence = rows(loaded, squad.calibration[third:], settings.evidence, settings.length)
+    validation = rows(loaded, squad.calibration[:third], settings.evidence, settings.length)
     text = rows(loaded, squad.calibration[third:], settings.tokens, settings.length)
     selection = rows(loaded, squad.selection, settings.selected, settings.length)
     tests = {
@@ -83,7 +89,9 @@ def main(settings: Settings) -> None:
     }
     method = SURGERIES[settings.method or {"sparsity": "wanda", "bits": "nearest"}[settings.target]]()
     chosen = CompareSettings(
-        scores=settings.scores or SCORES[settings.target], rules=RULES[settings.target], plans=PLANS[settings.target]
+        scores=settings.scores or SCORES[settings.target],
+        rules=settings.rules or RULES[settings.target],
+        plans=PLANS[settings.target] if settings.planned else (),
     )
     measured = ScoreSettings(rtol=0.1)
     with bars() as progress:

@@ -4,19 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.curvature import Gain, Status, UnitGain
+from curvjax.curvature import Gain, Status, StepPromise, UnitGain
+from curvjax.curvature.promise import Decrease
 from curvjax.surgery import lora_parameters, with_lora_parameters
 from curvjax.training import Fitted
 
 STATUS_OPEN_ENDED = 123.0  # a damping that makes the stand-in of layer 5 lose its bracket
 
 
-def stand_in_gains(model, passes, units, *, damping, grid, rtol, max_iterations, probes, seed):
+def stand_in_gains(model, passes, units, *, damping, grid, rtol, max_iterations, probes, seed, radii=(), fresh=None):
     for unit in units:
         lost = unit.index == 5 and STATUS_OPEN_ENDED in grid
-        yield UnitGain(
-            unit, 10, 1.0, 2.0 + unit.index, 3.0, 0.1, _gain([0.5], unit.index, lost), _gain(grid, unit.index)
-        )
+        gains = _gain([0.5], unit.index, lost), _gain(grid, unit.index)
+        steps = _steps(radii, unit.index, lost) if radii else None
+        yield UnitGain(unit, 10, 1.0, 2.0 + unit.index, 3.0, 0.1, *gains, steps)
+
+
+def _steps(radii, index, lost):
+    """Every step keeps 0.8 of its promise, so that the longest is chosen."""
+    promised, decrease = np.ones(len(radii)), (Decrease(0.8, 0.1),) * len(radii)
+    dampings = 0.5 * np.max(radii) / np.asarray(radii)
+    return StepPromise(np.asarray(radii), _gain(dampings, index, lost), promised, decrease, None, 0.1)
 
 
 def drawn_gradients(model, parts, kernels):

@@ -18,6 +18,7 @@ from curvjax.records import Bracket, Cost, GainEvidence, ModelOrigin, Origin, Sc
 from curvjax.runs import evidence as measuring
 from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error, slope_keys
 from curvjax.runs.measure import ScoreSettings, unit_shapes
+from curvjax.runs.steps import Chosen
 from curvjax.runs.text import Text
 from curvjax.scores import Evidence
 from curvjax.scores.evidence import WIDTHS
@@ -261,7 +262,8 @@ def test_gains_are_the_middles_of_their_brackets(decoder, texts, units, monkeypa
     def each_layer_gain(model, passes, units, **settings):
         asked.update(settings, units=units, count=float(passes.count))
         for lower in (1.0, 2.0, 3.0):
-            yield SimpleNamespace(gain=SimpleNamespace(lower=np.asarray([lower, 9.0]), upper=np.asarray([3.0, 9.0])))
+            bounds = {"lower": np.asarray([lower, 9.0]), "upper": np.asarray([3.0, 9.0])}
+            yield SimpleNamespace(gain=SimpleNamespace(**bounds, damping=np.asarray([0.1, 1.0])))
 
     monkeypatch.setattr(measuring, "each_layer_gain", each_layer_gain)
     found = measure_evidence(decoder, texts[0], units, ["gains"], SETTINGS)
@@ -287,11 +289,20 @@ def test_held_out_gains_are_twice_what_the_step_promises_on_the_other_text(decod
     )  # the step errs by the root of rtol
 
 
-def test_held_out_gains_of_a_policy_that_tries_steps_are_refused(decoder, texts, units, quick_gradients):
-    for policy in ("promise", "held-out"):
-        asked = replace(SETTINGS, policy=policy)
-        with pytest.raises(ValueError, match=f"policy '{policy}' tries several steps; the held-out gain is of one"):
-            measure_evidence(decoder, texts[0], units, ["held_out"], asked, validation=texts[1])
+def test_held_out_gains_are_of_the_step_that_keeps_its_promise(
+    decoder, texts, units, measured, monkeypatch, quick_gradients
+):
+    """Where all units are damped by 0.1, they are those of that damping."""
+    monkeypatch.setattr(measuring, "_chosen", lambda _: Chosen(np.ones(3), np.full(3, 0.1)))
+    asked = replace(SETTINGS, policy="promise")
+    found = measure_evidence(decoder, texts[0], units, ["held_out"], asked, validation=texts[1])
+    np.testing.assert_allclose(found.evidence.held_out, measured.evidence.held_out, rtol=1e-9)
+
+
+def test_held_out_gains_lack_their_rows(decoder, texts, units, quick_gradients):
+    asked = replace(SETTINGS, policy="held-out")
+    with pytest.raises(ValueError, match="fresh rows, which the held-out gain has none of: take another policy"):
+        measure_evidence(decoder, texts[0], units, ["held_out"], asked, validation=texts[1])
     with pytest.raises(ValueError, match="held_out meet the gradient of a second text: give validation rows"):
         measure_evidence(decoder, texts[0], units, ["held_out"], SETTINGS)
     with pytest.raises(ValueError, match="policy 'held-out' needs fresh rows: score gains with them first"):

@@ -10,6 +10,7 @@ from curvjax.records import Comparison
 from curvjax.runs import judge as judging
 from curvjax.runs.compare import CompareSettings, compare
 from curvjax.runs.judge import JudgeSettings, judge
+from curvjax.runs.objective import objective
 from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.text import TextSettings, packed
 from curvjax.surgery import Magnitude, Nearest, Wanda
@@ -136,13 +137,13 @@ def test_settings_out_of_range_are_refused(change):
         JudgeSettings(**change)
 
 
-def test_samples_of_rows_are_the_same_for_equal_draws(parts):
-    batch = parts["text"].batch
+def test_samples_of_rows_are_the_same_for_equal_draws(shallow, parts):
+    whole = objective(shallow.model, parts["text"].batch, kind="divergence", rows=2)
     half = judging.Sample(0.5, 3)
-    first, second = judging._sampled(batch, half), judging._sampled(batch, half)
+    first, second = (judging._sampled(whole, half).whole.batch for _ in range(2))
     np.testing.assert_array_equal(first.tokens, second.tokens)
-    assert len(first.tokens) == round(0.5 * len(batch.tokens))
-    assert len(judging._sampled(batch, judging.Sample()).tokens) == len(batch.tokens)
+    assert len(first.tokens) == round(0.5 * len(whole.whole.batch.tokens))
+    assert judging._sampled(whole, judging.Sample()) is whole
 
 
 def test_wanda_is_judged_on_drafts_and_tested_as_it_rebuilds(shallow, parts):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from curvjax.runs.measure import ScoreSettings
 from tests.runs.test_score import run
 from tests.runs.tiny import SETTINGS
 
@@ -54,3 +55,13 @@ def test_units_that_the_model_does_not_have_are_refused(loaded, tmp_path, never,
     with pytest.raises(error, match=match):
         run(loaded, tmp_path / "out", settings=dataclasses.replace(SETTINGS, units=str(path)))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("curvature", "policy"),
+    [("ggn", "promise"), ("hessian", "promise"), ("kfac", "trust-radius")],
+)
+def test_the_damping_keeps_its_promise_where_there_are_steps_to_try(curvature, policy):
+    settings = ScoreSettings(curvature=curvature)
+    assert settings.policy == policy
+    assert settings.tried == (settings.radii if policy == "promise" else ())

@@ -18,7 +18,7 @@ from curvjax.testing import dense_gain, dense_matrix
 from tests.runs.tiny import ROWS, texts
 
 RADII = (0.01, 0.002, 0.0001)
-SETTINGS = ScoreSettings(rtol=0.05, probes=2, grid=(0.1,), radii=RADII)
+SETTINGS = ScoreSettings(policy="trust-radius", rtol=0.05, probes=2, grid=(0.1,), radii=RADII)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from curvjax.testing import CONFIG, WORDS, tiny_model
 from curvjax.testing import tiny_questions as questions
 from curvjax.testing import tiny_texts as texts
 
-SETTINGS = ScoreSettings(rtol=0.2, probes=2, grid=(1.0, 0.1))
+SETTINGS = ScoreSettings(policy="trust-radius", rtol=0.2, probes=2, grid=(1.0, 0.1))
 ROWS = TextSettings(tokens=32, length=16)
 
 __all__ = ["ROWS", "SETTINGS", "WORDS", "questions", "rows", "save_tiny_model", "texts", "write_texts"]
