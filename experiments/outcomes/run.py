@@ -5,8 +5,8 @@
 
 Two CPU cores: about an hour a budget. SmolLM2-135M; scores look at 512 tokens, surgeries at 16384, prices at 2048 of
 these a round, settings and steps are chosen on 2048 others, and all arms are measured on 4096 test tokens of SQuAD and
-as many of BoolQ. Every method with a setting has it chosen among five values. What could refute it: any arm that loses less on
-the tests.
+as many of BoolQ. Every method with a setting has it chosen among five values. What could refute it: any arm that loses
+less on the tests.
 """
 
 from dataclasses import dataclass, field
