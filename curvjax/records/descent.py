@@ -13,8 +13,8 @@ class Iterate:
     """One look. amounts: `[K]`, shares removed or widths. selection_nll: nats a token.
 
     origin: place of the look that it steps from, None for the start. prices: `[K]` of a unit of budget. spread:
-    residual of the measured problem. up, down: `[K]` measured change of the calibration loss by one entry up and down
-    the menu, None where there is none. These four are None where a look was only judged.
+    residual of the measured problem. up, down: `[K]` measured change of the objective by one entry up and down the
+    menu, None where there is none. These four are None where a look was only judged.
     """
 
     amounts: tuple[float, ...]
@@ -28,7 +28,7 @@ class Iterate:
 
 @dataclass(frozen=True, kw_only=True)
 class PriceCheck:
-    """A price at the start beside what it approximates: slope, the central difference of the calibration loss."""
+    """A price at the start beside what it approximates: slope, the central difference of the objective."""
 
     unit: str
     price: float
@@ -41,7 +41,7 @@ class Descent(Value):
 
     method: that rebuilds, and that was priced. best: place of the look of least selection loss, 0 where nothing beat
     the start. allocation: of that look, in whole amounts. gradient_count: spent on prices, in gradients of the whole
-    model on the calibration rows; a forward pass counts as a third. checks: of first-order prices, a few units.
+    model on the rows of one round; a forward pass counts as a third. checks: of first-order prices, a few units.
     """
 
     schema: ClassVar[str] = "curvjax.descent/2"

@@ -35,7 +35,7 @@ class DescendSettings:
     band: float = 0.02
     """Half the width of the band of weights that a price is read from, in shares."""
     checked: int = 3
-    """Units whose first price is set beside the central difference of the loss, two forward passes each."""
+    """Units whose first price is set beside the central difference of the objective, two forward passes each."""
     exchanged: tuple[float, ...] = (0.1, 0.05, 0.025)
     """Of menus: shares of all weights that may move at once; each is judged, and the best one stepped from."""
     movers: int = 60
@@ -104,7 +104,7 @@ class Problem(NamedTuple):
 
 
 class Priced(NamedTuple):
-    """looks: so far. gradients: spent on prices, of the whole model on calibration rows. checks: of first prices."""
+    """looks: so far. gradients: spent on prices, of the whole model on a round's rows. checks: of first prices."""
 
     looks: list[Iterate]
     gradients: float
