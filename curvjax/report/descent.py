@@ -187,8 +187,8 @@ def descent_section(records: RunDirectory) -> Section | None:
     added_to = "divergence from the dense model's predictions" if divergence else "loss"
     explanation = (
         f"A price is what {_WORDINGS[found.allocation.target].price} of a unit would add to the {added_to}, measured "
-        "at the model as it is rebuilt at that step. At the best amounts under one budget all units that no bound holds "
-        "have the same price, so each step moves the budget to where it costs least."
+        "at the model as it is rebuilt at that step. At the best amounts under one budget all units that no bound "
+        "holds have the same price, so each step moves the budget to where it costs least."
     )
     picture = Picture(
         "descent",
