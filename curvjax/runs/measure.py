@@ -56,8 +56,8 @@ class ScoreSettings:
     """Lengths of these steps, shares of |theta_k|."""
     keep: float = 0.75
     """Share of its promise that a step must keep for the policy promise."""
-    common: bool = False
-    """One radius for all units, in the policies promise and held-out."""
+    common: bool = True
+    """One radius for all units, in the policies promise and held-out: gains of unequal steps are no order of units."""
     grid: tuple[float, ...] = (10.0, 1.0, 0.1, 0.01)
     """Further absolute dampings, read off the same run."""
     rtol: float = 0.05
