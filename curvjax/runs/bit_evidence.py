@@ -20,13 +20,24 @@ Kernels = Mapping[str, Float[Array, "I O"]]
 
 
 def rounded(kernel: Float[Array, "I O"], bits: int, *, group: int) -> Float[Array, "I O"]:
-    """A kernel at the nearest points of grids of 2^bits, as the surgery `nearest` has them; as it is for 16 bits.
-
-    Raises:
-      ValueError: if the group does not divide the inputs, or the width is out of range.
-    """
+    """A kernel at the nearest points of grids of 2^bits, as the surgery `nearest` has them; as it is for 16 bits."""
     form = Format(group, symmetric=False, scales="float16")
     return kernel if bits == UNTOUCHED else decoded(nearest(kernel, bits, form), kernel.dtype)
+
+
+def require_group(kernels: Kernels, group: int) -> None:
+    """Refuse groups that do not divide the inputs of every kernel.
+
+    Raises:
+      ValueError: if one does not; names the kernel.
+    """
+    for path, kernel in kernels.items():
+        if group != -1 and (group < 1 or kernel.shape[0] % group):
+            msg = (
+                f"plans of bits look at rounding in groups of {group} inputs, which do not divide the "
+                f"{kernel.shape[0]} of {path}; give another group, or -1 for all inputs."
+            )
+            raise ValueError(msg)
 
 
 def bit_errors(kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group: int) -> Float[Array, "K W"]:

@@ -31,7 +31,7 @@ from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, sampled_stream, streams_before
-from curvjax.runs.bit_evidence import bit_errors, bit_harms, low_slopes
+from curvjax.runs.bit_evidence import bit_errors, bit_harms, low_slopes, require_group
 from curvjax.runs.measure import (
     BY_STEPS,
     ScoreSettings,
@@ -49,6 +49,8 @@ from curvjax.scores.evidence import Evidence, Widths
 
 OF_TWO_TEXTS = {"grams", "held_out"}
 """Fields that need validation rows too."""
+OF_ROUNDING = {"bit_harms", "bit_errors", "low_slopes"}
+"""Fields that look at rounding to the widths."""
 
 
 class Measured(NamedTuple):
@@ -111,7 +113,7 @@ def measure_evidence(
 
     Raises:
       ValueError: if a field is unknown, a validation text is needed and lacking, gains by the policy held-out are not
-        given, or `gains` belong to another model or units.
+        given, the group does not divide a kernel's inputs, or `gains` belong to another model or units.
     """
     unknown = sorted(set(needs) - FIELDS.keys())
     if unknown:
@@ -124,6 +126,8 @@ def measure_evidence(
     if "gains" in needs and gains is None and settings.policy == "held-out":
         msg = "policy 'held-out' needs fresh rows: score gains with them first, and give their record."
         raise ValueError(msg)
+    if OF_ROUNDING & set(needs):
+        require_group(_kernels(model, units), settings.group)
     recorded = _recorded(gains, model_hash(model) if gains else "", units)
     fields = [field for field in FIELDS if field in needs]
     progress("evidence", 0, len(fields))
@@ -170,6 +174,11 @@ def _recorded(gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]) 
     return {field: (value, replace(spent, field=field)) for field, value in found.items()}
 
 
+def _kernels(model: Decoder, units: tuple[Unit, ...]) -> dict[str, Array]:
+    inside = {path for unit in units for path in unit.paths}
+    return {path: value for path, value in parameters(model).items() if path in inside and value.ndim == 2}
+
+
 def _subject(
     model: Decoder,
     text: Text,
@@ -181,9 +190,9 @@ def _subject(
     with_passes: bool,
 ) -> tuple[_Subject, dict[str, float]]:
     """The subject, and the seconds that fields have cost before they are measured."""
-    layered, paths = layered_model(model), {path for unit in units for path in unit.paths}
+    layered = layered_model(model)
     parts, others = (split_rows(each.batch, settings.rows) if each else [] for each in (text, validation))
-    kernels = {path: value for path, value in parameters(model).items() if path in paths and value.ndim == 2}
+    kernels = _kernels(model, units)
     gradients, gradient_seconds = _timed_gradients(model, parts, kernels)
     begun = {"gradients": gradient_seconds}
     passes = None

@@ -76,7 +76,7 @@ class ScoreSettings:
     step: float = 1e-3
     """Half the distance of the two losses of a slope, in standard deviations of the direction."""
     group: int = 64
-    """Inputs that share a scale where plans of bits look at rounding, as --method nearest has it; -1: all of them."""
+    """Inputs that share a scale where plans of bits look at rounding; -1: all; with --outcome that of its method."""
     seed: int = 0
     """Of tokens, directions and probes."""
 

@@ -74,7 +74,8 @@ def _scalebits(court: Court, name: str) -> Choice:
     changes = _width_changes(court, menu)
 
     def table(x: Float[np.ndarray, " K"]) -> Float[np.ndarray, "K J"]:
-        found, spent = timed(court, "width changes", x.tolist(), lambda: changes(x).tolist())
+        at = [x.tolist(), menu.amounts.tolist()]
+        found, spent = timed(court, "width changes", at, lambda: changes(x).tolist())
         seconds.append(spent)
         return np.asarray(found)
 
@@ -119,7 +120,7 @@ def _besa(court: Court, name: str) -> Choice:
     order, settings = court.draft.order, court.settings
     free = free_shares(court.posed, _sizes(court))
     parts = split_rows(court.text.batch, settings.rows)
-    about = [settings.epochs, settings.rows, court.program]
+    about = [settings.epochs, settings.rows, court.program, [unit.name for unit in court.units]]
     shares, seconds = timed(
         court,
         "besa",

@@ -370,8 +370,8 @@ def test_low_slopes_are_of_the_divergence_at_the_low_model(low, decoder, texts, 
             np.testing.assert_allclose(measured.evidence.low_slopes[k, column], slope, rtol=1e-5, atol=1e-9)
 
 
-def test_a_group_that_does_not_fit_is_refused(decoder, texts, units, quick_gradients):
-    with pytest.raises(ValueError, match="a group must divide the 8 inputs, or be -1 for all; got 64"):
+def test_a_group_that_does_not_fit_is_refused_before_anything_is_measured(decoder, texts, units):
+    with pytest.raises(ValueError, match=r"groups of 64 inputs, which do not divide the 8 of layers\.0\.self"):
         measure_evidence(decoder, texts[0], units, ["bit_errors"], replace(SETTINGS, group=64))
 
 
