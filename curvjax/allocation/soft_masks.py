@@ -49,7 +49,7 @@ def logits_of(share: float) -> Float[np.ndarray, " D"]:
       ValueError: if it is not strictly between 0 and 1.
 
     Example:
-      >>> round(float(learned_share(logits_of(0.6))), 6)
+      >>> round(float(learned_share(jnp.asarray(logits_of(0.6), jnp.float32))), 4)
       0.6
     """
     if not 0 < share < 1:

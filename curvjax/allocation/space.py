@@ -154,7 +154,7 @@ class Entries:
     def _up(self, place: Place, taker: int, givers: list[int]) -> Place | None:
         changed = list(place)
         changed[taker] += 1
-        if self._held[taker] or changed[taker] == self.menu.amounts.size:
+        if changed[taker] == self.menu.amounts.size:  # held ones are there
             return None
         for giver in givers:
             if self._fits(changed):

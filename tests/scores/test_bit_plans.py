@@ -37,9 +37,13 @@ def test_no_other_widths_perturb_less(seed, total):
     np.testing.assert_array_equal(hawq(evidence, total=total), least(omega, size, total))
 
 
-def depths(evidence, kernels, size, total, low=2.0, high=8.0):
+def distortion(evidence, kernels, size):
+    """G^2 S^2 of each unit."""
+    return np.asarray(evidence.traces) / size * [kernel.var() for kernel in kernels]
+
+
+def depths(value, size, total, low=2.0, high=8.0):
     """Radio's closed form, with V by bisection on its logarithm."""
-    value = np.asarray(evidence.traces) / size * [kernel.var() for kernel in kernels]
     ends = [-200.0, 200.0]
     for _ in range(200):
         middle = sum(ends) / 2
@@ -52,8 +56,23 @@ def depths(evidence, kernels, size, total, low=2.0, high=8.0):
 @pytest.mark.parametrize("total", [2.3, 3.0, 4.0, 5.5])
 def test_widths_are_nearest_to_the_depths_of_equal_slope(seed, total):
     evidence, kernels, size = problem(seed)
-    apart = size[:, None] * (np.array(WIDTHS) - depths(evidence, kernels, size, total)[:, None]) ** 2
+    bits = depths(distortion(evidence, kernels, size), size, total)
+    apart = size[:, None] * (np.array(WIDTHS) - bits[:, None]) ** 2
     np.testing.assert_array_equal(radio(evidence, total=total), least(apart, size, total))
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_tied_units_share_one_depth(seed):
+    """They are one unit, of their mean distortion; or the depths of both would be averaged, and not what makes them."""
+    evidence, kernels, size = problem(seed)
+    part = np.array([0, 1, 0, 2])
+    together = np.bincount(part, size)
+    value = np.bincount(part, size * distortion(evidence, kernels, size)) / together
+    bits = depths(value, together, 4.0)
+    fits = [c for c in product(WIDTHS, repeat=3) if together @ c <= 4.0 * size.sum() + 1e-9]
+    expected = min(fits, key=lambda c: together @ (np.array(c) - bits) ** 2)
+    menu = Menu(np.array(WIDTHS), size, np.zeros(4, bool), part)
+    np.testing.assert_array_equal(radio(evidence, total=4.0, menu=menu), np.array(expected)[part])
 
 
 def test_four_times_the_variance_is_one_bit_more():
