@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from curvjax.allocation import Bits, Experts, Ranks, Sparsity
+from curvjax.layers import UnitShape
 from curvjax.records import Comparison, FieldCost
 from curvjax.runs import compare as comparing
 from curvjax.runs import evidence as measuring
@@ -213,6 +214,19 @@ def test_eva_shares_out_ranks_at_their_cost(loaded, text, program):
         )
         ranks = np.asarray(PLANS["eva"].of(needed.evidence, total=4.0 * 12 * count)) / count  # costs are equal here
         np.testing.assert_allclose(each.continuous, ranks, rtol=1e-6)
+
+
+def test_a_unit_of_several_matrices_takes_their_mean_rank():
+    names = ("q", "k", "v"), ("up",)
+    shapes = [UnitShape(f"layers.{k}", k, {name: (8, 8) for name in inside}) for k, inside in enumerate(names)]
+    program, asked = Ranks(2), []
+
+    def plan(evidence, *, total):
+        asked.append(total)
+        return [6.0, 2.0]
+
+    found = comparing._of_ranks(plan, None, program, program.pose(shapes), shapes)
+    assert (asked, found.continuous.tolist(), found.whole.amount.tolist()) == ([8.0], [2.0, 2.0], [2, 2])
 
 
 def test_a_gains_record_is_used_with_its_own_cost(loaded, text, gains):
