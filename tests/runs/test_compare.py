@@ -218,7 +218,7 @@ def test_eva_shares_out_ranks_at_their_cost(loaded, text, program):
 
 def test_a_unit_of_several_matrices_takes_their_mean_rank():
     names = ("q", "k", "v"), ("up",)
-    shapes = [UnitShape(f"layers.{k}", k, {name: (8, 8) for name in inside}) for k, inside in enumerate(names)]
+    shapes = [UnitShape(f"layers.{k}", k, dict.fromkeys(inside, (8, 8))) for k, inside in enumerate(names)]
     program, asked = Ranks(2), []
 
     def plan(evidence, *, total):
