@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from curvjax.allocation.menu import Menu
 Place = tuple[int, ...]
 
 
+@runtime_checkable
 class Space(Protocol):
     """Places, each a whole number for each of so many parts, whose amounts all meet the budget."""
 
