@@ -30,7 +30,7 @@ def bisected(sensitivity, size, low, high, total):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("total", "low", "high", "column"), [(2.4, 2, 3, 1), (3.0, 2, 4, 2), (3.7, 3, 4, 2), (6, 4, 8, 3)]
+    ("total", "low", "high", "column"), [(2.4, 2, 3, 1), (3.0, 2, 4, 2), (3.7, 3, 4, 2), (6.0, 4, 8, 3)]
 )
 def test_the_threshold_is_where_its_bisection_ends(seed, total, low, high, column):
     evidence, size = problem(seed, low)
