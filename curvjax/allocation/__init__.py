@@ -17,6 +17,7 @@ from curvjax.allocation.integers import whole_capacity as whole_capacity
 from curvjax.allocation.intervals import Certificate as Certificate
 from curvjax.allocation.intervals import certify as certify
 from curvjax.allocation.menu import Choice as Choice
+from curvjax.allocation.menu import Menu as Menu
 from curvjax.allocation.menu import allocate_bits as allocate_bits
 from curvjax.allocation.path import budget_path as budget_path
 from curvjax.allocation.program import PROGRAMS as PROGRAMS

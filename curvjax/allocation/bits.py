@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvjax.allocation.budget import Budget
-from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
+from curvjax.allocation.menu import Menu
+from curvjax.allocation.program import Posed, Whole, frozen_units, program, tied_units
 from curvjax.allocation.result import Solution
 from curvjax.allocation.tuned import Tuned
 from curvjax.layers import UnitShape
@@ -68,12 +69,13 @@ class Bits:
     def pose(self, units: Sequence[UnitShape]) -> Posed:
         """The program over these units; see `Program.pose`."""
         size, widths = np.asarray([unit.weights for unit in units], np.float64), np.asarray(sorted(self.allowed))
-        groups, total = tied_units(units, self.tie), self.budget * float(size.sum())
-        held = frozen_units(units, self.frozen)[:, None] & (widths != widths.max())
+        menu = Menu(widths, size, frozen_units(units, self.frozen), tied_units(units, self.tie))
+        total = self.budget * float(size.sum())
         energy = np.asarray([unit.norm**2 / (2 * unit.parameters) if self.energy else 1.0 for unit in units])
 
         def choice(value: np.ndarray) -> tuple[Whole, Any]:
-            return chosen(np.where(held, np.inf, value), widths, size, budget=total, groups=groups)
+            found = menu.choice(value, budget=total)
+            return Whole(widths[found.choice], found.unspent, found.gap, found.exact, "chosen"), found
 
         def harm(q: Any) -> np.ndarray:
             return (np.maximum(np.asarray(q, np.float64), 0.0) ** self.kappa * energy)[:, None] * 4.0**-widths
@@ -89,6 +91,7 @@ class Bits:
             whole=lambda q: choice(harm(q))[0],
             rounded=lambda bits: choice(size[:, None] * (widths - np.asarray(bits, np.float64)[:, None]) ** 2)[0],
             monotone=None,
+            menu=menu,
         )
 
 

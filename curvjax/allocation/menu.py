@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from curvjax.allocation.inputs import with_rounding
 from curvjax.allocation.knapsack import best_choice
@@ -29,6 +29,38 @@ class Choice(NamedTuple):
     gap: float
     exact: bool
     price: float
+
+
+class Menu(NamedTuple):
+    """What each of K units may choose, and what it costs.
+
+    amounts: `[J]` rising, the same for all, such as widths. size: `[K]` cost of a unit of amount, such as weights.
+    held: `[K]` units that keep the largest. groups: `[K]` numbers of units that choose the same, or None.
+    """
+
+    amounts: Int[np.ndarray, " J"]
+    size: Float[np.ndarray, " K"]
+    held: Bool[np.ndarray, " K"]
+    groups: Int[np.ndarray, " K"] | None = None
+
+    def choice(self, harm: Num[ArrayLike, "K J"], *, budget: float) -> Choice:
+        """The amounts of least total harm, by `allocate_bits`; budget: of size @ amount.
+
+        Example:
+          >>> import numpy as np
+          >>> from curvjax.allocation import Menu
+          >>> menu = Menu(np.array([2, 4]), np.array([10.0, 10.0]), np.array([False, False]))
+          >>> menu.amounts[menu.choice([[5.0, 1.0], [2.0, 1.0]], budget=60).choice].tolist()
+          [4, 2]
+        """
+        held = self.held[:, None] & (self.amounts != self.amounts.max())
+        value, cost = np.where(held, np.inf, np.asarray(harm, np.float64)), self.size[:, None] * self.amounts
+        return allocate_bits(value, cost, budget=budget, ties=tied(self.groups))
+
+
+def tied(groups: Int[np.ndarray, " K"] | None) -> list[list[int]]:
+    """The units of each group; none for None."""
+    return [] if groups is None else [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
 
 
 def allocate_bits(

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
 from curvjax.allocation.budget import Budget
-from curvjax.allocation.menu import Choice, allocate_bits
+from curvjax.allocation.menu import Choice, Menu, allocate_bits, tied
 from curvjax.allocation.programs import TransferProgram
 from curvjax.allocation.result import Amounts, Solution
 from curvjax.layers import UnitShape, within_layer
@@ -40,7 +40,7 @@ class Posed(NamedTuple):
     way with a unit's own score and the other way with the others', so that bounds of scores bound amounts [M19]; None
     where none do. ties: `[K]` groups of units that receive the same, or None. at: the continuous program at another
     budget, traceable; None where there is none. paper: the program as Theorem 4 speaks of it [M18], or None. remark:
-    what cancels [M13], [M17].
+    what cancels [M13], [M17]. menu: what units choose from, for plans and searches, or None.
     """
 
     cost: Float[np.ndarray, " K"]
@@ -59,6 +59,7 @@ class Posed(NamedTuple):
     remark: str | None = None
     least: int = 0
     scale: float | Num[np.ndarray, " K"] = 1.0
+    menu: Menu | None = None
 
 
 class Program(Protocol):
@@ -161,6 +162,5 @@ def chosen(
     Returns:
       The whole amounts, and the choice itself, with a price.
     """
-    ties = [] if groups is None else [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
-    found = allocate_bits(value, cost[:, None] * menu, budget=budget, ties=ties)
+    found = allocate_bits(value, cost[:, None] * menu, budget=budget, ties=tied(groups))
     return Whole(menu[found.choice], found.unspent, found.gap, found.exact, "chosen"), found

@@ -1,7 +1,6 @@
 """Searches: amounts by trial, with the loss of the rebuilt model as the only guide.
 
-Both move whole steps of the budget from one unit to another, so that the total holds after every move whatever the
-sizes: amounts are x_k + step level_k / size_k, with whole levels of sum zero. What they cost is counted in evaluations.
+Both move whole steps of the budget from one unit to another, in a `Space`. What they cost is counted in evaluations.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from curvjax.allocation.descent import Free
-
-Levels = tuple[int, ...]
+from curvjax.allocation.space import Place, Space
 
 
 class Sample(NamedTuple):
@@ -34,7 +31,8 @@ class Stage(NamedTuple):
 class Found(NamedTuple):
     """The best amounts that a search met.
 
-    x: `[K]` shares. loss: theirs, on all data. evaluations: spent, one a loss on all data, and `share` on a sample.
+    x: `[K]` shares, or entries of a menu. loss: theirs, on all data. evaluations: spent, one a loss on all data, and
+    `share` on a sample.
     trace: `[N]` best loss at the start and after each generation, or each accepted move. spent: `[N]` evaluations
     until then. converged: whether no single step between two units lowers the loss; an evolution never knows.
     """
@@ -52,12 +50,10 @@ STAGES = (Stage(8, 1 / 32), Stage(2, 1 / 4), Stage(1, 1.0))
 
 def evolve(
     loss: Callable[[Float[np.ndarray, " K"], Sample], float],
-    x: Float[np.ndarray, " K"],
-    free: Free,
+    space: Space,
     *,
     evaluations: float,
     key: Key[Array, ""],
-    step: float,
     offspring: int = 64,
     stages: tuple[Stage, ...] = STAGES,
 ) -> Found:
@@ -69,11 +65,9 @@ def evolve(
 
     Args:
       loss: `(x, sample) -> loss`, called once for each different question; NaN counts as worst.
-      x: `[K]` shares to begin with, uniform ones say.
-      free: sizes, bounds and the total that x meets.
+      space: where it begins, and what one switch may do: `Shares` of weights, `Entries` of a menu of widths.
       evaluations: at most spent; a generation that might go beyond is not begun.
       key: of moves.
-      step: weights moved in one switch.
       offspring: in a generation; fewer, and at last none, where there are no more moves.
       stages: rounds of selection, the last of which lets one pass and looks at all the data. Those that are there by
         default are ours.
@@ -82,23 +76,25 @@ def evolve(
       A `Found`.
 
     Raises:
-      ValueError: if x does not fit `free`, the step, the offspring or the rounds mean nothing, or the evaluations do
-        not reach for the start and one generation.
+      ValueError: if the offspring or the rounds mean nothing, or the evaluations do not reach for the start and one
+        generation.
 
-    Source: Sieberling et al. (2025), "EvoPress", arXiv 2410.14649, algorithm 1, and its program `evo_prune_search`. A
-    level there is the same number of weights in every matrix, as a step here. There a switch may give back what it
-    took, and the last round draws a new sample, on which the parent is measured anew; here what lost on all the data
-    is no offspring again.
+    Source: Sieberling et al. (2025), "EvoPress", arXiv 2410.14649, algorithm 1, and its programs `evo_prune_search` and
+    `evo_quant_search`. A level there is the same number of weights in every matrix, as a step of `Shares` here, or a
+    bit more or less, between matrices of one size unless asked otherwise; here of any, as there without groups, where
+    what a switch leaves of the budget is room for the next. There a switch may give back what it took, the loss is the
+    divergence from the dense model, and the last round draws a new sample, on which the parent is measured anew; here
+    the loss is the caller's, and what lost on all the data is no offspring again.
     """
     _require_stages(offspring, stages)
-    trials = _Trials(loss, x, free, step=step)
+    trials = _Trials(loss, space)
     rounds = zip(stages, (offspring, *(stage.survivors for stage in stages)), strict=False)
     price = sum(count * stage.share for stage, count in rounds)
     if not evaluations >= 1 + price:
         msg = f"the start and one generation take {1 + price:g} evaluations, more than {evaluations:g}: raise these."
         raise ValueError(msg)
     moves = _generator(key)
-    parent, generation = (0,) * len(x), 0
+    parent, generation = space.start, 0
     trials.accept(parent, trials.loss(parent, Sample()))
     while trials.evaluations + price <= evaluations:
         generation += 1
@@ -119,11 +115,9 @@ def evolve(
 
 def greedy(
     loss: Callable[[Float[np.ndarray, " K"]], float],
-    x: Float[np.ndarray, " K"],
-    free: Free,
+    space: Space,
     *,
     evaluations: int,
-    step: float,
     key: Key[Array, ""],
 ) -> Found:
     """Amounts by single moves: a step from one unit to another is kept where it lowers the loss.
@@ -132,34 +126,32 @@ def greedy(
 
     Args:
       loss: `x -> loss`, called once for each different x; NaN counts as worst.
-      x: `[K]` shares to begin with.
-      free: sizes, bounds and the total that x meets.
-      evaluations: losses at most; the first is that of x.
-      step: weights moved at a time.
+      space: where it begins, and what one step may do.
+      evaluations: losses at most; the first is that of the start.
       key: of the order.
 
     Returns:
       A `Found`, `converged` where a whole pass changed nothing.
 
     Raises:
-      ValueError: if x does not fit `free`, or the step or the evaluations mean nothing.
+      ValueError: if the evaluations mean nothing.
 
     Source: ours, as the plainest search; hill climbing by first improvement.
     """
     if not evaluations >= 1:
         msg = f"need at least 1 evaluation, got {evaluations!r}."
         raise ValueError(msg)
-    trials = _Trials(lambda amounts, _: loss(amounts), x, free, step=step)
+    trials = _Trials(lambda amounts, _: loss(amounts), space)
     order = _generator(key)
-    best = (0,) * len(x)
+    best = space.start
     least = trials.loss(best, Sample())
     trials.accept(best, least)
-    pairs = list(permutations(range(len(x)), 2))
+    pairs = list(permutations(range(len(best)), 2))
     changed = True
     while changed:
         changed = False
         for place in order.permutation(len(pairs)):
-            moved = trials.moved(best, *pairs[place])
+            moved = space.moved(best, *pairs[place])
             if moved is None:
                 continue
             if trials.evaluations >= evaluations and not trials.knows(moved):
@@ -172,47 +164,27 @@ def greedy(
 
 
 class _Trials:
-    """A loss over levels that counts what it is asked, and asks no question twice."""
+    """A loss over places that counts what it is asked, and asks no question twice."""
 
-    def __init__(
-        self,
-        loss: Callable[[Float[np.ndarray, " K"], Sample], float],
-        x: Float[np.ndarray, " K"],
-        free: Free,
-        *,
-        step: float,
-    ) -> None:
-        self._start, self._free, self._ask, self._step = np.asarray(x, np.float64), free, loss, step
-        _require_start(self._start, free, step)
-        self._known: dict[tuple[Levels, Sample], float] = {}
+    def __init__(self, loss: Callable[[Float[np.ndarray, " K"], Sample], float], space: Space) -> None:
+        self._ask, self._space = loss, space
+        self._known: dict[tuple[Place, Sample], float] = {}
         self._trace: list[tuple[float, float]] = []
         self.evaluations = 0.0
 
-    def amounts(self, levels: Levels) -> Float[np.ndarray, " K"]:
-        return self._start + self._step * np.asarray(levels) / self._free.size
+    def knows(self, place: Place) -> bool:
+        return (place, Sample()) in self._known
 
-    def knows(self, levels: Levels) -> bool:
-        return (levels, Sample()) in self._known
-
-    def loss(self, levels: Levels, sample: Sample) -> float:
-        if (levels, sample) not in self._known:
-            value = float(self._ask(self.amounts(levels), sample))
-            self._known[levels, sample] = np.inf if np.isnan(value) else value
+    def loss(self, place: Place, sample: Sample) -> float:
+        if (place, sample) not in self._known:
+            value = float(self._ask(self._space.amounts(place), sample))
+            self._known[place, sample] = np.inf if np.isnan(value) else value
             self.evaluations += sample.share
-        return self._known[levels, sample]
+        return self._known[place, sample]
 
-    def moved(self, levels: Levels, giver: int, taker: int) -> Levels | None:
-        """Levels after one step from one unit to another; None where a bound is in the way."""
-        changed = list(levels)
-        changed[giver] -= 1
-        changed[taker] += 1
-        x = self.amounts(tuple(changed))
-        least, most = self._free.lower[giver], self._free.upper[taker]
-        return tuple(changed) if x[giver] >= least - 1e-12 and x[taker] <= most + 1e-12 else None
-
-    def offspring(self, parent: Levels, draw: np.random.Generator, count: int) -> list[Levels]:
+    def offspring(self, parent: Place, draw: np.random.Generator, count: int) -> list[Place]:
         """Up to `count` different ones, not known on all data; fewer where twenty draws for each find no more."""
-        different: dict[Levels, None] = {}
+        different: dict[Place, None] = {}
         for child in self._mutants(parent, draw, 20 * count):
             if not self.knows(child):
                 different[child] = None
@@ -220,41 +192,23 @@ class _Trials:
                 break
         return list(different)
 
-    def _mutants(self, parent: Levels, draw: np.random.Generator, count: int) -> Iterator[Levels]:
+    def _mutants(self, parent: Place, draw: np.random.Generator, count: int) -> Iterator[Place]:
         for _ in range(count):
             child = parent
             for _ in range(min(draw.integers(1, 4, size=2))):  # the lower of two: few switches are the rule
-                giver, taker = draw.choice(len(parent), 2, replace=False) if len(parent) > 1 else (0, 0)
-                child = self.moved(child, int(giver), int(taker)) or child
+                child = self._space.switched(child, draw) or child
             yield child
 
-    def accept(self, levels: Levels, loss: float) -> None:
+    def accept(self, place: Place, loss: float) -> None:
         self._trace.append((loss, self.evaluations))
 
-    def found(self, levels: Levels, *, converged: bool) -> Found:
+    def found(self, place: Place, *, converged: bool) -> Found:
         trace, spent = np.asarray(self._trace, np.float64).T
-        return Found(self.amounts(levels), float(trace[-1]), self.evaluations, trace, spent, converged)
+        return Found(self._space.amounts(place), float(trace[-1]), self.evaluations, trace, spent, converged)
 
 
 def _generator(key: Key[Array, ""]) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-
-def _require_start(x: Float[np.ndarray, " K"], free: Free, step: float) -> None:
-    if not x.shape == free.size.shape == free.lower.shape == free.upper.shape or x.ndim != 1 or not x.size:
-        msg = f"need one entry per unit in all: x {x.shape}, size {free.size.shape}, bounds {free.lower.shape}."
-        raise ValueError(msg)
-    if not (step > 0 and np.isfinite(step)):
-        msg = f"the step is a number of weights above 0, got {step!r}."
-        raise ValueError(msg)
-    outside = np.flatnonzero(~((x >= free.lower - 1e-12) & (x <= free.upper + 1e-12)))
-    total = float(free.size @ x)
-    if outside.size or not abs(total - free.total) <= 1e-9 * max(abs(free.total), 1.0):
-        msg = (
-            f"a search starts from amounts that fit: {outside.size} units are out of their bounds, and the total is "
-            f"{total:,.6g} for {free.total:,.6g}; take `projected` ones."
-        )
-        raise ValueError(msg)
 
 
 def _require_stages(offspring: int, stages: tuple[Stage, ...]) -> None:

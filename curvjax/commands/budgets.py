@@ -103,9 +103,10 @@ class Compare:
         surgery: Any = self.surgery  # ty: ignore[missing-attribute] added by `with_choices`
         SCORES.require(self.settings.scores)
         PLANS.require(self.settings.plans)
-        gains = None if self.gains is None else Scores.load(self.gains)
+        gains, measured = None if self.gains is None else Scores.load(self.gains), self.measured
         if self.outcome:
             require_target(surgery, program.target)
+            measured = replace(measured, group=getattr(surgery, "group", measured.group))
         path = self.out / "compare.json"
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
@@ -117,7 +118,7 @@ class Compare:
                 text,
                 with_costs(program),
                 self.settings,
-                self.measured,
+                measured,
                 validation=validation,
                 gains=gains,
                 path=path,

@@ -1,8 +1,10 @@
 """`compare`: any scores through any rules at one budget, and what each costs -> compare.json."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ from scipy.stats import spearmanr
 
 from curvjax.allocation import CONTROLS, Posed, Program, Whole
 from curvjax.allocation.rules import RULES
+from curvjax.allocation.rules.proportional import proportional
+from curvjax.layers import UnitShape
 from curvjax.models import Loaded
 from curvjax.records import ComparedScore, ComparedUnit, Comparison, Correlations, Cost, Method, Origin, Scores, plain
 from curvjax.runs.allocate import PROGRAM, SharedOut, rules_of, share_out
@@ -19,7 +23,9 @@ from curvjax.runs.measure import ScoreSettings, unit_shapes, units_of
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.stopwatch import timed_warm
 from curvjax.runs.text import Text
-from curvjax.scores import PLANS, SCORES
+from curvjax.scores import PLANS, SCORES, Evidence
+from curvjax.scores.dynamic_quant import two_widths
+from curvjax.scores.evidence import Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ def compare(
     shapes = unit_shapes(loaded.model, units)
     posed = program.pose(shapes)
     found = found or measured_for(
-        loaded, text, settings, measured, validation=validation, gains=gains, progress=progress
+        loaded, text, settings, measured, program, validation=validation, gains=gains, progress=progress
     )
     cost = {each.field: each.gradient_equivalents for each in found.costs}
     scores = [_score(name, found, cost) for name in settings.scores]
@@ -87,7 +93,7 @@ def compare(
         _by_rule(score, rule, control, posed, program, measured.seed)
         for score, rule, control in _ways(scores, settings)
     ]
-    methods += [_by_plan(name, found, program.budget, posed, cost) for name in settings.plans]
+    methods += [_by_plan(name, found, program, posed, shapes, cost) for name in settings.plans]
     record = Comparison(
         target=program.target,
         program=plain(program),
@@ -122,17 +128,25 @@ def measured_for(
     text: Text,
     settings: CompareSettings,
     measured: ScoreSettings,
+    program: Program | None = None,
     *,
     validation: Text | None = None,
     gains: Scores | None = None,
     progress: Progress = silent,
 ) -> Measured:
-    """What the chosen scores and plans look at, measured once for many budgets; arguments as of `compare`."""
+    """What the chosen scores and plans look at, measured once for many budgets; arguments as of `compare`.
+
+    Rounding is looked at for the widths of the `program`, and for those of `Bits` by itself where there is none. The
+    plan dynamic-quant is of one low width, and so of budgets between that and the next.
+    """
     needs = {field for name in settings.scores for field in SCORES[name].needs}
     needs |= {field for name in settings.plans for field in PLANS[name].needs}
     units = units_of(loaded.model, measured)
+    widths = None
+    if program is not None and (menu := program.pose(unit_shapes(loaded.model, units)).menu) is not None:
+        widths = Widths(tuple(menu.amounts.tolist()), two_widths(menu, program.budget)[0])
     return measure_evidence(
-        loaded.model, text, units, needs, measured, validation=validation, gains=gains, progress=progress
+        loaded.model, text, units, needs, measured, widths=widths, validation=validation, gains=gains, progress=progress
     )
 
 
@@ -204,17 +218,48 @@ def _name(score: ComparedScore | None, rule: str, control: str) -> str:
     return " + ".join(parts)
 
 
-def _by_plan(name: str, measured: Measured, total: float, posed: Posed, cost: Mapping[str, float]) -> Method:
+def _by_plan(
+    name: str,
+    measured: Measured,
+    program: Program,
+    posed: Posed,
+    shapes: Sequence[UnitShape],
+    cost: Mapping[str, float],
+) -> Method:
     plan = PLANS[name]
-
-    def planned() -> SharedOut:
-        amount = posed.scale * np.asarray(plan.of(measured.evidence, total=total), np.float64)
-        whole = np.rint(amount).astype(np.int64)  # they are whole already, whatever the most of a unit
-        return SharedOut(amount, Whole(whole, posed.requested - float(posed.cost @ whole)))
-
+    planned = partial(_PLANNED.get(plan.target, _of_shares), plan.of, measured.evidence, program, posed, shapes)
     (found, refused), seconds = timed_warm(lambda: _attempt(planned))
     spent = sum(cost[field] for field in plan.needs) + seconds / measured.gradient_seconds
     return _method(found, posed, name=name, score=None, rule=name, gradient_equivalents=spent, refused=refused)
+
+
+def _of_shares(
+    plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape], **more: Any
+) -> SharedOut:
+    """A plan's shares, or amounts, which are whole already, whatever the most of a unit."""
+    del shapes
+    amount = posed.scale * np.asarray(plan(evidence, total=program.budget, **more), np.float64)
+    whole = np.rint(amount).astype(np.int64)
+    return SharedOut(amount, Whole(whole, posed.requested - float(posed.cost @ whole)))
+
+
+def _of_widths(plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape]) -> SharedOut:
+    return _of_shares(plan, evidence, program, posed, shapes, menu=posed.menu)
+
+
+def _of_ranks(plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape]) -> SharedOut:
+    """A plan counts ranks of matrices; the program has one for all matrices of a unit, at their cost in parameters.
+
+    So each unit takes the mean of its matrices, and all are brought to the budget in proportion.
+    """
+    matrices = np.array([len(shape.projections) for shape in shapes])
+    total = float(np.rint(program.budget * matrices.sum()))
+    ranks = np.asarray(plan(evidence, total=total), np.float64) / matrices
+    amount = np.asarray(proportional(ranks, posed.budget), np.float64)
+    return SharedOut(amount, posed.rounded(amount))
+
+
+_PLANNED: Mapping[str, Callable[..., SharedOut]] = MappingProxyType({"bits": _of_widths, "rank": _of_ranks})
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from curvjax.curvature import (
@@ -29,10 +28,11 @@ from curvjax.curvature.interactions import ggn_interactions
 from curvjax.curvature.layered import unit_parameters
 from curvjax.data import Batch
 from curvjax.layers import Unit, within_layer
-from curvjax.models import Decoder, model_hash, parameters, with_parameters
+from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, sampled_stream, streams_before
+from curvjax.runs.bit_evidence import bit_errors, bit_harms, low_slopes, require_group
 from curvjax.runs.measure import (
     BY_STEPS,
     ScoreSettings,
@@ -47,10 +47,12 @@ from curvjax.runs.progress import Progress, silent
 from curvjax.runs.steps import Chosen, chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
-from curvjax.scores.evidence import WIDTHS, Evidence
+from curvjax.scores.evidence import Evidence, Widths
 
 OF_TWO_TEXTS = {"grams", "held_out"}
 """Fields that need validation rows too."""
+OF_ROUNDING = {"bit_harms", "bit_errors", "low_slopes"}
+"""Fields that look at rounding to the widths."""
 
 
 class Measured(NamedTuple):
@@ -65,7 +67,7 @@ class _Subject(NamedTuple):
     """What is looked at, and what several fields begin with.
 
     kernels, gradients: `path -> [in, out]`. parts, others: microbatches of both texts. passes: over parts,
-    a `Passes`, where a field needs them.
+    a `Passes`, where a field needs them. widths: of fields of bits.
     """
 
     decoder: Decoder
@@ -78,6 +80,7 @@ class _Subject(NamedTuple):
     others: list[Batch]
     passes: Any
     settings: ScoreSettings
+    widths: Widths
 
 
 def measure_evidence(
@@ -87,6 +90,7 @@ def measure_evidence(
     needs: Collection[str],
     settings: ScoreSettings,
     *,
+    widths: Widths | None = None,
     validation: Text | None = None,
     gains: Scores | None = None,
     progress: Progress = silent,
@@ -104,13 +108,15 @@ def measure_evidence(
       units: what receives one score each, in layer order.
       needs: names of fields of `Evidence` besides `units`.
       settings: how closely.
+      widths: at which rounding is measured; those of `Bits` by itself if None.
       validation: rows of other documents, that `grams` and `held_out` need.
       gains: of the same model and units: `gains` and `traces` are then taken from there.
       progress: told of the fields done.
 
     Raises:
       ValueError: if a field is unknown, a validation text is needed and lacking, the policy held-out is asked for and
-        no gains by it are given, or `gains` belong to another model or units.
+        no gains by it are given, the group does not divide a kernel's inputs, or `gains` belong to another model or
+        units.
     """
     unknown = sorted(set(needs) - FIELDS.keys())
     if unknown:
@@ -126,11 +132,13 @@ def measure_evidence(
     if "held_out" in needs and settings.policy == "held-out":
         msg = "policy 'held-out' tries steps on fresh rows, which the held-out gain has none of: take another policy."
         raise ValueError(msg)
+    if OF_ROUNDING & set(needs):
+        require_group(_kernels(model, units), settings.group)
     recorded = _recorded(gains, model_hash(model) if gains else "", units)
     fields = [field for field in FIELDS if field in needs]
     progress("evidence", 0, len(fields))
-    todo = set(fields) - recorded.keys()
-    subject, begun = _subject(model, text, validation, units, settings, with_passes=bool(_ON_PASSES & todo))
+    todo, widths = set(fields) - recorded.keys(), widths or Widths()
+    subject, begun = _subject(model, text, validation, units, settings, widths, with_passes=bool(_ON_PASSES & todo))
     gradient_seconds = begun["gradients"]
     values, costs = {}, []
     for done, field in enumerate(fields):
@@ -142,7 +150,7 @@ def measure_evidence(
             seconds += begun.get(field, 0.0)
             costs.append(FieldCost(field=field, seconds=seconds, gradient_equivalents=seconds / gradient_seconds))
         progress("evidence", done + 1, len(fields))
-    return Measured(Evidence(units, **values), tuple(costs), gradient_seconds)
+    return Measured(Evidence(units, **values, widths=widths), tuple(costs), gradient_seconds)
 
 
 def rounding_error(kernel: Float[Array, "I O"], *, bits: int = 4) -> Float[Array, "I O"]:
@@ -172,26 +180,33 @@ def _recorded(gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]) 
     return {field: (value, replace(spent, field=field)) for field, value in found.items()}
 
 
+def _kernels(model: Decoder, units: tuple[Unit, ...]) -> dict[str, Array]:
+    inside = {path for unit in units for path in unit.paths}
+    return {path: value for path, value in parameters(model).items() if path in inside and value.ndim == 2}
+
+
 def _subject(
     model: Decoder,
     text: Text,
     validation: Text | None,
     units: tuple[Unit, ...],
     settings: ScoreSettings,
+    widths: Widths,
     *,
     with_passes: bool,
 ) -> tuple[_Subject, dict[str, float]]:
     """The subject, and the seconds that fields have cost before they are measured."""
-    layered, paths = layered_model(model), {path for unit in units for path in unit.paths}
+    layered = layered_model(model)
     parts, others = (split_rows(each.batch, settings.rows) if each else [] for each in (text, validation))
-    kernels = {path: value for path, value in parameters(model).items() if path in paths and value.ndim == 2}
+    kernels = _kernels(model, units)
     gradients, gradient_seconds = _timed_gradients(model, parts, kernels)
     begun = {"gradients": gradient_seconds}
     passes = None
     if with_passes:
         passes, seconds = timed_warm(partial(run_passes, layered, parts))
         begun |= dict.fromkeys(_ON_PASSES, seconds)
-    return _Subject(model, layered, text.batch, units, kernels, gradients, parts, others, passes, settings), begun
+    subject = _Subject(model, layered, text.batch, units, kernels, gradients, parts, others, passes, settings, widths)
+    return subject, begun
 
 
 def _timed_gradients(model: Decoder, parts: list[Batch], kernels: Collection[str]) -> tuple[dict[str, Array], float]:
@@ -300,20 +315,9 @@ def _interactions(subject: _Subject) -> Float[Array, "K K"]:
     return jnp.asarray(ggn_interactions(subject.model, subject.passes, subject.units, edits))
 
 
-def _bit_harms(subject: _Subject) -> Float[Array, "K W"]:
-    """One gradient a width, at the model in which all units have it."""
-    model, kernels, parts = subject.decoder, subject.kernels, subject.parts
-    gradient, _ = compiled_gradient(model)
-    harms = np.zeros((len(subject.units), len(WIDTHS)))
-    for column, bits in enumerate(WIDTHS):
-        errors = {path: rounding_error(kernel, bits=bits) for path, kernel in kernels.items()}
-        edited = {path: (kernel + errors[path]).astype(kernel.dtype) for path, kernel in kernels.items()}
-        _, state = nnx.split(with_parameters(model, parameters(model) | edited))
-        found = mean_gradients(model, summed_gradient(gradient, state, parts), parts, kernels)
-        for k, unit in enumerate(subject.units):
-            inside = [path for path in unit.paths if path in kernels]
-            harms[k, column] = sum(float(jnp.sum(jnp.abs(found[path] * errors[path]))) for path in inside)
-    return jnp.asarray(harms)
+def _run(subject: _Subject) -> tuple[Any, ...]:
+    """What fields of bits are made of."""
+    return subject.decoder, subject.parts, subject.kernels, subject.units, subject.widths
 
 
 FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
@@ -327,6 +331,8 @@ FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "held_out": _held_out,
     "traces": _traces,
     "interactions": _interactions,
-    "bit_harms": _bit_harms,
+    "bit_harms": lambda subject: bit_harms(*_run(subject), group=subject.settings.group),
+    "bit_errors": lambda subject: bit_errors(*_run(subject)[2:], group=subject.settings.group),
+    "low_slopes": lambda subject: low_slopes(*_run(subject), group=subject.settings.group),
 })
 _ON_PASSES = {"grams", "gains", "held_out", "traces", "interactions"}

@@ -2,32 +2,30 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import jax
 import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from curvjax.allocation import CONTROLS, PROGRAMS, Posed
-from curvjax.allocation.descent import projected
+from curvjax.allocation import CONTROLS, PROGRAMS
 from curvjax.allocation.rules import RULES
-from curvjax.allocation.search import Sample, evolve, greedy
 from curvjax.allocation.tuned import Tuned
 from curvjax.evaluation import paired_difference, perplexity
-from curvjax.layers import UnitShape
 from curvjax.models import Loaded, require_plain
 from curvjax.records import Arm, Comparison, Method, Outcomes, Pair, TextOutcome, Trial, digest, plain
 from curvjax.runs.allocate import PROGRAM, share_out
+from curvjax.runs.court import Choice, Court, JudgeSettings, selection_loss
 from curvjax.runs.descend import descend
-from curvjax.runs.draft import Draft, drafts, rebuilt_densely
+from curvjax.runs.draft import drafts, rebuilt_densely
 from curvjax.runs.evaluate import known, text_outcome
 from curvjax.runs.measure import unit_shapes
-from curvjax.runs.objective import Objective, objective
+from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.rounds import DescendSettings, Memory, free_shares
+from curvjax.runs.rounds import DescendSettings, Memory
+from curvjax.runs.searches import searched
 from curvjax.runs.text import Text, require_apart
 from curvjax.surgery import Surgery
 from curvjax.surgery.method import require_target
@@ -35,66 +33,6 @@ from curvjax.surgery.projections import kernel_units
 
 UNIFORM = "uniform"
 DESCENT = "descent"
-OFFSPRING = 16  # of an evolution: a few generations even of a hundred evaluations
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeSettings:
-    """What is judged beside the methods compared, and in what portions."""
-
-    priced: bool = True
-    """Also the descent by measured prices, where the method has them."""
-    searches: tuple[Literal["evopress", "greedy"], ...] = ()
-    """Also searches, by the divergence from the dense model on the selection rows alone."""
-    evaluations: int = 100
-    """Divergences that each search may ask for."""
-    move: float = 0.05
-    """What a search moves at a time, as a share of the mean unit."""
-    rows: int = 4
-    """Rows in memory at a time."""
-    seed: int = 0
-    """Of searches and controls."""
-
-    def __post_init__(self) -> None:
-        """Refuse what judges nothing."""
-        if self.evaluations < 1 or self.rows < 1 or not 0 < self.move < 1:
-            msg = f"need evaluations and rows of at least 1 and move in (0, 1); got {self}."
-            raise ValueError(msg)
-
-
-class _Court(NamedTuple):
-    """What all methods have in common.
-
-    shapes: of the comparison's units. fitness: of searches, on the selection rows. memory: of what was measured before.
-    """
-
-    loaded: Loaded
-    program: Any
-    surgery: Any
-    shapes: tuple[UnitShape, ...]
-    posed: Posed
-    text: Text
-    selection: Text
-    fitness: Objective
-    tests: Mapping[str, Text]
-    draft: Draft
-    memory: Memory
-    settings: JudgeSettings
-    gradient_seconds: float
-
-    def named(self, amounts: Float[np.ndarray, " K"]) -> dict[str, int]:
-        """Whole amounts by unit."""
-        return {shape.name: int(amount) for shape, amount in zip(self.shapes, amounts, strict=True)}
-
-
-class _Choice(NamedTuple):
-    """A method's best amounts, and how they were found. seconds: that it took."""
-
-    name: str
-    tuned: str | None
-    trials: tuple[Trial, ...]
-    amounts: dict[str, int]
-    seconds: float
 
 
 def judge(
@@ -141,8 +79,8 @@ def judge(
     require_target(surgery, comparison.target)
     court = _court(loaded, comparison, surgery, text, selection, tests, settings, directory)
     dense = _measured(court, None)  # first: texts that the model cannot read are refused before long work
-    extra: list[tuple[str, Callable[[], _Choice]]] = [
-        (name, lambda name=name: _searched(court, name)) for name in settings.searches
+    extra: list[tuple[str, Callable[[], Choice]]] = [
+        (name, lambda name=name: searched(court, name)) for name in settings.searches
     ]
     if settings.priced:
         extra.append((DESCENT, lambda: _descended(court, descent or DescendSettings(), directory, progress)))
@@ -181,17 +119,18 @@ def _court(
     tests: Mapping[str, Text],
     settings: JudgeSettings,
     directory: str | Path | None,
-) -> _Court:
+) -> Court:
     program = msgspec.convert(comparison.program, PROGRAMS[comparison.target])
     units = kernel_units(loaded.model, [unit.name for unit in comparison.units])
     shapes = unit_shapes(loaded.model, units)
     posed = program.pose(shapes)
     origins = {name: each.origin for name, each in {"text": text, "selection": selection, **tests}.items()}
     key = digest({"model": loaded.sha256, "surgery": [surgery.name, plain(surgery)], "texts": plain(origins)})
-    return _Court(
+    return Court(
         loaded=loaded,
         program=program,
         surgery=surgery,
+        units=units,
         shapes=shapes,
         posed=posed,
         text=text,
@@ -213,7 +152,7 @@ def _methods(comparison: Comparison) -> list[Method]:
     return found
 
 
-def _tuned(court: _Court, method: Method, comparison: Comparison) -> _Choice:
+def _tuned(court: Court, method: Method, comparison: Comparison) -> Choice:
     """A method at the setting of least selection loss."""
     program, rule = court.program, RULES.get(method.rule)
     tuned: Tuned | None = getattr(program, "tuned", None) if method.rule == PROGRAM else rule and rule.tuned
@@ -236,72 +175,18 @@ def _tuned(court: _Court, method: Method, comparison: Comparison) -> _Choice:
 
 
 def _tried(
-    court: _Court, name: str, tuned: str | None, candidates: list[tuple[float | None, Float[np.ndarray, " K"]]]
-) -> _Choice:
+    court: Court, name: str, tuned: str | None, candidates: list[tuple[float | None, Float[np.ndarray, " K"]]]
+) -> Choice:
     trials, seconds = [], 0.0
     for value, amounts in candidates:
-        loss, spent = _selection_loss(court, amounts)
+        loss, spent = selection_loss(court, amounts)
         trials.append(Trial(value=value, selection_nll=loss))
         seconds += spent
     best = int(np.argmin([trial.selection_nll for trial in trials]))
-    return _Choice(name, tuned, tuple(trials), court.named(candidates[best][1]), seconds)
+    return Choice(name, tuned, tuple(trials), court.named(candidates[best][1]), seconds)
 
 
-def _selection_loss(court: _Court, amounts: Float[np.ndarray, " K"]) -> tuple[float, float]:
-    """Of the draft at whole amounts; and the seconds that it took."""
-    shares = np.asarray(amounts) / np.broadcast_to(court.posed.scale, len(amounts))
-    rows = court.settings.rows
-
-    def loss() -> float:
-        return perplexity(court.draft(shares), court.selection.batch, rows_at_once=rows).nll
-
-    return _timed(court, "draft", court.named(amounts), loss)
-
-
-def _timed(court: _Court, what: str, at: Any, compute: Callable[[], float]) -> tuple[float, float]:
-    """A number, and the seconds that it took when it was measured."""
-
-    def timed() -> tuple[float, float]:
-        began = time.perf_counter()
-        found = compute()
-        return found, time.perf_counter() - began
-
-    found, seconds = court.memory(what, at, timed)
-    return found, seconds
-
-
-def _sampled(whole: Objective, sample: Sample) -> Objective:
-    """On some of the rows: at least one, the same for equal samples."""
-    rows = whole.whole.batch.tokens.shape[0]
-    count = max(1, round(sample.share * rows))
-    return whole.of(np.sort(np.random.default_rng(sample.draw).permutation(rows)[:count])) if count < rows else whole
-
-
-def _searched(court: _Court, name: str) -> _Choice:
-    """A search over shares, at so many evaluations of the divergence on selection rows, as EvoPress is published."""
-    if court.program.target != "sparsity":
-        msg = f"searches move shares of weights; {court.program.target} has none."
-        raise ValueError(msg)
-    size = np.asarray([shape.weights for shape in court.shapes], np.float64)
-    free = free_shares(court.posed, size)
-    start, key = projected(np.full(size.size, court.program.budget), free), jax.random.key(court.settings.seed)
-    step, evaluations, seconds = court.settings.move * float(size.mean()), court.settings.evaluations, []
-
-    def loss(x: Float[np.ndarray, " K"], sample: Sample) -> float:
-        at = [x.tolist(), sample]
-        found, spent = _timed(court, "search", at, lambda: _sampled(court.fitness, sample)(court.draft(x)))
-        seconds.append(spent)
-        return found
-
-    if name == "evopress":
-        found = evolve(loss, start, free, evaluations=evaluations, key=key, step=step, offspring=OFFSPRING)
-    else:
-        found = greedy(lambda x: loss(x, Sample()), start, free, evaluations=evaluations, key=key, step=step)
-    choice = _tried(court, name, None, [(None, court.posed.rounded(found.x).amount)])
-    return choice._replace(seconds=choice.seconds + sum(seconds))
-
-
-def _descended(court: _Court, settings: DescendSettings, directory: str | Path | None, progress: Progress) -> _Choice:
+def _descended(court: Court, settings: DescendSettings, directory: str | Path | None, progress: Progress) -> Choice:
     """The descent; its seconds are those of its first run."""
     texts = (court.text, court.selection)
     where = None if directory is None else Path(directory) / DESCENT
@@ -311,10 +196,10 @@ def _descended(court: _Court, settings: DescendSettings, directory: str | Path |
     about = [plain(settings), plain(court.program)]
     _, seconds = court.memory("descent", about, lambda: (best.selection_nll, time.perf_counter() - began))
     trials = (Trial(value=None, selection_nll=best.selection_nll),)
-    return _Choice(DESCENT, None, trials, dict(found.allocation.amounts), seconds)
+    return Choice(DESCENT, None, trials, dict(found.allocation.amounts), seconds)
 
 
-def _arm(court: _Court, choice: _Choice) -> Arm:
+def _arm(court: Court, choice: Choice) -> Arm:
     return Arm(
         method=choice.name,
         tuned=choice.tuned,
@@ -326,7 +211,7 @@ def _arm(court: _Court, choice: _Choice) -> Arm:
     )
 
 
-def _measured(court: _Court, amounts: dict[str, int] | None) -> dict[str, TextOutcome]:
+def _measured(court: Court, amounts: dict[str, int] | None) -> dict[str, TextOutcome]:
     """The model as the surgery rebuilds it, on every test text; the dense model for None."""
 
     def compute() -> dict[str, TextOutcome]:

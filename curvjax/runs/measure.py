@@ -76,6 +76,8 @@ class ScoreSettings:
     """Random directions of the slopes of each unit."""
     step: float = 1e-3
     """Half the distance of the two losses of a slope, in standard deviations of the direction."""
+    group: int = 64
+    """Inputs that share a scale where plans of bits look at rounding; -1: all; with --outcome that of its method."""
     seed: int = 0
     """Of tokens, directions and probes."""
 

@@ -14,6 +14,7 @@ from curvjax.scores.totals import whole_total
 @plan(
     "eva",
     needs=("kernels", "moments"),
+    target="rank",
     total="rank of adapters, summed over all matrices",
     amount="rank of adapters, summed over the unit's matrices",
     source="Paischer et al. 2024, arXiv 2410.07170",

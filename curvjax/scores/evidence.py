@@ -8,7 +8,14 @@ from jaxtyping import Array, Float
 from curvjax.curvature import UnitGram
 from curvjax.layers import Unit
 
-WIDTHS = (2, 3, 4, 8)  # bits, of which harms are measured; those that `Bits` allows by itself
+WIDTHS = (2, 3, 4, 8)  # those that `Bits` allows by itself
+
+
+class Widths(NamedTuple):
+    """Bits at which rounding is measured. menu: rising, of the columns. low: of them, that of `low_slopes`."""
+
+    menu: tuple[int, ...] = WIDTHS
+    low: int = WIDTHS[0]
 
 
 class Evidence(NamedTuple):
@@ -21,9 +28,11 @@ class Evidence(NamedTuple):
     Fisher), and against the gradient of the validation text. slopes: `[K, S]` central differences
     (R(theta + eps z) - R(theta - eps z)) / (2 eps) along S standard normal directions z of one unit each. gains: `[K]`
     zeta^2. held_out: `[K]` held-out gains, of the validation text. traces: `[K]` of the curvature. interactions:
-    `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k. bit_harms: `[K, W]` nats,
-    sum |g (w_b - w)| of rounding unit k to each of the `WIDTHS` b, with the gradient g of the mean loss where all units
-    are rounded so.
+    `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k. With w_b the weights of unit k
+    rounded to b bits, a column for each width of `widths.menu`: bit_harms: `[K, W]` nats, sum |g (w_b - w)| with the
+    gradient g of the mean loss where all units are rounded so; bit_errors: `[K, W]` |w_b - w|^2; low_slopes: `[K, W]`
+    nats, g' (w_low - w_b) with the gradient g of the mean KL divergence from the model's predictions to those of the
+    model where all units have `widths.low` bits.
     """
 
     units: tuple[Unit, ...]
@@ -38,3 +47,6 @@ class Evidence(NamedTuple):
     traces: Float[Array, " K"] | None = None
     interactions: Float[Array, "K K"] | None = None
     bit_harms: Float[Array, "K W"] | None = None
+    bit_errors: Float[Array, "K W"] | None = None
+    low_slopes: Float[Array, "K W"] | None = None
+    widths: Widths = Widths()

@@ -30,7 +30,11 @@ class Score(NamedTuple):
 
 
 class Planner(Protocol):
-    """Evidence and a total to what each unit gets or gives."""
+    """Evidence and a total to what each unit gets or gives.
+
+    A planner of "bits" also takes `menu`, a `curvjax.allocation.Menu` of widths, sizes, frozen and tied units; None:
+    any of the widths measured, for every unit by itself.
+    """
 
     def __call__(self, evidence: Evidence, *, total: float) -> Float[Array, " K"]:
         """`[K]` amounts, in the order of the units."""
@@ -100,7 +104,7 @@ def plan(
 
 
 def _require_fields(name: str, needs: tuple[str, ...]) -> None:
-    known = [field for field in Evidence._fields if field != "units"]
+    known = [field for field in Evidence._fields if field not in ("units", "widths")]
     unknown = sorted(set(needs) - set(known))
     if unknown:
         msg = f"{name} needs {unknown}, which evidence does not have; its fields are {', '.join(known)}."

@@ -36,7 +36,10 @@ SCORES = {
     "bits": ("gain", "trace", "fisher-trace", "layer-card-resnorm"),
 }  # fmt: skip
 RULES = {"sparsity": ("program", "owl", "uniform", "atp"), "bits": ("program", "uniform")}
-PLANS = {"sparsity": ("lamp", "wanda-global", "gradient-global"), "bits": ()}
+PLANS = {
+    "sparsity": ("lamp", "wanda-global", "gradient-global"),
+    "bits": ("autoscheme", "dynamic-quant", "hawq", "radio"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,8 @@ def main(settings: Settings) -> None:
     measured = ScoreSettings(rtol=0.1)
     with bars() as progress:
         common = {"validation": validation, "progress": progress}
-        found = measured_for(loaded, evidence, chosen, measured, **common)
+        first = PROGRAMS[settings.target](settings.budgets[0])
+        found = measured_for(loaded, evidence, chosen, measured, first, **common)
         for budget in settings.budgets:
             program = PROGRAMS[settings.target](budget)
             compared = compare(loaded, evidence, program, chosen, measured, found=found, **common)

@@ -6,6 +6,7 @@ import pytest
 
 from curvjax.allocation.descent import Free, projected
 from curvjax.allocation.search import Sample, Stage, evolve, greedy
+from curvjax.allocation.space import Shares
 
 COUNT = 6
 ALL = (Stage(1, 1.0),)
@@ -30,13 +31,12 @@ def best(free, a):
 
 def evolved(loss, x, free, *, key=1, evaluations=300, step=2.0):
     on_all = {"offspring": 8, "stages": ALL}
-    return evolve(
-        lambda amounts, _: loss(amounts), x, free, evaluations=evaluations, key=jax.random.key(key), step=step, **on_all
-    )
+    space = Shares(x, free, step)
+    return evolve(lambda amounts, _: loss(amounts), space, evaluations=evaluations, key=jax.random.key(key), **on_all)
 
 
 def climbed(loss, x, free, *, key=1, evaluations=300, step=2.0):
-    return greedy(loss, x, free, evaluations=evaluations, key=jax.random.key(key), step=step)
+    return greedy(loss, Shares(x, free, step), evaluations=evaluations, key=jax.random.key(key))
 
 
 SEARCHES = {"evolve": evolved, "greedy": climbed}
@@ -117,7 +117,8 @@ def test_samples_grow_are_shared_within_a_round_and_the_last_is_all():
         return harm(free, a)(amounts) + np.random.default_rng(sample.draw).normal()
 
     stages = (Stage(4, 0.125), Stage(2, 0.5), Stage(1, 1.0))
-    found = evolve(loss, x, free, evaluations=15, key=jax.random.key(1), step=2.0, offspring=8, stages=stages)
+    space = Shares(x, free, 2.0)
+    found = evolve(loss, space, evaluations=15, key=jax.random.key(1), offspring=8, stages=stages)
     # one generation: 8/8 + 4/2 + 2, and room for one at its most, 5: the start and two, or more where losses are known
     generation = [*[Sample(0.125, 1)] * 8, *[Sample(0.5, 1)] * 4, *[Sample()] * 2]
     assert asked[:15] == [Sample(), *generation]
@@ -132,7 +133,7 @@ def test_selection_by_a_cheap_sample_misses_what_it_does_not_see():
     stages = (Stage(1, 0.1), Stage(1, 1.0))
     found = evolve(
         lambda amounts, sample: loss(amounts) * (1 if sample.share == 1 else -1),
-        *(x, free), evaluations=60, key=jax.random.key(1), step=2.0, offspring=20, stages=stages,
+        Shares(x, free, 2.0), evaluations=60, key=jax.random.key(1), offspring=20, stages=stages,
     )  # fmt: skip
     assert (np.diff(found.trace) <= 0).all()
     assert found.loss > SEARCHES["evolve"](loss, x, free, evaluations=60).loss
@@ -182,5 +183,6 @@ def test_rounds_that_mean_nothing_are_refused(offspring, stages, message):
     free, x, _ = problem(1)
     with pytest.raises(ValueError, match=message):
         evolve(
-            lambda *_: 0.0, x, free, evaluations=99, key=jax.random.key(1), step=1.0, offspring=offspring, stages=stages
-        )
+            lambda *_: 0.0, Shares(x, free, 1.0), evaluations=99, key=jax.random.key(1), offspring=offspring,
+            stages=stages,
+        )  # fmt: skip

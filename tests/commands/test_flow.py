@@ -1,10 +1,12 @@
 """Commands one after the other, from a model and a text to what comes of them."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from curvjax.commands import budgets
 from curvjax.models import load_model, weights_hash
 from curvjax.records import Allocation, Comparison, ModelOrigin, Origin, Outcome, Rebuilt, Scores
 from curvjax.runs import evidence as measuring
@@ -203,6 +205,23 @@ def test_scores_and_rules_are_compared_in_a_record_a_table_and_a_figure(command,
     assert [found.rule for found in record.methods] == ["program", "owl"] * 2 + ["uniform", "lamp"]
     assert all(found.spent == pytest.approx(0.4 * 12 * 1920) for found in record.methods)
     assert all(rule in output for rule in ("layer-card-energy", "erk", "lamp"))
+
+
+@pytest.mark.parametrize(("words", "group"), [((), 64), (("--group", 16), 16), (("--group", 16, "--outcome"), 8)])
+def test_rounding_is_looked_at_as_what_rebuilds_rounds(command, model, data, monkeypatch, words, group):
+    asked = []
+
+    def compared(loaded, text, program, settings, measured, **_):
+        asked.append(measured.group)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(budgets, "compare", compared)
+    monkeypatch.setattr(budgets, "judged_texts", lambda *_: SimpleNamespace(scored="text"))
+    monkeypatch.setattr(budgets, "read", lambda *_: "text")
+    monkeypatch.setattr(budgets, "with_validation", lambda text, *_: (text, None))
+    method = ("--target", "bits", "--method", "nearest", "--method.group", 8)
+    refused(command("compare", model, "--data", data, "--budget", 3, *method, *words), "far enough")
+    assert asked == [group]
 
 
 def test_calibration_documents_are_shuffled_by_the_seed_and_not_lost(command, model, data, tmp_path, stand_ins):

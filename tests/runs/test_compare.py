@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from curvjax.allocation import Bits, Experts, Ranks, Sparsity
+from curvjax.layers import UnitShape
 from curvjax.records import Comparison, FieldCost
 from curvjax.runs import compare as comparing
 from curvjax.runs import evidence as measuring
@@ -13,6 +15,7 @@ from curvjax.runs.compare import CompareSettings, compare
 from curvjax.runs.measure import ScoreSettings, units_of
 from curvjax.runs.text import with_validation
 from curvjax.scores import PLANS, SCORES, Evidence
+from curvjax.scores.evidence import Widths
 from tests.runs.stand_ins import drawn_gradients
 from tests.runs.tiny import ROWS, rows, texts
 
@@ -147,6 +150,85 @@ def test_capacity_is_shared_out_by_every_rule(loaded, text, program):
     assert found.unit == {"rank": "adapter parameters", "experts": "experts", "bits": "bits"}[program.target]
 
 
+BITS = CompareSettings(scores=(), rules=("uniform",), plans=("autoscheme", "dynamic-quant", "hawq", "radio"))
+
+
+@pytest.fixture
+def rounded_at(monkeypatch):
+    """Evidence of bits drawn for the widths that are asked for: what it is made of is tested elsewhere."""
+    asked = []
+
+    def measure(model, text, units, needs, settings, *, widths, **_):
+        asked.append(widths)
+        rng, columns = np.random.default_rng(1), np.asarray(widths.menu)
+        table = rng.uniform(1, 2, (len(units), 1)) * 4.0**-columns
+        fields = dict.fromkeys(["bit_harms", "bit_errors", "low_slopes"], jnp.asarray(table))
+        kernels = {path: jnp.ones((2, 2)) for unit in units for path in unit.paths}
+        found = Evidence(units, kernels=kernels, traces=jnp.ones(len(units)), widths=widths, **fields)
+        costs = tuple(FieldCost(field=name, seconds=1.0, gradient_equivalents=1.0) for name in needs)
+        return measuring.Measured(found, costs, 1.0)
+
+    monkeypatch.setattr(comparing, "measure_evidence", measure)
+    return asked
+
+
+def test_plans_of_bits_honour_the_widths_allowed_frozen_and_tied(loaded, text, rounded_at):
+    names = [unit.name for unit in units_of(loaded.model, replace(MEASURED, granularity="module"))]
+    program = Bits(4.0, allowed=(3, 5, 6), frozen=(names[0],), tie="projection")
+    found = compare(loaded, text, program, BITS, replace(MEASURED, granularity="module"))
+    assert rounded_at[-1] == Widths((3, 5, 6), 3)
+    for each in found.methods[1:]:
+        assert each.refused is None
+        widths = dict(zip(names, each.amounts, strict=True))
+        assert set(each.amounts) <= {3, 5, 6}
+        kind = names[0].split(".", 2)[2]
+        assert {width for name, width in widths.items() if name.endswith(kind)} == {6}  # tied to the frozen one
+        for other in {name.split(".", 2)[2] for name in names}:
+            assert len({width for name, width in widths.items() if name.endswith(other)}) == 1
+        assert each.spent <= found.requested * (1 + 1e-12)
+
+
+def test_evidence_of_another_low_width_stands_with_its_reason(loaded, text, rounded_at):
+    found = comparing.measured_for(loaded, text, BITS, MEASURED, Bits(3))
+    other = compare(loaded, text, Bits(3.5), BITS, MEASURED, found=found)
+    reasons = {each.name: each.refused for each in other.methods if each.refused}
+    assert reasons.keys() == {"dynamic-quant"}
+    assert "starts from 3, but its slopes were measured where all units have 2" in reasons["dynamic-quant"]
+
+
+@pytest.mark.parametrize("program", [Ranks(4), Ranks(4, minimum=2, frozen=("layers.3",), allowed=(2, 4, 8))])
+def test_eva_shares_out_ranks_at_their_cost(loaded, text, program):
+    found = compare(loaded, text, program, CompareSettings(scores=(), rules=("uniform",), plans=("eva",)), MEASURED)
+    each = method(found, "eva")
+    assert each.refused is None
+    assert len(set(each.amounts)) > 1
+    assert 0.9 * found.requested <= each.spent <= found.requested
+    if program.frozen:
+        assert each.amounts[3] == 2
+        assert set(each.amounts) <= {2, 4, 8}
+    else:
+        shapes = comparing.unit_shapes(loaded.model, units_of(loaded.model, MEASURED))
+        count = len(shapes[0].projections)
+        needed = measuring.measure_evidence(
+            loaded.model, text, units_of(loaded.model, MEASURED), ["kernels", "moments"], MEASURED
+        )
+        ranks = np.asarray(PLANS["eva"].of(needed.evidence, total=4.0 * 12 * count)) / count  # costs are equal here
+        np.testing.assert_allclose(each.continuous, ranks, rtol=1e-6)
+
+
+def test_a_unit_of_several_matrices_takes_their_mean_rank():
+    names = ("q", "k", "v"), ("up",)
+    shapes = [UnitShape(f"layers.{k}", k, dict.fromkeys(inside, (8, 8))) for k, inside in enumerate(names)]
+    program, asked = Ranks(2), []
+
+    def plan(evidence, *, total):
+        asked.append(total)
+        return [6.0, 2.0]
+
+    found = comparing._of_ranks(plan, None, program, program.pose(shapes), shapes)
+    assert (asked, found.continuous.tolist(), found.whole.amount.tolist()) == ([8.0], [2.0, 2.0], [2, 2])
+
+
 def test_a_gains_record_is_used_with_its_own_cost(loaded, text, gains):
     settings = CompareSettings(scores=("gain",), rules=("program",))
     found = compare(loaded, text, HALF, settings, MEASURED, gains=gains)
@@ -194,7 +276,8 @@ def test_the_validation_text_is_handed_on_and_counted(loaded, monkeypatch):
         (HALF, {"rules": ("layerif",)}, "rules layerif are not of sparsity; there are program, .*owl"),
         (Ranks(2), {"rules": ("owl",)}, "rules owl are not of rank; there are program, .*layerif"),
         (HALF, {"plans": ("rdp",)}, "plans rdp are not of sparsity; there are .*lamp, magnitude-global"),
-        (Ranks(2), {"plans": ("lamp",)}, "plans lamp are not of rank; there are none"),
+        (Ranks(2), {"plans": ("lamp",)}, "plans lamp are not of rank; there are eva"),
+        (Experts(2), {"plans": ("lamp",)}, "plans lamp are not of experts; there are none"),
         (HALF, {"rules": ()}, r"nothing shares out the budget: name rules \(program, "),
         (Sparsity(0.97), {}, "out of reach"),
         (Ranks(100), {}, "a mean rank of 100 with a minimum of 1 is out of reach"),
@@ -214,5 +297,6 @@ def test_gains_of_another_model_are_refused(loaded, text, gains, stranger):
 
 def test_plans_of_a_target_say_what_they_remove():
     sparsity = {"lamp", "magnitude-global", "wanda-global", "gradient-global"}
-    assert {name for name, plan in PLANS.items() if plan.target} == sparsity | {"autoscheme"}
+    bits = {"autoscheme", "dynamic-quant", "hawq", "radio"}
+    assert {name for name, plan in PLANS.items() if plan.target} == sparsity | bits | {"eva"}
     assert all("to remove" in plan.amount for plan in PLANS.values() if plan.target == "sparsity")

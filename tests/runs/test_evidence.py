@@ -16,17 +16,20 @@ from curvjax.models import Decoder, DecoderConfig, parameters, weights_hash, wit
 from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Cost, GainEvidence, ModelOrigin, Origin, Scores, TextOrigin, UnitScore
 from curvjax.runs import evidence as measuring
+from curvjax.runs.bit_evidence import rounded
 from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error, slope_keys
 from curvjax.runs.measure import ScoreSettings, unit_shapes
 from curvjax.runs.steps import Chosen
 from curvjax.runs.text import Text
 from curvjax.scores import Evidence
-from curvjax.scores.evidence import WIDTHS
+from curvjax.scores.evidence import WIDTHS, Widths
+from curvjax.surgery import Nearest
+from curvjax.surgery.codes import decoded, nearest
 from curvjax.testing import dense_ggn, dense_matrix
 
 SETTINGS = ScoreSettings(
     rows=2, stream_tokens=9, step=1e-5, directions=2, policy="absolute", damping=0.1, rtol=1e-6,
-    probes=60, seed=1,
+    probes=60, seed=1, group=4,
 )  # fmt: skip
 
 
@@ -251,7 +254,7 @@ def test_only_what_is_needed_is_measured(decoder, texts, units, quick_gradients)
         decoder, texts[0], units, ["stream", "kernels"], SETTINGS, progress=lambda *x: told.append(x)
     )
     known = {name for name in Evidence._fields if getattr(found.evidence, name) is not None}
-    assert known == {"units", "kernels", "stream"}
+    assert known == {"units", "widths", "kernels", "stream"}
     assert [cost.field for cost in found.costs] == ["kernels", "stream"]
     assert told == [("evidence", 0, 2), ("evidence", 1, 2), ("evidence", 2, 2)]
 
@@ -309,16 +312,78 @@ def test_held_out_gains_lack_their_rows(decoder, texts, units, quick_gradients):
         measure_evidence(decoder, texts[0], units, ["gains"], replace(SETTINGS, policy="held-out"))
 
 
-def test_harms_of_widths_are_gradients_at_the_rounded_model_times_what_rounding_does(decoder, texts, evidence, units):
-    values, batch = parameters(decoder), texts[0].batch
+def on_grid(kernel, bits, group=4):
+    """At the nearest of 2^bits points from least to greatest, zero among them, of each output's groups of inputs."""
+    kernel, most = np.asarray(kernel), 2**bits - 1
+    grouped = kernel.reshape(-1, group, kernel.shape[1])
+    low, high = (pick(grouped, axis=1, keepdims=True) for pick in (np.min, np.max))
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = ((high - low) / most).astype(np.float16).astype(np.float64)
+    zero = np.clip(np.round(-low / scale), 0, most)
+    return ((np.clip(np.round(grouped / scale) + zero, 0, most) - zero) * scale).reshape(kernel.shape)
+
+
+def of_units(units, numbers):
+    """Numbers of paths summed over each unit."""
+    return [sum(numbers[path] for path in unit.paths if path in numbers) for unit in units]
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_bits_are_looked_at_on_the_grid_of_the_surgery(bits, evidence):
+    for kernel in evidence.kernels.values():
+        expected = on_grid(kernel, bits)
+        np.testing.assert_allclose(rounded(kernel, bits, group=4), expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            decoded(nearest(kernel, bits, Nearest(group=4).form), kernel.dtype), expected, atol=1e-7
+        )
+    assert rounded(kernel, 16, group=4) is kernel
+
+
+def test_harms_and_errors_are_of_each_width_at_the_model_rounded_to_it(decoder, texts, evidence, units):
+    values, batch, kernels = parameters(decoder), texts[0].batch, evidence.kernels
     gradient = jax.jit(jax.grad(lambda values: jnp.sum(row_losses(decoder, values, batch)) / jnp.sum(batch.weights)))
     for column, bits in enumerate(WIDTHS):
-        errors = {path: rounding_error(kernel, bits=bits) for path, kernel in evidence.kernels.items()}
-        slopes = gradient(values | {path: values[path] + error for path, error in errors.items()})
-        expected = [
-            sum(np.sum(np.abs(slopes[path] * errors[path])) for path in unit.paths if path in errors) for unit in units
-        ]
-        np.testing.assert_allclose(evidence.bit_harms[:, column], expected, rtol=1e-8)
+        low = {path: rounded(kernel, bits, group=4) for path, kernel in kernels.items()}
+        slopes = gradient(values | low)
+        moved = {path: np.asarray(low[path] - kernel) for path, kernel in kernels.items()}
+        harms = of_units(units, {path: np.sum(np.abs(slopes[path] * error)) for path, error in moved.items()})
+        errors = of_units(units, {path: np.sum(error**2) for path, error in moved.items()})
+        np.testing.assert_allclose(evidence.bit_harms[:, column], harms, rtol=1e-8)
+        np.testing.assert_allclose(evidence.bit_errors[:, column], errors, rtol=1e-12)
+
+
+@pytest.mark.parametrize("low", [2, 3])
+def test_low_slopes_are_of_the_divergence_at_the_low_model(low, decoder, texts, evidence, units, quick_gradients):
+    """By central differences along each unit's own change of width."""
+    values, batch, kernels = parameters(decoder), texts[0].batch, evidence.kernels
+
+    def predictions(values):
+        model = with_parameters(decoder, values)
+        return jax.nn.log_softmax(model(batch.tokens, positions_BT=batch.positions, segments_BT=batch.segments))
+
+    dense = predictions(values)
+
+    @jax.jit
+    def divergence(edited):
+        apart = jnp.sum(jnp.exp(dense) * (dense - predictions(values | edited)), axis=-1)
+        return jnp.sum(batch.weights * apart) / jnp.sum(batch.weights)
+
+    widths = Widths((2, 3, 5), low)
+    measured = measure_evidence(decoder, texts[0], units, ["low_slopes"], SETTINGS, widths=widths)
+    assert measured.evidence.widths == widths
+    base = {path: rounded(kernel, low, group=4) for path, kernel in kernels.items()}
+    for column, bits in enumerate(widths.menu):
+        for k, unit in enumerate(units):
+            inside = [path for path in unit.paths if path in kernels]
+            moves = {path: 1e-5 * (base[path] - rounded(kernels[path], bits, group=4)) for path in inside}
+            ends = [divergence(base | {path: base[path] + sign * moves[path] for path in inside}) for sign in (1, -1)]
+            slope = (ends[0] - ends[1]) / 2e-5
+            np.testing.assert_allclose(measured.evidence.low_slopes[k, column], slope, rtol=1e-5, atol=1e-9)
+
+
+def test_a_group_that_does_not_fit_is_refused_before_anything_is_measured(decoder, texts, units):
+    with pytest.raises(ValueError, match=r"groups of 64 inputs, which do not divide the 8 of layers\.0\.self"):
+        measure_evidence(decoder, texts[0], units, ["bit_errors"], replace(SETTINGS, group=64))
 
 
 def test_costs_are_quoted_in_gradients(measured):

@@ -3,22 +3,28 @@ import dataclasses
 import numpy as np
 import pytest
 
-from curvjax.allocation import Bits, Sparsity
+from curvjax.allocation import Bits, Ranks, Sparsity
+from curvjax.allocation.search import Sample
 from curvjax.data import Document
 from curvjax.evaluation import perplexity
+from curvjax.models import parameters, with_parameters
 from curvjax.records import Comparison
+from curvjax.runs import court as courts
 from curvjax.runs import judge as judging
+from curvjax.runs import searches
 from curvjax.runs.compare import CompareSettings, compare
 from curvjax.runs.judge import JudgeSettings, judge
+from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.objective import objective
 from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.text import TextSettings, packed
-from curvjax.surgery import Magnitude, Nearest, Wanda
+from curvjax.surgery import LoRA, Magnitude, Nearest, Wanda
+from curvjax.surgery.codes import decoded, nearest
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)
 COMPARED = CompareSettings(scores=("zd", "erk"), rules=("program", "owl", "atp"), plans=("lamp",))
-SETTINGS = JudgeSettings(rows=2, searches=("greedy", "evopress"), evaluations=40, move=0.2)
+SETTINGS = JudgeSettings(rows=2, searches=("greedy", "evopress", "besa"), evaluations=40, move=0.2, epochs=2)
 STEPS = DescendSettings(iterations=1, rows=2)
 
 
@@ -55,7 +61,7 @@ def arm(judged, name):
 def test_every_method_uniform_searches_and_the_descent_are_judged(judged):
     names = {arm.method for arm in judged.outcomes.arms}
     scored = {f"{score} + {rule}" for score in ("zd", "erk") for rule in ("program", "owl")}
-    assert names == scored | {"uniform", "atp", "lamp", "greedy", "evopress", "descent"}
+    assert names == scored | {"uniform", "atp", "lamp", "greedy", "evopress", "besa", "descent"}
     losses = [arm.selection_nll for arm in judged.outcomes.arms]
     assert losses == sorted(losses)
     assert not judged.outcomes.refused
@@ -108,18 +114,85 @@ def test_what_was_measured_is_not_measured_again(judged, shallow, compared, part
         pytest.fail("measured again")
 
     monkeypatch.setattr(judging, "perplexity", measured)
+    monkeypatch.setattr(courts, "perplexity", measured)
+    monkeypatch.setattr(searches, "learned_shares", measured)
     again = judge(shallow, compared, Magnitude(), **parts, settings=SETTINGS, descent=STEPS, directory=directory)
     assert again == judged
     path = again.save(tmp_path / "compare.json")
     assert Comparison.load(path) == judged
 
 
-def test_bits_are_judged_too_and_a_search_of_them_is_refused_in_the_record(shallow, parts):
+MODULES = ScoreSettings(granularity="module", group=8)
+
+
+@pytest.fixture(scope="module")
+def of_bits(shallow, parts):
+    """What chooses widths of single projections, one of them frozen."""
+    program = Bits(3, frozen=("layers.1.mlp.up_proj",), allowed=(2, 3, 4))
+    asked = CompareSettings(scores=(), rules=("uniform",), plans=("autoscheme",))
+    compared = compare(shallow, parts["text"], program, asked, MODULES)
+    names = ("greedy", "evopress", "scalebits", "besa")
+    every = dataclasses.replace(SETTINGS, searches=names, priced=False, evaluations=8, rounds=2)
+    return judge(shallow, compared, Nearest(group=8), **parts, settings=every)
+
+
+def test_widths_are_judged_by_plans_and_searches(of_bits):
+    assert {arm.method for arm in of_bits.outcomes.arms} == {"uniform", "autoscheme", "greedy", "evopress", "scalebits"}
+    assert of_bits.outcomes.refused == {
+        "besa": "besa learns shares of weights that go in an order known beforehand; nearest of bits has none."
+    }
+    sizes = {unit.name: unit.size for unit in of_bits.units}
+    for each in of_bits.outcomes.arms:
+        assert set(each.amounts.values()) <= {2, 3, 4}
+        assert each.amounts["layers.1.mlp.up_proj"] == 4
+        assert sum(sizes[name] * bits for name, bits in each.amounts.items()) <= of_bits.requested
+        assert each.search_gradients > 0
+    uniform = arm(of_bits, "uniform").selection_nll
+    assert arm(of_bits, "greedy").selection_nll <= uniform + 1e-6
+    assert arm(of_bits, "evopress").selection_nll <= uniform + 1e-6
+
+
+def test_bits_are_judged_with_their_descent(shallow, parts):
     compared = compare(shallow, parts["text"], Bits(3), CompareSettings(scores=("erk",), rules=("program", "uniform")))
-    settings = dataclasses.replace(SETTINGS, searches=("greedy",))
+    settings = dataclasses.replace(SETTINGS, searches=())
     found = judge(shallow, compared, Nearest(group=8), **parts, settings=settings, descent=STEPS).outcomes
     assert {arm.method for arm in found.arms} == {"erk + program", "uniform", "descent"}
-    assert found.refused == {"greedy": "searches move shares of weights; bits has none."}
+
+
+def test_width_changes_are_slopes_of_the_loss_at_the_model_as_it_is(of_bits, shallow, parts):
+    """By central differences on the way from these widths of one unit to others."""
+    wide = with_parameters(shallow.model, {p: v.astype(np.float64) for p, v in parameters(shallow.model).items()})
+    given = shallow._replace(model=wide), of_bits, Nearest(group=8), *parts.values(), SETTINGS, None
+    court = judging._court(*given)
+    x = court.posed.rounded(np.full(len(court.units), 3.0)).amount.astype(float)
+    found = searches._width_changes(court, court.posed.menu)(x)
+    assert found.shape == (len(court.units), 3)
+    here, batch = parameters(court.draft(x)), parts["text"].batch
+    for k in (0, len(court.units) - 1):
+        (path,) = court.units[k].paths
+        for column, bits in enumerate((2, 3, 4)):
+            move = decoded(nearest(parameters(wide)[path], bits, Nearest(group=8).form), np.float64) - here[path]
+            ends = [
+                perplexity(with_parameters(wide, here | {path: here[path] + step * move}), batch).nll
+                for step in (1e-4, -1e-4)
+            ]
+            assert found[k, column] == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-3, abs=1e-6)
+
+
+def test_searches_of_other_targets_are_refused_in_the_record(shallow, parts):
+    asked = CompareSettings(scores=(), rules=("uniform",))
+    for program, surgery, name, reason in (
+        (
+            Ranks(4),
+            LoRA(),
+            "greedy",
+            "searches move shares of weights, or entries of a menu of widths; rank has neither.",
+        ),
+        (Sparsity(0.5), Magnitude(), "scalebits", "scalebits raises entries of a menu of widths; sparsity has none."),
+    ):
+        compared = compare(shallow, parts["text"], program, asked)
+        settings = dataclasses.replace(SETTINGS, searches=(name,), priced=False)
+        assert judge(shallow, compared, surgery, **parts, settings=settings).outcomes.refused == {name: reason}
 
 
 def test_shared_documents_other_models_and_other_targets_are_refused(shallow, loaded, compared, parts):
@@ -131,19 +204,19 @@ def test_shared_documents_other_models_and_other_targets_are_refused(shallow, lo
         judge(shallow, compared, Nearest(), **parts)
 
 
-@pytest.mark.parametrize("change", [{"evaluations": 0}, {"rows": 0}, {"move": 1.0}])
+@pytest.mark.parametrize("change", [{"evaluations": 0}, {"rounds": 0}, {"epochs": 0}, {"rows": 0}, {"move": 1.0}])
 def test_settings_out_of_range_are_refused(change):
-    with pytest.raises(ValueError, match="need evaluations and rows of at least 1"):
+    with pytest.raises(ValueError, match="need evaluations, rounds, epochs and rows of at least 1"):
         JudgeSettings(**change)
 
 
 def test_samples_of_rows_are_the_same_for_equal_draws(shallow, parts):
     whole = objective(shallow.model, parts["text"].batch, kind="divergence", rows=2)
-    half = judging.Sample(0.5, 3)
-    first, second = (judging._sampled(whole, half).whole.batch for _ in range(2))
+    half = Sample(0.5, 3)
+    first, second = (courts.sampled(whole, half).whole.batch for _ in range(2))
     np.testing.assert_array_equal(first.tokens, second.tokens)
     assert len(first.tokens) == round(0.5 * len(whole.whole.batch.tokens))
-    assert judging._sampled(whole, judging.Sample()) is whole
+    assert courts.sampled(whole, Sample()) is whole
 
 
 def test_wanda_is_judged_on_drafts_and_tested_as_it_rebuilds(shallow, parts):

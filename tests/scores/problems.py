@@ -50,6 +50,8 @@ def draw(seed, layers=LAYERS):
         held_out=jnp.asarray(rng.uniform(-1, 2, size=layers)),
         interactions=jnp.asarray(edits.T @ edits),
         bit_harms=jnp.asarray(rng.uniform(1, 2, size=(layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8])),
+        bit_errors=jnp.asarray(rng.uniform(1, 2, size=(layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8])),
+        low_slopes=jnp.asarray(rng.normal(1, 1, size=(layers, 4))),
     )
 
 
@@ -65,6 +67,8 @@ def reordered(evidence, order):
         held_out=evidence.held_out[index],
         interactions=evidence.interactions[index][:, index],
         bit_harms=evidence.bit_harms[index],
+        bit_errors=evidence.bit_errors[index],
+        low_slopes=evidence.low_slopes[index],
     )
 
 

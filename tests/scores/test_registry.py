@@ -13,7 +13,16 @@ from tests.scores.problems import LAYERS, draw, reordered
 ORDER = [3, 11, 0, 7, 1, 10, 2, 9, 4, 6, 5, 8]
 TOTALS = {
     **dict.fromkeys(["lamp", "magnitude-global", "wanda-global", "gradient-global"], 0.6),
-    **{"welore": 90.0, "eva": 90.0, "autoscheme": 3.5, "rdp": 5.0, "augmented-hessians": 5.0},
+    **{
+        "welore": 90.0,
+        "eva": 90.0,
+        "autoscheme": 3.5,
+        "dynamic-quant": 3.0,
+        "hawq": 3.5,
+        "radio": 3.5,
+        "rdp": 5.0,
+        "augmented-hessians": 5.0,
+    },
 }
 EVERYTHING = {name: score.of for name, score in SCORES.items()} | {
     name: lambda evidence, name=name: PLANS[name].of(evidence, total=TOTALS[name]) for name in PLANS
