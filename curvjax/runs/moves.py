@@ -65,7 +65,7 @@ def measure_moves(
     sums, base, done = np.zeros(len(moves)), 0.0, 0
     for k, streams in streams_before(layered, parts):
         if k == len(layered.blocks):
-            base = _whole(layered, streams, parts)
+            base = summed_loss(layered, streams, parts)
             break
         mine = by_layer.get(k, ())
         found = _moments(model, k, streams, parts) if moments and mine else {}
@@ -98,10 +98,11 @@ def loss_from(
     """The summed loss, with other weights in one layer, from the stream before it."""
     blocks = [*model.blocks[:layer], weights, *model.blocks[layer + 1 :]]
     after = [run_blocks(model, blocks, layer, x, part) for x, part in zip(streams, parts, strict=True)]
-    return _whole(model, after, parts)
+    return summed_loss(model, after, parts)
 
 
-def _whole(model: LayeredModel, streams: Sequence[Array], parts: Sequence[Batch]) -> float:
+def summed_loss(model: LayeredModel, streams: Sequence[Array], parts: Sequence[Batch]) -> float:
+    """The summed loss from the stream after the last layer."""
     return sum(float(_summed(model.loss, model.outer, x, part)) for x, part in zip(streams, parts, strict=True))
 
 
