@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curvjax.allocation import Bits, Program, Sparsity
+from curvjax.allocation import Bits, Program, Ranks, Sparsity
 from curvjax.models import Loaded
 from curvjax.records import Allocation, Comparison, Descent, Promise, Rebuilt, Scores
 from curvjax.runs import compare as _compare
@@ -129,7 +129,7 @@ def descend(
     model: Loaded,
     text: Text,
     selection: Text,
-    program: Sparsity | Bits,
+    program: Sparsity | Bits | Ranks,
     method: Surgery | None = None,
     *,
     start: Allocation | None = None,
@@ -137,15 +137,16 @@ def descend(
     progress: Progress = silent,
     **settings: Any,
 ) -> Descent:
-    """Amounts of equal measured price [M22]-[M24]: what each unit's next weight or bit costs at the model as rebuilt.
+    """Amounts of equal measured price [M22]-[M24]: what each unit's next weight, bit or rank costs as rebuilt.
 
     Args:
       model: of `load`, dense.
       text: calibration rows, on which prices are measured.
       selection: rows of other documents, by which the steps are judged; test on others again.
       program: the budget and its bounds.
-      method: that rebuilds, and so is priced: `Wanda()`, which is the default, `Magnitude()`, `Channels()`; of bits
-        `Nearest()`, `GPTQ()`.
+      method: that rebuilds, and so is priced: `Wanda()`, which is the default, `Magnitude()`, `Channels()`,
+        `SparseGPT()`, and with `Sparsity(pattern=8)` those of single weights with the pattern "n:8"; of bits
+        `Nearest()`, `GPTQ()`; of ranks `Factorize()`.
       start: amounts to begin with; uniform if None.
       directory: where finished steps are kept, so that a run that was stopped goes on.
       progress: told (what, done, all).

@@ -6,6 +6,30 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
+class Menu(NamedTuple):
+    """What each of K units may have.
+
+    amount: `[K, J]` entries by rising cost; a short menu repeats its last one. cost: `[K, J]` budget that each takes.
+    budget: most that all may take.
+    """
+
+    amount: Float[np.ndarray, "K J"]
+    cost: Float[np.ndarray, "K J"]
+    budget: float
+
+    def places(self, amounts: Float[np.ndarray, " K"]) -> Int[np.ndarray, " K"]:
+        """The entries that are nearest to these amounts, the first of equal ones."""
+        return np.abs(self.amount - amounts[:, None]).argmin(axis=1)
+
+    def amounts(self, place: Int[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+        """What these entries stand for."""
+        return np.take_along_axis(self.amount, place[:, None], 1)[:, 0]
+
+    def costs(self, place: Int[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+        """What these entries take of the budget."""
+        return np.take_along_axis(self.cost, place[:, None], 1)[:, 0]
+
+
 class Moves(NamedTuple):
     """What one entry up and one entry down the menu do, each unit moved alone from where all are now.
 

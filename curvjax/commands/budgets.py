@@ -138,11 +138,11 @@ class Compare:
 
 @dataclass(frozen=True)
 class Descend:
-    """Share out a sparsity or bits by prices measured at the rebuilt model -> allocation.json, descent.json.
+    """Share out sparsity, bits or ranks by prices measured at the rebuilt model -> allocation.json, descent.json.
 
-    Each round measures what one more weight removed, or one step of width, costs in every unit of the model as it is
-    rebuilt then, and moves the budget to where it buys most; the look of least loss on selection texts is kept. A run
-    that was killed goes on to the same numbers.
+    Each round measures what one more weight removed, or one step of N:M, width or rank, costs in every unit of the
+    model as it is rebuilt then, and moves the budget to where it buys most; the look of least loss on selection texts
+    is kept. A run that was killed goes on to the same numbers.
     """
 
     choices: ClassVar = (TARGET._replace(default="sparsity"), METHOD._replace(prefix="method"))
@@ -152,10 +152,12 @@ class Descend:
     data: str = "demo:squad"
     """Text that is split by document: two thirds to measure prices on, one third to select by."""
     target: str = "sparsity"
-    """What units receive: sparsity or bits; its settings are flags too."""
+    """What units receive: sparsity (also N:M, with --pattern 8 --method.pattern n:8), bits, or rank, of factors: there
+    the budget is a mean rank, s sum(in out) / sum(in + out) for a share s of the parameters. Its settings are flags."""
     method: str = "wanda"
-    """What rebuilds, and so is priced: wanda, magnitude, channels of sparsity; nearest, gptq of bits. Its settings are
-    flags after a dot, such as --method.group."""
+    """What rebuilds, and so is priced: of sparsity magnitude, wanda, channels (by one gradient a round), sparsegpt and
+    all N:M (by measured moves); nearest, gptq of bits; factorize of rank. Its settings are flags after a dot, such as
+    --method.group."""
     start: Path | None = None
     """allocation.json to begin with; uniform without."""
     out: Path = Path("runs/descent")

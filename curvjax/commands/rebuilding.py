@@ -13,6 +13,7 @@ from curvjax.interop import require_new
 from curvjax.models import is_checkpoint, save_hf
 from curvjax.records import Allocation
 from curvjax.runs.adapt import TrainSettings, adapt
+from curvjax.runs.depth import layers_by_loss
 from curvjax.runs.open import ModelSettings, open_model
 from curvjax.runs.progress import bars
 from curvjax.runs.rebuild import Saved, rebuild, save, without_layers
@@ -43,6 +44,8 @@ class Rebuild:
     """How; `curvjax methods` lists them. Its settings are flags too (`--method gptq --help`)."""
     drop: tuple[int, ...] = ()
     """Layers to leave out altogether, by index, where weights are pruned; the others lose what the allocation says."""
+    drop_by_loss: int = 0
+    """In place of --drop: so many layers, one at a time the one that the model loses least without, on --data."""
     out: Path = Path("runs/rebuilt")
     """New directory."""
     checkpoint: bool = False
@@ -56,12 +59,23 @@ class Rebuild:
         require_new(self.out)
         allocation = Allocation.load(self.allocation)
         allocation.require_target(method.targets, need=f"{method.name} needs")
-        if method.reads_text:
+        if self.drop and self.drop_by_loss:
+            msg = f"name the layers (--drop) or have them chosen (--drop-by-loss), not both; got {self.drop} and more."
+            raise ValueError(msg)
+        if method.reads_text or self.drop_by_loss:
             read_documents(self.data)  # refuses what is not there before the model is read
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
-            if self.drop:
-                loaded, allocation = without_layers(loaded, allocation, self.drop)
+            drop = self.drop
+            if self.drop_by_loss:
+                allocation.require_target(("sparsity",), need="dropping layers needs")
+                text = read(self.data, loaded, self.text)
+                went = layers_by_loss(loaded.model, text.batch, self.drop_by_loss, progress=progress)
+                drop = went.layers
+                told = ", ".join(f"{layer} ({loss:.4f})" for layer, loss in zip(drop, went.losses[1:], strict=True))
+                print(f"layers dropped, with the loss without them: {told}; {went.losses[0]:.4f} with all")
+            if drop:
+                loaded, allocation = without_layers(loaded, allocation, drop)
             text = read(self.data, loaded, self.text) if method.reads_text else None
             found = rebuild(loaded, allocation, method, text, progress=progress)
         for line in rebuilt_lines(found):

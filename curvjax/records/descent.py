@@ -10,11 +10,12 @@ from curvjax.records.value import Value
 
 @dataclass(frozen=True, kw_only=True)
 class Iterate:
-    """One look. amounts: `[K]`, shares removed or widths. selection_nll: nats a token.
+    """One look. amounts: `[K]`, shares removed, widths or ranks. selection_nll: nats a token.
 
     origin: place of the look that it steps from, None for the start. prices: `[K]` of a unit of budget. spread:
-    residual of the measured problem. up, down: `[K]` measured change of the objective by one entry up and down the
-    menu, None where there is none. These four are None where a look was only judged.
+    residual of the measured problem. up, down: `[K]` measured change of the objective by one entry up and down
+    the menu, by rising cost (of N:M, fewer zeros are up), None where there is none. These four are None where a look
+    was only judged.
     """
 
     amounts: tuple[float, ...]

@@ -34,7 +34,10 @@ class Ends(NamedTuple):
 
 
 class _Wording(NamedTuple):
-    """How amounts of a target are spoken of. scale: to what is drawn. unit: of that. price: of what, a million."""
+    """How amounts of a target are spoken of.
+
+    scale: to what is drawn. unit: of that. price: of what, a million. after: a number in words.
+    """
 
     scale: float
     unit: str
@@ -42,15 +45,19 @@ class _Wording(NamedTuple):
     done: str
     price: str
     per: str
+    after: str
 
     def shown(self, amount: Real) -> str:
         """An amount in words."""
-        return f"{fixed(self.scale * float(amount), 1)}{'%' if self.scale == 100 else ' bits'}"
+        return f"{fixed(self.scale * float(amount), 1)}{self.after}"
 
 
 _WORDINGS = {
-    "sparsity": _Wording(100, "% of its weights", "Removed from every unit", "removed", "removing more", "weights"),
-    "bits": _Wording(1, "bits", "Width of every unit", "width", "a bit less", "bits"),
+    "sparsity": _Wording(
+        100, "% of its weights", "Removed from every unit", "removed", "removing more", "weights", "%"
+    ),
+    "bits": _Wording(1, "bits", "Width of every unit", "width", "a bit less", "bits", " bits"),
+    "rank": _Wording(1, "rank", "Rank of every unit", "rank", "a lower rank", "parameters", ""),
 }
 
 

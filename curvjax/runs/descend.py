@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from curvjax.allocation import Bits, Program, Sparsity
-from curvjax.allocation.program import Posed, frozen_units, tied_units
+from curvjax.allocation import Bits, Program, Ranks, Sparsity
+from curvjax.allocation.exchange import Menu
+from curvjax.allocation.program import Posed, tied_units
 from curvjax.evaluation import perplexity
 from curvjax.layers import Unit, UnitShape, layer_prefix
 from curvjax.models import Decoder, Loaded, require_plain
@@ -25,8 +26,9 @@ from curvjax.records import (
     digest,
     plain,
 )
-from curvjax.runs.draft import drafts
+from curvjax.runs.draft import WholeAmounts, drafts
 from curvjax.runs.measure import unit_shapes
+from curvjax.runs.menus import menu, rank_bounds, uniform_ranks
 from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import (
@@ -39,9 +41,9 @@ from curvjax.runs.rounds import (
     mirror_rounds,
 )
 from curvjax.runs.text import Text, require_apart
-from curvjax.surgery import Channels, Surgery, Wanda
+from curvjax.surgery import Channels, Factorize, Surgery, Wanda
 from curvjax.surgery.method import require_target
-from curvjax.surgery.prices import Ordered, Stepwise, in_order
+from curvjax.surgery.prices import Ordered, Stepwise
 from curvjax.surgery.projections import kernel_units, layer_projections
 
 RULE = "descent"
@@ -51,7 +53,7 @@ def descend(
     loaded: Loaded,
     text: Text,
     selection: Text,
-    program: Sparsity | Bits,
+    program: Sparsity | Bits | Ranks,
     method: Surgery | None = None,
     settings: DescendSettings | None = None,
     *,
@@ -62,18 +64,21 @@ def descend(
     """Amounts of equal measured price, from a start; the look of least selection loss is kept.
 
     Where a method takes weights in a fixed order (magnitude, Wanda, channels), each round prices every unit by one
-    gradient at the model as it is rebuilt then [M22], and moves the shares towards equal prices [M23]. Where amounts
-    are entries of a menu (bits), a round measures what one entry up and one down does to the loss, one unit at a time,
-    and exchanges a few at the best prices [M24]. If nothing beats the start on the selection rows, it is returned.
+    gradient at the model as it is rebuilt then [M22], and moves the shares towards equal prices [M23]. SparseGPT
+    repairs what it prunes, so that the first order has the wrong sign: its prices are differences of the loss with one
+    unit at a time pruned and repaired a little more and a little less. Where amounts are entries of a menu (bits, N:M,
+    ranks of factors), a round measures what one entry up and one down does to the loss, one unit at a time, and
+    exchanges a few at the best prices [M24]. If nothing beats the start on the selection rows, it is returned.
 
     Args:
       loaded: the dense model and its tokenizer.
       text: calibration rows, on which prices are measured.
       selection: rows of other documents, by which looks are judged; test texts must be others again.
-      program: the budget, its bounds and frozen units; its exponent is not used.
+      program: the budget, its bounds and frozen units; its exponent is not used. `Ranks` is of factors here, and its
+        budget a mean rank: keeping a share s of the parameters takes s sum(in out) / sum(in + out).
       method: that rebuilds, and so is priced; Wanda if None.
       settings: how far and how fast.
-      start: amounts to begin with; uniform if None.
+      start: amounts to begin with; uniform if None, for ranks in the share of parameters kept.
       directory: where what was measured is kept, so that a run that was stopped goes on to the same numbers.
       progress: told of the rounds done.
 
@@ -82,7 +87,7 @@ def descend(
 
     Raises:
       ValueError: if the texts share a document, the budget is out of reach, `start` is of other units, a price is not
-        finite, the method has no prices for the program, or single weights have patterns or ties.
+        finite, the method has no prices for the program, or its pattern or ties do not go with them.
     """
     settings, method = settings or DescendSettings(), method or Wanda()
     require_plain(loaded.model)
@@ -93,10 +98,19 @@ def descend(
     shapes = unit_shapes(loaded.model, units)
     posed = program.pose(shapes)
     x = _start(program, posed, shapes, start)
+    chosen = menu(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
+    if chosen is not None:
+        _require_start(chosen, x, program)
     about = {"model": loaded.sha256, "text": text.origin, "selection": selection.origin, "program": program}
     key = digest(about | {"method": [method.name, plain(method)], "settings": settings, "start": x})
+
+    def whole(x: Float[np.ndarray, " K"]) -> Int[np.ndarray, " K"]:
+        if chosen is not None:
+            return np.rint(x * np.broadcast_to(posed.scale, x.shape)).astype(np.int64)
+        return posed.rounded(x).amount
+
     memory = Memory(None if directory is None else Path(directory) / "descent.partial.json", key)
-    draft = drafts(method, loaded.model, text.batch, units, posed, target=program.target)
+    draft = drafts(method, loaded.model, text.batch, units, whole, target=program.target)
 
     def judge(x: Float[np.ndarray, " K"]) -> float:
         return memory("nll", x, lambda: perplexity(draft(x), selection.batch, rows_at_once=settings.rows).nll)
@@ -112,8 +126,8 @@ def descend(
         judge=judge,
         memory=memory,
         start=x,
-        menu=np.asarray(sorted(program.allowed) if isinstance(program, Bits) else (), np.float64),
-        held=frozen_units(shapes, program.frozen),
+        shares=program.target == "sparsity",
+        menu=chosen,
         groups=tied_units(shapes, program.tie),
     )
     found = Priced([], 0.0)
@@ -133,7 +147,7 @@ def descend(
         best=best,
         gradient_count=found.gradients,
         checks=found.checks,
-        allocation=_allocation(found.looks[best], program, shapes, posed, origin, settings.granularity),
+        allocation=_allocation(found.looks[best], whole, program, shapes, posed, origin, settings.granularity),
         selection=selection.origin,
         origin=origin,
     )
@@ -146,29 +160,59 @@ def _rounds(program: Program, method: Surgery) -> Rounds:
       ValueError: if they are not.
     """
     require_target(method, program.target)
-    if isinstance(program, Sparsity) and isinstance(method, Ordered):
-        if program.pattern or program.tie != "none" or in_order(method) is None:
-            msg = f"descents price single weights of single units: leave out pattern and tie; got {program}, {method}."
-            raise ValueError(msg)
-        return mirror_rounds
-    if isinstance(program, Bits) and isinstance(method, Stepwise):
-        return exchange_rounds
-    msg = (
-        f"{method.name} has no prices of {program.target}: there are wanda, magnitude, channels; nearest, gptq of bits."
-    )
-    raise ValueError(msg)
+    if not isinstance(method, Stepwise) and not (program.target == "sparsity" and isinstance(method, Ordered)):
+        there = "wanda, magnitude, sparsegpt, channels of sparsity; nearest, gptq of bits; factorize of rank"
+        msg = f"{method.name} has no prices of {program.target}: there are {there}."
+        raise ValueError(msg)
+    if isinstance(program, Sparsity):
+        _require_pattern(program, method)
+        return exchange_rounds if program.pattern else mirror_rounds
+    if isinstance(program, Ranks) and (program.tie != "none" or getattr(method, "metric", "") == "asvd"):
+        msg = f"ranks of factors are priced one projection at a time, by svd or aware: leave out tie; got {method}."
+        raise ValueError(msg)
+    return exchange_rounds
+
+
+def _require_pattern(program: Sparsity, method: Surgery) -> None:
+    pattern = f"n:{program.pattern}" if program.pattern else ""
+    if getattr(method, "pattern", "") != pattern:
+        of, wanted = (
+            (f"n of {program.pattern} weights", f"the pattern {pattern}")
+            if pattern
+            else ("single weights", "no pattern")
+        )
+        msg = f"shares of {of} need a method with {wanted}; got {method}."
+        raise ValueError(msg)
+    if program.tie != "none" and not pattern:
+        msg = f"shares of single weights are priced unit by unit: leave out tie; got {program.tie}."
+        raise ValueError(msg)
+
+
+def _require_start(menu: Menu, x: Float[np.ndarray, " K"], program: Program) -> None:
+    """Refuse a start that is not on the menu, or beyond the budget."""
+    place = menu.places(x)
+    other, spent = sorted(set(x[menu.amounts(place) != x].tolist())), float(menu.costs(place).sum())
+    if other or spent > menu.budget * (1 + 1e-12):
+        allowed = np.unique(menu.amount).tolist()
+        msg = (
+            f"the start takes {spent:,.0f} of {menu.budget:,.0f}, and has {program.target} {other} not among {allowed}."
+        )
+        raise ValueError(msg)
 
 
 def _units(model: Decoder, method: Surgery, granularity: str) -> tuple[Unit, ...]:
     """The kernels that get one amount each, in layer order.
 
     Raises:
-      ValueError: if channels are to go by other units than MLPs.
+      ValueError: if channels are to go by other units than MLPs, or factors by other than projections.
     """
     channels = isinstance(method, Channels)
     chosen = {"auto": "mlp" if channels else "module"}.get(granularity, granularity)
     if channels and chosen != "mlp":
         msg = f"channels go by MLPs: their granularity is mlp, not {granularity}."
+        raise ValueError(msg)
+    if isinstance(method, Factorize) and chosen != "module":
+        msg = f"factors have a rank for each projection: their granularity is module, not {granularity}."
         raise ValueError(msg)
     layers = [layer_prefix(index) for index in range(len(model.layers))]
     inside = {"layer": [""], "mlp": [".mlp"], "module": [f".{path}" for path in layer_projections(model)]}[chosen]
@@ -178,30 +222,33 @@ def _units(model: Decoder, method: Surgery, granularity: str) -> tuple[Unit, ...
 def _start(
     program: Any, posed: Posed, shapes: Sequence[UnitShape], start: Allocation | None
 ) -> Float[np.ndarray, " K"]:
-    """Shares, or widths: the given ones, or uniform."""
+    """Shares, widths or ranks: the given ones, or uniform."""
     if start is None:
+        if isinstance(program, Ranks):
+            return uniform_ranks(program, posed, shapes)
         level = np.full(len(shapes), program.budget)
-        return level if program.target == "sparsity" else posed.rounded(level).amount.astype(np.float64)
+        free = isinstance(program, Sparsity) and not program.pattern
+        return level if free else posed.rounded(level).amount / posed.scale
     if list(start.amounts) != [shape.name for shape in shapes]:
         count, names = len(start.amounts), list(start.amounts)[:2]
         msg = f"the start has {count} units, {names}...; the descent is over {len(shapes)}, {shapes[0].name}, ..."
         raise ValueError(msg)
     start.require_target((program.target,), need="the descent needs")
-    if program.target == "sparsity":
-        return start.shares
-    widths = np.asarray(list(start.amounts.values()), np.float64)
-    other = sorted(set(widths.tolist()) - set(map(float, program.allowed)))
-    if other or widths @ posed.cost > posed.requested * (1 + 1e-12):
-        mean = widths @ posed.cost / posed.cost.sum()
-        msg = f"the start has {mean:g} bits of {program.budget:g}, and widths {other} not in {program.allowed}."
-        raise ValueError(msg)
-    return widths
+    x = np.asarray(list(start.amounts.values()), np.float64) / posed.scale
+    return np.clip(x, *rank_bounds(posed, shapes)) if isinstance(program, Ranks) else x
 
 
 def _allocation(
-    look: Iterate, program: Program, shapes: Sequence[UnitShape], posed: Posed, origin: Origin, granularity: str
+    look: Iterate,
+    whole: WholeAmounts,
+    program: Program,
+    shapes: Sequence[UnitShape],
+    posed: Posed,
+    origin: Origin,
+    granularity: str,
 ) -> Allocation:
-    whole = posed.rounded(np.asarray(look.amounts))
+    amount = whole(np.asarray(look.amounts))
+    planned = float(posed.cost @ amount)
     scale = np.broadcast_to(posed.scale, len(shapes))
     return Allocation(
         target=program.target,
@@ -209,7 +256,7 @@ def _allocation(
             UnitAmount(
                 name=shape.name,
                 index=shape.index,
-                amount=int(whole.amount[k]),
+                amount=int(amount[k]),
                 cost=float(posed.cost[k]),
                 size=shape.weights,
                 continuous=look.amounts[k] * float(scale[k]),
@@ -218,12 +265,12 @@ def _allocation(
             )
             for k, shape in enumerate(shapes)
         ),
-        budget=Budget(requested=posed.requested, planned=float(posed.cost @ whole.amount), unit=posed.unit),
+        budget=Budget(requested=posed.requested, planned=planned, unit=posed.unit),
         origin=origin,
         program=plain(program),
         granularity=granularity,
         rule=RULE,
         score="price",
         residual=look.spread,
-        whole=WholeEvidence(unspent=whole.unspent),
+        whole=WholeEvidence(unspent=posed.requested - planned),
     )

@@ -1,21 +1,23 @@
 """Models at amounts, one after another, by one method: what a search looks at."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from curvjax.allocation.program import Posed
 from curvjax.data import Batch
 from curvjax.layers import Unit
 from curvjax.models import Decoder
 from curvjax.surgery import Surgery, dense_equivalent
 from curvjax.surgery.prices import Order, in_order, masked
 
+WholeAmounts = Callable[[Float[np.ndarray, " K"]], Int[np.ndarray, " K"]]
+
 
 class Draft(NamedTuple):
-    """A model at amounts `[K]`: shares of weights removed, or widths.
+    """A model at amounts `[K]`: shares of weights removed, widths or ranks.
 
     order: in which weights go, None where the method has none.
     """
@@ -28,7 +30,9 @@ class Draft(NamedTuple):
         return self.build(amounts)
 
 
-def drafts(method: Surgery, model: Decoder, batch: Batch, units: Sequence[Unit], posed: Posed, *, target: str) -> Draft:
+def drafts(
+    method: Surgery, model: Decoder, batch: Batch, units: Sequence[Unit], whole: WholeAmounts, *, target: str
+) -> Draft:
     """How models at amounts are made: by masks in the dense model's order where the method has one, else by the method.
 
     The order is that of the dense model's inputs, and ranks of equal length in every output: a draft differs a little
@@ -39,19 +43,19 @@ def drafts(method: Surgery, model: Decoder, batch: Batch, units: Sequence[Unit],
       model: the dense model.
       batch: calibration rows.
       units: K of them.
-      posed: the program over these units, which says how shares become whole amounts.
+      whole: how shares, or entries of a menu, become whole amounts.
       target: of the program.
     """
     if (ordered := in_order(method)) is not None and target == "sparsity":
         order = ordered.order(model, batch, [path for unit in units for path in unit.paths])
         return Draft(lambda x: masked(model, order, by_path(units, x)), order)
 
-    def by_method(x: Float[np.ndarray, " K"]) -> Decoder:
-        whole = posed.rounded(x).amount
-        amounts = {unit.name: int(amount) for unit, amount in zip(units, whole, strict=True)}
-        return rebuilt_densely(method, model, batch, amounts)
+    @lru_cache(maxsize=1)  # a look is judged, then moves are measured from it
+    def built(amounts: tuple[int, ...]) -> Decoder:
+        named = {unit.name: amount for unit, amount in zip(units, amounts, strict=True)}
+        return rebuilt_densely(method, model, batch, named)
 
-    return Draft(by_method, None)
+    return Draft(lambda x: built(tuple(whole(x).tolist())), None)
 
 
 def rebuilt_densely(method: Surgery, model: Decoder, batch: Batch, amounts: Mapping[str, int]) -> Decoder:

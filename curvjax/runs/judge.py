@@ -137,7 +137,9 @@ def _court(
         selection=selection,
         fitness=objective(loaded.model, selection.batch, kind="divergence", rows=settings.rows),
         tests=tests,
-        draft=drafts(surgery, loaded.model, text.batch, units, posed, target=program.target),
+        draft=drafts(
+            surgery, loaded.model, text.batch, units, lambda x: posed.rounded(x).amount, target=program.target
+        ),
         memory=Memory(None if directory is None else Path(directory) / "judged.partial.json", key),
         settings=settings,
         gradient_seconds=comparison.gradient_seconds,

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
-from curvjax.allocation.exchange import Moves, exchange, marginal
+from curvjax.allocation.exchange import Menu, Moves, exchange, marginal
 from curvjax.allocation.program import Posed
 from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters
@@ -35,11 +36,16 @@ class DescendSettings:
     band: float = 0.02
     """Half the width of the band of weights that a price is read from, in shares."""
     checked: int = 3
-    """Units whose first price is set beside the central difference of the objective, two forward passes each."""
+    """Units whose first price by gradient is set beside the central difference of the objective, two forward passes
+    each."""
+    step: float = 0.05
+    """Of measured moves: shares of a unit's weights by which SparseGPT prunes it more and less, or shares of parameters
+    between two ranks of factors."""
     exchanged: tuple[float, ...] = (0.1, 0.05, 0.025)
     """Of menus: shares of all weights that may move at once; each is judged, and the best one stepped from."""
     movers: int = 60
-    """Of menus: units whose moves are measured again in later rounds, those nearest to moving; 0: all."""
+    """Units whose moves are measured again in later rounds, those nearest to moving, or furthest from the mean price;
+    0: all."""
     patience: int = 4
     """Looks in a row without a lower selection loss that end the descent."""
     objective: Kind = "divergence"
@@ -54,8 +60,8 @@ class DescendSettings:
         if min(self.iterations, self.patience, self.rows) < 1 or min(self.movers, self.checked, self.portion) < 0:
             msg = f"need iterations, patience, rows >= 1 and movers, checked, portion >= 0; got {self}."
             raise ValueError(msg)
-        if not (0 < self.rate < 1 and 0 < self.decay <= 1 and 0 < self.band < 0.5):
-            msg = f"need rate in (0, 1), decay in (0, 1] and band in (0, 0.5); got {self}."
+        if not (0 < self.rate < 1 and 0 < self.decay <= 1 and 0 < self.band < 0.5 and 0 < self.step < 0.5):
+            msg = f"need rate in (0, 1), decay in (0, 1], band and step in (0, 0.5); got {self}."
             raise ValueError(msg)
         if not self.exchanged or not all(0 < share <= 1 for share in self.exchanged):
             msg = f"exchanged must be shares in (0, 1], at least one; got {self.exchanged}."
@@ -84,8 +90,8 @@ class Problem(NamedTuple):
     """What is descended on, over K units.
 
     size: `[K]` weights. posed: the program over the units. objective: of prices. draft: amounts to models. judge:
-    amounts to selection loss. start: `[K]` shares, or widths. menu: `[J]` rising widths; empty for shares. held: `[K]`
-    units that stay where they are. groups: `[K]` numbers of units that move together, or None.
+    amounts to selection loss. start: `[K]` shares, widths or ranks. shares: whether they are of weights. menu: what
+    they may become; None where that is any share. groups: `[K]` numbers of units that move together, or None.
     """
 
     model: Decoder
@@ -98,8 +104,8 @@ class Problem(NamedTuple):
     judge: Callable[[Float[np.ndarray, " K"]], float]
     memory: Memory
     start: Float[np.ndarray, " K"]
-    menu: Float[np.ndarray, " J"]
-    held: Bool[np.ndarray, " K"]
+    shares: bool
+    menu: Menu | None
     groups: Int[np.ndarray, " K"] | None
 
 
@@ -123,36 +129,32 @@ def free_shares(posed: Posed, size: Float[np.ndarray, " K"]) -> Free:
 
 
 def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Priced]:
-    """Steps towards equal prices, each by one gradient at the model as it is rebuilt then.
+    """Steps towards equal prices, each by one gradient, or by measured moves, at the model as it is rebuilt then.
 
     Yields:
       What was looked at so far.
     """
-    order, units, portions = problem.draft.order, problem.units, turns(problem.objective, settings.portion)
-    paths = [path for unit in units for path in unit.paths]
     free = free_shares(problem.posed, problem.size)
-    x, direction = projected(problem.start, free), None
+    x, direction, price, spent = projected(problem.start, free), None, None, 0.0
     looks: list[Iterate] = []
     checks: tuple[PriceCheck, ...] = ()
-    assert order is not None
-
-    def prices(x: Float[np.ndarray, " K"], portion: Objective) -> list[float]:
-        gradients = portion.gradients(problem.draft(x), paths)
-        return _finite(mask_prices(order, gradients, units, x, band=settings.band), units, len(looks))
+    ordered = problem.draft.order is not None
+    prices: _Prices = partial(_gradient_prices if ordered else _slopes, problem, settings, free)
+    portions = turns(problem.objective, settings.portion)
 
     while len(looks) <= settings.iterations and not _ended(looks, settings.patience):
         before = len(looks) - 1 if looks else None
         look = Iterate(amounts=tuple(x.tolist()), selection_nll=problem.judge(x), origin=before)
         if len(looks) < settings.iterations:
             portion = next(portions)
-            price = np.asarray(problem.memory(f"prices {len(looks)}", x, lambda x=x, on=portion: prices(x, on)))
-            checks = checks or _checked(problem, portion, settings, x, price, free)
+            price, cost = prices(portion, x, price, len(looks))
+            spent += cost
+            checks = checks or (_checked(problem, portion, settings, x, price, free) if ordered else ())
             look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
             rate = settings.rate * settings.decay ** len(looks)
             x, direction = mirror_step(x, price, free, rate=rate, direction=direction)
         looks.append(look)
-        passes = 2 * len(checks) / 3
-        yield Priced(looks, sum(each.prices is not None for each in looks) + passes, checks)
+        yield Priced(looks, spent + 2 * len(checks) / 3, checks)
 
 
 def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Priced]:
@@ -162,24 +164,116 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
       What was looked at so far.
     """
     menu, size = problem.menu, problem.size
-    place, base, spent, known = np.searchsorted(menu, problem.start), 0, 0.0, None
+    assert menu is not None
+    place, base, spent, known = menu.places(problem.start), 0, 0.0, None
     portions = turns(problem.objective, settings.portion)
     looks = [Iterate(amounts=tuple(problem.start.tolist()), selection_nll=problem.judge(problem.start))]
     for _ in range(settings.iterations):
-        known, cost = _moves(problem, next(portions), settings, place, known, len(looks))
+        known, cost = _moves(problem, next(portions), menu, settings, place, known, len(looks))
         spent += cost
-        looks[base] = _with_moves(looks[base], known, Free(size, 0.0, 0 * size + menu[0], 0 * size + menu[-1]))
-        slack, origin = problem.posed.requested - float(size @ menu[place]), base
+        looks[base] = _with_moves(looks[base], known, menu, size)
+        slack, origin = menu.budget - float(menu.costs(place).sum()), base
         for share in sorted(settings.exchanged, reverse=True):
             found = exchange(known.moves, size, slack=slack, most=share * size.sum(), groups=problem.groups)
-            y = menu[place + found.step]
+            y = menu.amounts(place + found.step)
             if tuple(y.tolist()) not in {look.amounts for look in looks}:
                 looks.append(Iterate(amounts=tuple(y.tolist()), selection_nll=problem.judge(y), origin=origin))
                 base = min(base, len(looks) - 1, key=lambda i: looks[i].selection_nll)
         yield Priced(looks, spent)
         if base == origin:
             return
-        place = np.searchsorted(menu, looks[base].amounts)
+        place = menu.places(np.asarray(looks[base].amounts))
+
+
+class _Prices(Protocol):
+    """Prices `[K]` at shares, and their cost in gradients; known: of the round before, or None; step: the round."""
+
+    def __call__(
+        self, portion: Objective, x: Float[np.ndarray, " K"], known: Float[np.ndarray, " K"] | None, step: int
+    ) -> tuple[Float[np.ndarray, " K"], float]: ...
+
+
+def _gradient_prices(
+    problem: Problem,
+    settings: DescendSettings,
+    free: Free,
+    portion: Objective,
+    x: Float[np.ndarray, " K"],
+    known: Float[np.ndarray, " K"] | None,
+    step: int,
+) -> tuple[Float[np.ndarray, " K"], float]:
+    """By one gradient; see `mask_prices`."""
+    del free, known
+    order, units = problem.draft.order, problem.units
+    assert order is not None
+
+    def compute() -> list[float]:
+        gradients = portion.gradients(problem.draft(x), [path for unit in units for path in unit.paths])
+        return _finite(mask_prices(order, gradients, units, x, band=settings.band), units, step)
+
+    return np.asarray(problem.memory(f"prices {step}", x, compute)), 1.0
+
+
+def _slopes(
+    problem: Problem,
+    settings: DescendSettings,
+    free: Free,
+    portion: Objective,
+    x: Float[np.ndarray, " K"],
+    known: Float[np.ndarray, " K"] | None,
+    step: int,
+) -> tuple[Float[np.ndarray, " K"], float]:
+    """(R(x_k + h) - R(x_k - h)) / (2 h n_k) of all units, or of those furthest from the mean price.
+
+    Each unit is rebuilt alone at both ends, within its bounds. One that cannot move has the mean price of the others.
+    """
+    ends = np.stack([np.minimum(x + settings.step, free.upper), np.maximum(x - settings.step, free.lower)])
+    apart, there = ends[0] - ends[1], ends[0] > ends[1]
+    again = np.ones(x.size, bool)
+    if known is not None and 0 < settings.movers < x.size:
+        far = np.abs(known - known @ problem.size / problem.size.sum())
+        again = np.isin(np.arange(x.size), np.argsort(-far, kind="stable")[: settings.movers])
+    chosen = [(side, k) for k in np.flatnonzero(again & there) for side in (0, 1)]
+    change, cost = _measured(problem, portion, x, ends, chosen, step)
+    price = np.zeros(x.size) if known is None else known.copy()
+    moved = again & there
+    price[moved] = (change[0, moved] - change[1, moved]) / (apart * problem.size)[moved]
+    if there.any():
+        price[~there] = price[there] @ problem.size[there] / problem.size[there].sum()
+    return price, cost
+
+
+def _measured(
+    problem: Problem,
+    portion: Objective,
+    at: Float[np.ndarray, " K"],
+    to: Float[np.ndarray, "2 K"],
+    chosen: Sequence[tuple[int, int]],
+    step: int,
+) -> tuple[Float[np.ndarray, "2 K"], float]:
+    """Change of the objective by each chosen (side, unit) alone moved from `at` to `to`; and the cost.
+
+    inf where a move is not chosen.
+    """
+    units, kernels = problem.units, parameters(problem.model)
+
+    def move(side: int, k: int) -> Move:
+        def edit(path: str, moment: Array | None) -> Array:
+            share = kernels[path].size if problem.shares else 1
+            return problem.method.edited(kernels[path], round(float(to[side, k]) * share), moment)
+
+        return Move(units[k].index, units[k].paths, edit)
+
+    def compute() -> list[float]:
+        moves = [move(*each) for each in chosen]
+        found = measure_moves(problem.draft(at), portion, moves, moments=problem.method.reads_text)
+        return _finite(found.change, [units[k] for _, k in chosen], step)
+
+    change, passes = np.full(to.shape, np.inf), pass_gradients(problem.model)
+    found = problem.memory(f"moves {step}", [at, [[side, int(k)] for side, k in chosen]], compute)
+    for (side, k), value in zip(chosen, found, strict=True):
+        change[side, k] = value
+    return change, float(sum(passes[units[k].index] for _, k in chosen))
 
 
 def _checked(
@@ -227,38 +321,22 @@ class _Known(NamedTuple):
 def _moves(
     problem: Problem,
     portion: Objective,
+    menu: Menu,
     settings: DescendSettings,
     place: Int[np.ndarray, " K"],
     known: _Known | None,
     step: int,
 ) -> tuple[_Known, float]:
     """One entry up and one down, for all units or for those nearest to moving; and the cost in gradients."""
-    menu, units, kernels = problem.menu, problem.units, parameters(problem.model)
-    to = np.stack([np.minimum(place + 1, menu.size - 1), np.maximum(place - 1, 0)])
-    there = (to != place) & ~problem.held
-    cost = np.where(there, np.abs(menu[to] - menu[place]) * problem.size, 1.0)
+    to = np.stack([np.minimum(place + 1, menu.cost.shape[1] - 1), np.maximum(place - 1, 0)])
+    cost = np.abs(np.stack([menu.costs(side) for side in to]) - menu.costs(place))
     again = np.ones(place.size, bool) if known is None else _likely(known, place, settings.movers)
-    chosen = [(side, k) for k in np.flatnonzero(again) for side in (0, 1) if there[side, k]]
-
-    def move(side: int, k: int) -> Move:
-        amount = int(menu[to[side, k]])
-        return Move(
-            units[k].index, units[k].paths, lambda path, moment: problem.method.edited(kernels[path], amount, moment)
-        )
-
-    def compute() -> list[float]:
-        moves = [move(*each) for each in chosen]
-        found = measure_moves(problem.draft(menu[place]), portion, moves, moments=problem.method.reads_text)
-        return _finite(found.change, [units[k] for _, k in chosen], step)
-
-    change = np.full(there.shape, np.inf)
+    chosen = [(side, k) for k in np.flatnonzero(again) for side in (0, 1) if cost[side, k] > 0]
+    ends = np.stack([menu.amounts(side) for side in to])
+    change, spent = _measured(problem, portion, menu.amounts(place), ends, chosen, step)
     if known is not None:
         change[:, ~again] = np.stack(known.moves[:2])[:, ~again]
-    measured = problem.memory(f"moves {step}", np.concatenate([place, np.flatnonzero(again)]), compute)
-    for (side, k), value in zip(chosen, measured, strict=True):
-        change[side, k] = value
-    passes = pass_gradients(problem.model)
-    return _Known(Moves(*change, *cost), place), float(sum(passes[units[k].index] for _, k in chosen))
+    return _Known(Moves(*change, *np.where(cost > 0, cost, 1.0)), place), spent
 
 
 def _likely(known: _Known, place: Int[np.ndarray, " K"], movers: int) -> Bool[np.ndarray, " K"]:
@@ -271,10 +349,11 @@ def _likely(known: _Known, place: Int[np.ndarray, " K"], movers: int) -> Bool[np
     return moved | np.isin(np.arange(place.size), best)
 
 
-def _with_moves(look: Iterate, known: _Known, free: Free) -> Iterate:
+def _with_moves(look: Iterate, known: _Known, menu: Menu, size: Float[np.ndarray, " K"]) -> Iterate:
     prices, sides = marginal(known.moves), known.moves[:2]
     up, down = (tuple(float(x) if np.isfinite(x) else None for x in side) for side in sides)
-    spread = price_spread(np.asarray(look.amounts), prices, free)
+    free = Free(size, 0.0, menu.cost.min(axis=1), menu.cost.max(axis=1))
+    spread = price_spread(menu.costs(known.place), prices, free)
     return replace(look, prices=tuple(prices.tolist()), spread=spread, up=up, down=down)
 
 

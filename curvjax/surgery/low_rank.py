@@ -5,11 +5,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import jax
+from jaxtyping import Array, Float
+
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder
 from curvjax.records import Rebuilt
-from curvjax.surgery.factorize import Factorized, factorize_asvd, factorize_aware, factorize_svd, saving_ranks
+from curvjax.surgery.factorize import (
+    Factorized,
+    factorize,
+    factorize_asvd,
+    factorize_aware,
+    factorize_svd,
+    saving_ranks,
+)
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import by_projection, kernel_units, projections
 
@@ -79,6 +89,13 @@ class Factorize:
         total = Counts(*counts, sum(counts[1].values()))
         remarks = [f"{len(left)} {why}"] if left else []
         return account(self, "rank", (model, found.model), total, remarks=remarks, evidence=evidence)
+
+    def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
+        """The product of factors of rank `amount`, or the kernel where they would be as large; see `Stepwise`."""
+        assert self.metric != "asvd"  # second moments do not have the mean sizes of inputs
+        if amount * sum(kernel.shape) >= kernel.size:
+            return kernel
+        return factorize(kernel, amount, moment if self.metric == "aware" else None).kernel
 
     def _cut(
         self, model: Decoder, ranks: Mapping[str, int], batch: Batch | None, progress: Progress | None

@@ -13,7 +13,7 @@ from curvjax.models import Decoder, parameters
 from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import Progress, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
-from curvjax.surgery.pattern import pattern_mask
+from curvjax.surgery.pattern import Pattern, pattern_mask
 from curvjax.surgery.prices import Order, by_matrix, kernels_of
 from curvjax.surgery.sparsity import Amount, sparsity_plan
 
@@ -33,12 +33,7 @@ def prune_magnitude(model: Decoder, sparsities: Mapping[str, Amount]) -> Pruned:
       ValueError: if a sparsity is out of range, units overlap, or a pattern does not fit.
     """
     plan, kernels = sparsity_plan(model, sparsities), parameters(model)
-    masks = {
-        path: pattern_mask(kernels[path], jnp.abs(kernels[path]), pattern=plan.patterns[path])
-        if path in plan.patterns
-        else magnitude_mask(kernels[path], count)
-        for path, count in plan.counts.items()
-    }
+    masks = {path: _mask(kernels[path], plan.patterns.get(path, count)) for path, count in plan.counts.items()}
     return pruned(model, masks, plan)
 
 
@@ -47,6 +42,12 @@ def magnitude_mask(kernel: Float[Array, "I O"], count: int | Int[Array, ""]) -> 
     """False at the `count` entries of least |W|; equal entries go in memory order."""
     keys = order_keys(jnp.abs(kernel).reshape(1, -1))
     return ~are_least(keys, jnp.full((1,), count, jnp.int32)).reshape(kernel.shape)
+
+
+def _mask(kernel: jax.Array, amount: int | Pattern) -> jax.Array:
+    if isinstance(amount, Pattern):
+        return pattern_mask(kernel, jnp.abs(kernel), pattern=amount)
+    return magnitude_mask(kernel, amount)
 
 
 @surgery
@@ -71,6 +72,13 @@ class Magnitude(Unstructured):
         """By `prune_magnitude`."""
         del batch, progress
         return prune_magnitude(model, asked)
+
+    def cut(
+        self, kernel: Float[Array, "I O"], amount: int | Pattern, moment: Float[Array, "I I"] | None
+    ) -> Float[Array, "I O"]:
+        """By |W|."""
+        del moment
+        return jnp.where(_mask(kernel, amount), kernel, jnp.zeros((), kernel.dtype))
 
     def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
         """By |W_ij| within the matrix."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
@@ -18,10 +19,12 @@ from curvjax.data import Batch
 from curvjax.models import Decoder, parameters, require_plain, with_parameters
 from curvjax.records import Rebuilt
 from curvjax.surgery.method import Counts, Progress, Surgery, account
+from curvjax.surgery.pattern import Pattern
 from curvjax.surgery.sparsity import (
     Amount,
     Sparsity,
     SparsityPlan,
+    kernel_amount,
     measured_sparsity,
     pruning_amounts,
     require_counts,
@@ -157,6 +160,16 @@ class Unstructured(ABC):
         self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
     ) -> Pruned:
         """The model with as many zeros in each unit as are asked for."""
+
+    @abstractmethod
+    def cut(
+        self, kernel: Float[Array, "I O"], amount: int | Pattern, moment: Float[Array, "I I"] | None
+    ) -> Float[Array, "I O"]:
+        """One kernel alone; moment: of its inputs, where `reads_text`."""
+
+    def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
+        """With `amount` zeros, or the N:M next to that; see `Stepwise`."""
+        return self.cut(kernel, kernel_amount(kernel, amount, self.pattern), moment)
 
 
 def pruned_units(method: Surgery, model: Decoder, found: Pruned) -> Rebuilt:

@@ -51,7 +51,10 @@ class Stepwise(Protocol):
     """A surgery that can rebuild one projection alone, so that a single move can be measured [M22]."""
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
-        """The dense kernel at an amount; moment: `[in, in]` of its inputs where the surgery reads text."""
+        """The dense kernel at an amount; moment: `[in, in]` of its inputs where the surgery reads text.
+
+        The amount is a width, a rank, or how many of this kernel's weights go.
+        """
         ...
 
 

@@ -252,3 +252,10 @@ class SparseGPT(Unstructured):
         """By `prune_sparsegpt`."""
         rows = require_batch(self, batch)
         return prune_sparsegpt(model, rows, asked, rows_at_once=self.rows, progress=progress)
+
+    def cut(
+        self, kernel: Float[Array, "I O"], amount: int | Pattern, moment: Float[Array, "I I"] | None
+    ) -> Float[Array, "I O"]:
+        """With its repair, by `sparsegpt`."""
+        assert moment is not None
+        return sparsegpt(kernel, moment, amount).kernel

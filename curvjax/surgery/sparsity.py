@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from curvjax.layers import Unit
 from curvjax.models import parameters
@@ -265,6 +265,20 @@ def pruning_amounts(model: nnx.Module, counts: Mapping[str, int], pattern: str) 
         )
         raise ValueError(msg)
     return dict.fromkeys(counts, asked)
+
+
+def kernel_amount(kernel: Float[Array, "I O"], count: int, pattern: str) -> int | Pattern:
+    """What goes of one kernel alone: so many weights, at least those that are zero already; or the N:M next to it.
+
+    Args:
+      kernel: `[in, out]`.
+      count: weights to remove.
+      pattern: of `pruning_amounts`.
+    """
+    if not pattern:
+        return max(count, _zeros(kernel))
+    every = read_pattern(f"0{pattern[1:]}" if pattern.startswith("n:") else pattern).every
+    return Pattern(round(count * every / kernel.size), every)
 
 
 def require_pattern(pattern: str) -> None:

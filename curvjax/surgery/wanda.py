@@ -18,10 +18,10 @@ from curvjax.models import Decoder, parameters
 from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
-from curvjax.surgery.pattern import pattern_mask
+from curvjax.surgery.pattern import Pattern, pattern_mask
 from curvjax.surgery.prices import Order, by_output, kernels_of
 from curvjax.surgery.sequential import Cut, prune_in_order, recorded, require_finite, residual_streams
-from curvjax.surgery.sparsity import Amount, SparsityPlan, sparsity_plan
+from curvjax.surgery.sparsity import Amount, sparsity_plan
 
 
 def prune_wanda(
@@ -55,7 +55,7 @@ def prune_wanda(
     plan = sparsity_plan(model, sparsities)
 
     def cut(path: str, kernel: jax.Array, energy: jax.Array) -> Cut:
-        mask = _mask(kernel, energy, plan, path)
+        mask = _mask(kernel, energy, plan.patterns.get(path, plan.counts[path]))
         return Cut(jnp.where(mask, kernel, jnp.zeros((), kernel.dtype)), mask)
 
     streams = residual_streams(model, batch, rows_at_once)
@@ -86,7 +86,7 @@ def prune_with_energies(model: Decoder, energies: Mapping[str, jax.Array], spars
     for path in plan.counts:
         energy = energies[module_path(path)]
         require_finite(path, energy)
-        masks[path] = _mask(kernels[path], energy, plan, path)
+        masks[path] = _mask(kernels[path], energy, plan.patterns.get(path, plan.counts[path]))
     return pruned(model, masks, plan)
 
 
@@ -158,10 +158,10 @@ def wanda_mask(
     return ~are_least(keys, jnp.maximum(zeros, level) + extra).T
 
 
-def _mask(kernel: jax.Array, energy: jax.Array, plan: SparsityPlan, path: str) -> jax.Array:
-    if path in plan.patterns:
-        return pattern_mask(kernel, wanda_score(kernel, energy), pattern=plan.patterns[path])
-    return wanda_mask(kernel, energy, plan.counts[path])
+def _mask(kernel: jax.Array, energy: jax.Array, amount: int | Pattern) -> jax.Array:
+    if isinstance(amount, Pattern):
+        return pattern_mask(kernel, wanda_score(kernel, energy), pattern=amount)
+    return wanda_mask(kernel, energy, amount)
 
 
 @surgery
@@ -187,6 +187,13 @@ class Wanda(Unstructured):
         """By `prune_wanda`."""
         rows = require_batch(self, batch)
         return prune_wanda(model, rows, asked, rows_at_once=self.rows, progress=progress)
+
+    def cut(
+        self, kernel: Float[Array, "I O"], amount: int | Pattern, moment: Float[Array, "I I"] | None
+    ) -> Float[Array, "I O"]:
+        """By |W| |x|, the norms from the diagonal of the moment."""
+        assert moment is not None
+        return jnp.where(_mask(kernel, jnp.diagonal(moment), amount), kernel, jnp.zeros((), kernel.dtype))
 
     def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
         """By |W_ij| |x_i| within each output, with the inputs that the dense model has."""

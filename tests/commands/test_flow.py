@@ -46,6 +46,13 @@ def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, 
     short = ("--pattern", "n:4", "--drop", 1, 10, "--out", tmp_path / "short")
     assert command("prune", model, allocation, "--method", "magnitude", *short)[0] == 0
     assert len(load_model(tmp_path / "short").model.layers) == 10
+    fewer = ("--drop-by-loss", 1, "--data", data, "--tokens", 32, "--length", 16, "--out", tmp_path / "fewer")
+    status, output, _ = command("prune", model, allocation, "--method", "magnitude", *fewer)
+    (gone,) = Allocation.load(tmp_path / "fewer" / "allocation.json").dropped
+    assert (status, output.splitlines()[0].split(" (")[0]) == (0, f"layers dropped, with the loss without them: {gone}")
+    assert len(load_model(tmp_path / "fewer").model.layers) == 11
+    both = command("prune", model, allocation, "--drop", 1, *fewer[:-1], tmp_path / "both")
+    refused(both, "name the layers (--drop) or have them chosen")
 
     record = tmp_path / "evaluation.json"
     status, output, _ = command("evaluate", pruned, "--data", data, "--length", 16, "--tokens", 32, "--out", record)

@@ -21,7 +21,7 @@ OPTIONS = {
     "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),
     "factorize": ("--data", "--out", "--metric", "svd", "aware", "asvd", "--alpha", "--tokens"),
     "upcycle": ("--data", "--out", "--top-k", "--seed"),
-    "rebuild": ("--data", "--out", "--method", "--drop", "--checkpoint", "--pattern"),
+    "rebuild": ("--data", "--out", "--method", "--drop", "--drop-by-loss", "--checkpoint", "--pattern"),
     "evaluate": ("--data", "--tasks", "--adapter", "--out", "--questions"),
     "export": ("--to", "peft-config", "recipe", "--adapter", "--model", "--out", "--projections", "--base"),
     "report": ("gains.json",),

@@ -118,3 +118,15 @@ def test_a_start_that_nothing_beat_is_drawn_and_saved(tmp_path):
     svg, png = save_figure(descent_figure(descent_of([5.0, 5.1, 5.2], best=0)), tmp_path, "descent")
     assert svg.read_bytes().startswith(b"<?xml")
     assert png.stat().st_size > 1000
+
+
+def test_ranks_are_told_as_they_are():
+    found = descent_of([5.0, 4.0], best=1, priced=1)
+    ranks = replace(
+        found,
+        allocation=replace(found.allocation, target="rank"),
+        iterates=tuple(replace(look, amounts=(4.0, 5.0, 6.0 + k)) for k, look in enumerate(found.iterates)),
+    )
+    assert "The largest rank is that of unit 2 (7.0), the least that of unit 0 (4.0)." in ends_words(ranks)
+    assert "rank" in prices_table(ranks).columns[2]
+    assert len(descent_figure(ranks).axes) == 4

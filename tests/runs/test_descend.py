@@ -11,7 +11,7 @@ from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import TextSettings, packed
-from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, SparseGPT, Wanda
+from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, Wanda
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)
@@ -101,12 +101,11 @@ def test_frozen_units_and_bounds_hold(shallow, parts):
     assert one.iterates[0].spread == 0.0
 
 
-def test_texts_that_share_documents_patterns_and_other_units_are_refused(found, shallow, gains, parts):
+def test_texts_that_share_documents_ties_and_other_units_are_refused(found, shallow, gains, parts):
     with pytest.raises(ValueError, match=r"8 documents are in calibration and selection, e\.g\. \['text/0'"):
         descend(shallow, parts[0], parts[0], PROGRAM, None, SETTINGS)
-    for program in (Sparsity(0.5, pattern=4), Sparsity(0.5, tie="layer")):
-        with pytest.raises(ValueError, match="leave out pattern and tie"):
-            descend(shallow, *parts, program, None, SETTINGS)
+    with pytest.raises(ValueError, match="leave out tie; got layer"):
+        descend(shallow, *parts, Sparsity(0.5, tie="layer"), None, SETTINGS)
     with pytest.raises(ValueError, match="the start has 12 units"):
         descend(shallow, *parts, PROGRAM, None, SETTINGS, start=allocate(gains, Sparsity(0.5)))
 
@@ -181,7 +180,7 @@ def test_gptq_is_priced_with_its_repair_and_frozen_units_keep_the_largest_width(
 def test_a_start_of_bits_must_be_on_the_menu_and_within_the_mean(widths, shallow, parts):
     begun = descend(shallow, *parts, BITS, Nearest(group=8), MENU, start=widths.allocation)
     assert begun.iterates[0].amounts == widths.iterates[widths.best].amounts
-    with pytest.raises(ValueError, match=r"the start has 3 bits of 2\.5, and widths \[\] not in"):
+    with pytest.raises(ValueError, match=r"the start takes 11,520 of 9,600, and has bits \[\] not among"):
         descend(shallow, *parts, Bits(2.5, allowed=(2, 3, 4, 8)), Nearest(group=8), MENU, start=begun.allocation)
 
 
@@ -197,5 +196,3 @@ def test_channels_go_by_mlps(shallow, parts):
 def test_methods_without_prices_of_a_target_are_refused(shallow, parts):
     with pytest.raises(ValueError, match="wanda takes sparsity, not bits"):
         descend(shallow, *parts, BITS, Wanda(), SETTINGS)
-    with pytest.raises(ValueError, match="sparsegpt has no prices of sparsity"):
-        descend(shallow, *parts, PROGRAM, SparseGPT(), SETTINGS)

@@ -6,8 +6,20 @@ import pytest
 from curvjax.data import pack
 from curvjax.layers import layer_units, module_units
 from curvjax.models import parameters, with_parameters
-from curvjax.surgery import Channels, Magnitude, Structured, Wanda, input_energies, prune_magnitude
+from curvjax.surgery import (
+    Channels,
+    Factorize,
+    Magnitude,
+    SparseGPT,
+    Structured,
+    Wanda,
+    dense_equivalent,
+    input_energies,
+    prune_magnitude,
+)
 from curvjax.surgery.prices import mask_prices, masked
+from curvjax.surgery.second_moment import moments_of
+from curvjax.surgery.sequential import recorded, residual_streams
 from curvjax.surgery.wanda import wanda_mask
 from curvjax.testing import tiny_model, tiny_texts
 
@@ -102,3 +114,37 @@ def test_a_band_narrower_than_one_place_still_holds_the_places_beside_the_share(
     beside = (order.place[path] == 7) | (order.place[path] == 8)
     expected = -jnp.sum(jnp.where(beside, parameters(model)[path], 0.0)) / jnp.sum(beside)
     assert mask_prices(order, ones, [unit], np.asarray([0.5]), band=1e-3) == pytest.approx([float(expected)])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Magnitude(),
+        Magnitude(pattern="n:4"),
+        Wanda(rows=2, pattern="n:4"),
+        SparseGPT(rows=2),
+        SparseGPT(rows=2, pattern="n:4"),
+        Factorize(metric="svd"),
+        Factorize(rows=2),
+    ],
+)
+@pytest.mark.parametrize("inside", ["self_attn.k_proj", "mlp.up_proj"])
+def test_one_kernel_alone_is_edited_as_the_whole_method_edits_a_unit_of_the_first_layer(method, inside):
+    loaded = tiny_model(layers=2)
+    batch = pack(tiny_texts(4), loaded.tokenizer, length=16)
+    unit = f"layers.0.{inside}"
+    kernel = parameters(loaded.model)[f"{unit}.kernel"]
+    moment = recorded(loaded.model.layers[0], residual_streams(loaded.model, batch, 2), moments_of)[0][inside]
+    for amount in (kernel.size // 4, kernel.size // 2) if method.targets == ("sparsity",) else (2, 5):
+        whole = dense_equivalent(method(loaded.model, {unit: amount}, batch if method.reads_text else None).model)
+        found = method.edited(kernel, amount, moment if method.reads_text else None)
+        np.testing.assert_allclose(found, parameters(whole)[f"{unit}.kernel"], atol=2e-5)
+        assert jnp.abs(found - kernel).max() > 1e-3
+
+
+def test_factors_as_large_as_their_kernel_leave_it_and_zeros_that_are_there_stay():
+    kernel = parameters(tiny_model(layers=1).model)["layers.0.mlp.up_proj.kernel"]
+    assert Factorize(metric="svd").edited(kernel, 10, None) is kernel  # 16 x 24: 9.6
+    assert Factorize(metric="svd").edited(kernel, 9, None) is not kernel
+    sparse = kernel.at[:8].set(0.0)
+    np.testing.assert_array_equal(Magnitude().edited(sparse, 10, None), sparse)
