@@ -1,4 +1,4 @@
-"""Equal prices over a menu: entries exchanged between the units cheapest to lower and those dearest to hold [M24]."""
+"""Equal prices over a ladder: entries exchanged between the units cheapest to lower and those dearest to hold [M24]."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
-class Menu(NamedTuple):
+class Ladder(NamedTuple):
     """What each of K units may have.
 
-    amount: `[K, J]` entries by rising cost; a short menu repeats its last one. cost: `[K, J]` budget that each takes.
+    amount: `[K, J]` entries by rising cost; a short ladder repeats its last one. cost: `[K, J]` budget that each takes.
     budget: most that all may take.
     """
 
@@ -31,7 +31,7 @@ class Menu(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What one entry up and one entry down the menu do, each unit moved alone from where all are now.
+    """What one entry up and one entry down the ladder do, each unit moved alone from where all are now.
 
     up, down: `[K]` measured change of the loss, nats; inf where there is no such entry. up_cost: `[K]` budget that one
     entry up takes. down_cost: `[K]` budget that one entry down gives back.
@@ -44,7 +44,7 @@ class Moves(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """step: `[K]` entries up (1) or down (-1) the menu, else 0. promised: sum of the moves' own changes of the loss.
+    """step: `[K]` entries up (1) or down (-1) the ladder, else 0. promised: sum of the moves' own changes of the loss.
 
     spent: budget taken, less what was given back; at most the slack.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from curvjax.allocation import Bits, Program, Ranks, Sparsity
-from curvjax.allocation.exchange import Menu
+from curvjax.allocation.exchange import Ladder
 from curvjax.allocation.program import Posed, tied_units
 from curvjax.evaluation import perplexity
 from curvjax.layers import Unit, UnitShape, layer_prefix
@@ -27,8 +27,8 @@ from curvjax.records import (
     plain,
 )
 from curvjax.runs.draft import WholeAmounts, drafts
+from curvjax.runs.ladders import ladder, rank_bounds, uniform_ranks
 from curvjax.runs.measure import unit_shapes
-from curvjax.runs.menus import menu, rank_bounds, uniform_ranks
 from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import (
@@ -66,7 +66,7 @@ def descend(
     Where a method takes weights in a fixed order (magnitude, Wanda, channels), each round prices every unit by one
     gradient at the model as it is rebuilt then [M22], and moves the shares towards equal prices [M23]. SparseGPT
     repairs what it prunes, so that the first order has the wrong sign: its prices are differences of the loss with one
-    unit at a time pruned and repaired a little more and a little less. Where amounts are entries of a menu (bits, N:M,
+    unit at a time pruned and repaired a little more and a little less. Where amounts are rungs of a ladder (bits, N:M,
     ranks of factors), a round measures what one entry up and one down does to the loss, one unit at a time, and
     exchanges a few at the best prices [M24]. If nothing beats the start on the selection rows, it is returned.
 
@@ -98,7 +98,7 @@ def descend(
     shapes = unit_shapes(loaded.model, units)
     posed = program.pose(shapes)
     x = _start(program, posed, shapes, start)
-    chosen = menu(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
+    chosen = ladder(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
     if chosen is not None:
         _require_start(chosen, x, program)
     about = {"model": loaded.sha256, "text": text.origin, "selection": selection.origin, "program": program}
@@ -127,7 +127,7 @@ def descend(
         memory=memory,
         start=x,
         shares=program.target == "sparsity",
-        menu=chosen,
+        ladder=chosen,
         groups=tied_units(shapes, program.tie),
     )
     found = Priced([], 0.0)
@@ -188,14 +188,15 @@ def _require_pattern(program: Sparsity, method: Surgery) -> None:
         raise ValueError(msg)
 
 
-def _require_start(menu: Menu, x: Float[np.ndarray, " K"], program: Program) -> None:
-    """Refuse a start that is not on the menu, or beyond the budget."""
-    place = menu.places(x)
-    other, spent = sorted(set(x[menu.amounts(place) != x].tolist())), float(menu.costs(place).sum())
-    if other or spent > menu.budget * (1 + 1e-12):
-        allowed = np.unique(menu.amount).tolist()
+def _require_start(ladder: Ladder, x: Float[np.ndarray, " K"], program: Program) -> None:
+    """Refuse a start that is not on the ladder, or beyond the budget."""
+    place = ladder.places(x)
+    other, spent = sorted(set(x[ladder.amounts(place) != x].tolist())), float(ladder.costs(place).sum())
+    if other or spent > ladder.budget * (1 + 1e-12):
+        allowed = np.unique(ladder.amount).tolist()
         msg = (
-            f"the start takes {spent:,.0f} of {menu.budget:,.0f}, and has {program.target} {other} not among {allowed}."
+            f"the start takes {spent:,.0f} of {ladder.budget:,.0f}, and has {program.target} {other} not among "
+            f"{allowed}."
         )
         raise ValueError(msg)
 

@@ -1,4 +1,4 @@
-"""Rounds of measured prices, and where each goes: mirror steps over shares [M23], exchanges over menus [M24]."""
+"""Rounds of measured prices, and where each goes: mirror steps over shares [M23], exchanges over ladders [M24]."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
-from curvjax.allocation.exchange import Menu, Moves, exchange, marginal
+from curvjax.allocation.exchange import Ladder, Moves, exchange, marginal
 from curvjax.allocation.program import Posed
 from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters
@@ -42,7 +42,7 @@ class DescendSettings:
     """Of measured moves: shares of a unit's weights by which SparseGPT prunes it more and less, or shares of parameters
     between two ranks of factors."""
     exchanged: tuple[float, ...] = (0.1, 0.05, 0.025)
-    """Of menus: shares of all weights that may move at once; each is judged, and the best one stepped from."""
+    """Of ladders: shares of all weights that may move at once; each is judged, and the best one stepped from."""
     movers: int = 60
     """Units whose moves are measured again in later rounds, those nearest to moving, or furthest from the mean price;
     0: all."""
@@ -90,7 +90,7 @@ class Problem(NamedTuple):
     """What is descended on, over K units.
 
     size: `[K]` weights. posed: the program over the units. objective: of prices. draft: amounts to models. judge:
-    amounts to selection loss. start: `[K]` shares, widths or ranks. shares: whether they are of weights. menu: what
+    amounts to selection loss. start: `[K]` shares, widths or ranks. shares: whether they are of weights. ladder: what
     they may become; None where that is any share. groups: `[K]` numbers of units that move together, or None.
     """
 
@@ -105,7 +105,7 @@ class Problem(NamedTuple):
     memory: Memory
     start: Float[np.ndarray, " K"]
     shares: bool
-    menu: Menu | None
+    ladder: Ladder | None
     groups: Int[np.ndarray, " K"] | None
 
 
@@ -163,26 +163,26 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
     Yields:
       What was looked at so far.
     """
-    menu, size = problem.menu, problem.size
-    assert menu is not None
-    place, base, spent, known = menu.places(problem.start), 0, 0.0, None
+    ladder, size = problem.ladder, problem.size
+    assert ladder is not None
+    place, base, spent, known = ladder.places(problem.start), 0, 0.0, None
     portions = turns(problem.objective, settings.portion)
     looks = [Iterate(amounts=tuple(problem.start.tolist()), selection_nll=problem.judge(problem.start))]
     for _ in range(settings.iterations):
-        known, cost = _moves(problem, next(portions), menu, settings, place, known, len(looks))
+        known, cost = _moves(problem, next(portions), ladder, settings, place, known, len(looks))
         spent += cost
-        looks[base] = _with_moves(looks[base], known, menu, size)
-        slack, origin = menu.budget - float(menu.costs(place).sum()), base
+        looks[base] = _with_moves(looks[base], known, ladder, size)
+        slack, origin = ladder.budget - float(ladder.costs(place).sum()), base
         for share in sorted(settings.exchanged, reverse=True):
             found = exchange(known.moves, size, slack=slack, most=share * size.sum(), groups=problem.groups)
-            y = menu.amounts(place + found.step)
+            y = ladder.amounts(place + found.step)
             if tuple(y.tolist()) not in {look.amounts for look in looks}:
                 looks.append(Iterate(amounts=tuple(y.tolist()), selection_nll=problem.judge(y), origin=origin))
                 base = min(base, len(looks) - 1, key=lambda i: looks[i].selection_nll)
         yield Priced(looks, spent)
         if base == origin:
             return
-        place = menu.places(np.asarray(looks[base].amounts))
+        place = ladder.places(np.asarray(looks[base].amounts))
 
 
 class _Prices(Protocol):
@@ -312,7 +312,7 @@ def _value(problem: Problem, portion: Objective, x: Float[np.ndarray, " K"]) -> 
 
 
 class _Known(NamedTuple):
-    """moves: last measured. place: `[K]` entries of the menu that they were measured at."""
+    """moves: last measured. place: `[K]` entries of the ladder that they were measured at."""
 
     moves: Moves
     place: Int[np.ndarray, " K"]
@@ -321,19 +321,19 @@ class _Known(NamedTuple):
 def _moves(
     problem: Problem,
     portion: Objective,
-    menu: Menu,
+    ladder: Ladder,
     settings: DescendSettings,
     place: Int[np.ndarray, " K"],
     known: _Known | None,
     step: int,
 ) -> tuple[_Known, float]:
     """One entry up and one down, for all units or for those nearest to moving; and the cost in gradients."""
-    to = np.stack([np.minimum(place + 1, menu.cost.shape[1] - 1), np.maximum(place - 1, 0)])
-    cost = np.abs(np.stack([menu.costs(side) for side in to]) - menu.costs(place))
+    to = np.stack([np.minimum(place + 1, ladder.cost.shape[1] - 1), np.maximum(place - 1, 0)])
+    cost = np.abs(np.stack([ladder.costs(side) for side in to]) - ladder.costs(place))
     again = np.ones(place.size, bool) if known is None else _likely(known, place, settings.movers)
     chosen = [(side, k) for k in np.flatnonzero(again) for side in (0, 1) if cost[side, k] > 0]
-    ends = np.stack([menu.amounts(side) for side in to])
-    change, spent = _measured(problem, portion, menu.amounts(place), ends, chosen, step)
+    ends = np.stack([ladder.amounts(side) for side in to])
+    change, spent = _measured(problem, portion, ladder.amounts(place), ends, chosen, step)
     if known is not None:
         change[:, ~again] = np.stack(known.moves[:2])[:, ~again]
     return _Known(Moves(*change, *np.where(cost > 0, cost, 1.0)), place), spent
@@ -349,11 +349,11 @@ def _likely(known: _Known, place: Int[np.ndarray, " K"], movers: int) -> Bool[np
     return moved | np.isin(np.arange(place.size), best)
 
 
-def _with_moves(look: Iterate, known: _Known, menu: Menu, size: Float[np.ndarray, " K"]) -> Iterate:
+def _with_moves(look: Iterate, known: _Known, ladder: Ladder, size: Float[np.ndarray, " K"]) -> Iterate:
     prices, sides = marginal(known.moves), known.moves[:2]
     up, down = (tuple(float(x) if np.isfinite(x) else None for x in side) for side in sides)
-    free = Free(size, 0.0, menu.cost.min(axis=1), menu.cost.max(axis=1))
-    spread = price_spread(menu.costs(known.place), prices, free)
+    free = Free(size, 0.0, ladder.cost.min(axis=1), ladder.cost.max(axis=1))
+    spread = price_spread(ladder.costs(known.place), prices, free)
     return replace(look, prices=tuple(prices.tolist()), spread=spread, up=up, down=down)
 
 

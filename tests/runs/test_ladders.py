@@ -3,7 +3,7 @@ import pytest
 
 from curvjax.allocation import Bits, Ranks, Sparsity
 from curvjax.layers import UnitShape
-from curvjax.runs.menus import menu, rank_bounds, uniform_ranks
+from curvjax.runs.ladders import ladder, rank_bounds, uniform_ranks
 
 SIDES = ((16, 24), (24, 16), (16, 8), (16, 16))
 SHAPES = tuple(UnitShape(f"layers.{k}.mlp.up_proj", k, {f"layers.{k}.mlp.up_proj": s}) for k, s in enumerate(SIDES))
@@ -14,7 +14,7 @@ COST = np.asarray([a + b for a, b in SIDES], np.float64)
 def of(program, start=None, *, step=0.05):
     posed = program.pose(SHAPES)
     start = np.full(len(SHAPES), program.budget) if start is None else start
-    return menu(program, posed, SHAPES, np.asarray(start, np.float64), step=step)
+    return ladder(program, posed, SHAPES, np.asarray(start, np.float64), step=step)
 
 
 def test_n_of_m_are_shares_from_the_most_to_none_and_cost_what_stays():

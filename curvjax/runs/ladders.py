@@ -8,19 +8,19 @@ from jaxtyping import Float, Num
 
 from curvjax.allocation import Bits, Ranks, Sparsity
 from curvjax.allocation.descent import Free, projected
-from curvjax.allocation.exchange import Menu
+from curvjax.allocation.exchange import Ladder
 from curvjax.allocation.program import Posed, frozen_units
 from curvjax.layers import UnitShape
 
 
-def menu(
+def ladder(
     program: Sparsity | Bits | Ranks,
     posed: Posed,
     shapes: Sequence[UnitShape],
     start: Float[np.ndarray, " K"],
     *,
     step: float,
-) -> Menu:
+) -> Ladder:
     """The entries of a program over units, each with its cost.
 
     Widths are those allowed. N of M are shares n / M, from the most that may go to none: what an entry costs is the
@@ -38,7 +38,7 @@ def menu(
     if isinstance(program, Sparsity):
         share = np.arange(program.pattern)[::-1] / program.pattern
         share = np.where(held[:, None], 0.0, share[share <= program.max_sparsity + 1e-12])
-        return Menu(share, size[:, None] * (1 - share), float(size.sum()) - posed.requested)
+        return Ladder(share, size[:, None] * (1 - share), float(size.sum()) - posed.requested)
     if isinstance(program, Bits):
         widths = np.asarray(sorted(program.allowed), np.float64)
         amount = np.where(held[:, None], widths.max(), widths)
@@ -47,7 +47,7 @@ def menu(
         amount = _padded([
             _ranks(program, int(x), int(a), int(b), step) for x, a, b in zip(start, least, whole, strict=True)
         ])
-    return Menu(amount, posed.cost[:, None] * amount, posed.requested)
+    return Ladder(amount, posed.cost[:, None] * amount, posed.requested)
 
 
 def uniform_ranks(program: Ranks, posed: Posed, shapes: Sequence[UnitShape]) -> Float[np.ndarray, " K"]:
@@ -82,7 +82,7 @@ def _ranks(program: Ranks, start: int, least: int, whole: int, step: float) -> l
     return sorted({*range(start, least - 1, -by), *range(start, whole, by), whole})
 
 
-def _padded(menus: Sequence[Sequence[int]]) -> Num[np.ndarray, "K J"]:
+def _padded(ladders: Sequence[Sequence[int]]) -> Num[np.ndarray, "K J"]:
     """Menus of one length: the last entry of a shorter one repeated."""
-    length = max(map(len, menus))
-    return np.asarray([[*menu, *[menu[-1]] * (length - len(menu))] for menu in menus], np.float64)
+    length = max(map(len, ladders))
+    return np.asarray([[*ladder, *[ladder[-1]] * (length - len(ladder))] for ladder in ladders], np.float64)
