@@ -56,3 +56,8 @@ class Descent(Value):
     allocation: Allocation
     selection: TextOrigin
     origin: Origin
+
+    @property
+    def objective(self) -> str:
+        """What prices are slopes of: divergence, or loss, as it was before there was a choice."""
+        return self.settings.get("objective", "loss")

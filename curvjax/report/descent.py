@@ -190,7 +190,7 @@ def descent_section(records: RunDirectory) -> Section | None:
     """Amounts moved towards equal measured prices."""
     if (found := records.descent) is None:
         return None
-    told, divergence = descent_words(found), found.settings.get("objective") == "divergence"
+    told, divergence = descent_words(found), found.objective == "divergence"
     added_to = "divergence from the dense model's predictions" if divergence else "loss"
     explanation = (
         f"A price is what {_WORDINGS[found.allocation.target].price} of a unit would add to the {added_to}, measured "
