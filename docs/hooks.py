@@ -1,0 +1,69 @@
+"""What the site shows beside `docs/pages`: files of the repository, read where they lie, so that nothing is copied.
+
+Pages and files keep their paths from the root, so that links between them hold as they are; `docs/pages` stands at the
+root too, and includes pieces of the README. Notebooks become pages, and numbers like [M4] links to METHOD.md.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
+
+ROOT = Path(__file__).parents[1]
+SHOWN = ("METHOD.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.png", "notebooks/*.py", "tests/oracles/test_*.py")
+SUFFIXES = {".md", ".py", ".json", ".svg"}  # of what is shown of the experiments
+NUMBER = re.compile(r"\[(M\d+)\]")
+UNTOUCHED = re.compile(r"(<pre.*?</pre>|<code.*?</code>|<a\s.*?</a>|<[^>]*>)", re.DOTALL)
+METHOD = "METHOD.md"
+DEFINED = set(re.findall(r"^\*\*\[(M\d+)\]", (ROOT / METHOD).read_text(encoding="utf-8"), re.MULTILINE))
+log = logging.getLogger("mkdocs.hooks.curvjax")
+
+
+def repository_files() -> list[Path]:
+    """All files outside `docs/pages` that the site shows."""
+    named = [path for pattern in SHOWN for path in ROOT.glob(pattern)]
+    return sorted([*named, *(path for path in (ROOT / "experiments").rglob("*") if path.suffix in SUFFIXES)])
+
+
+def notebook_page(path: Path) -> str:
+    """A `py:percent` script as Markdown: prose as it is, code in fences."""
+    _, *cells = re.split(r"^# %%(.*)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = []
+    for mark, text in zip(cells[::2], cells[1::2], strict=True):
+        code = f"```python\n{text.strip()}\n```"
+        parts.append(re.sub(r"^# ?", "", text.strip(), flags=re.MULTILINE) if "[markdown]" in mark else code)
+    title, *rest = parts
+    return "\n\n".join([title, f"The script: [{path.name}]({path.name})", *rest])
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Put the repository's files beside the pages."""
+    for path in repository_files():
+        uri = path.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
+        if uri.startswith("notebooks/"):
+            files.append(File.generated(config, uri.replace(".py", ".md"), content=notebook_page(path)))
+    return files
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link every [M4] in prose and docstrings to where METHOD.md defines it."""
+    here = page.file.src_uri == METHOD
+    target = "" if here else get_relative_url(files.src_uris[METHOD].url, page.url)
+    if here:
+        html = re.sub(r"<strong>\[(M\d+)\]", r'<strong id="\1"><code>\1</code>', html)
+
+    def link(match: re.Match[str]) -> str:
+        if match[1] not in DEFINED:
+            log.warning("%s cites [%s], which METHOD.md does not define.", page.file.src_uri, match[1])
+        return f'<a href="{target}#{match[1]}">{match[0]}</a>'
+
+    parts = UNTOUCHED.split(html)
+    parts[::2] = [NUMBER.sub(link, part) for part in parts[::2]]
+    # A bar in a table is escaped for GitHub, in code too, where this reader of Markdown shows the backslash
+    parts[1::2] = [part.replace("\\|", "|") if part.startswith("<code") else part for part in parts[1::2]]
+    return "".join(parts)
