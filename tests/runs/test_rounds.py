@@ -133,7 +133,10 @@ def doubles(shallow):
 
 def test_a_measured_slope_is_that_of_the_unit_pruned_and_repaired_alone_in_float64(doubles, parts):
     """Rebuilt by hand: the second moments at the pruned model, one kernel solved at both shares, then all run."""
-    text, settings = parts[0], dataclasses.replace(SETTINGS, granularity="module", iterations=1, step=0.1)
+    text, settings = (
+        parts[0],
+        dataclasses.replace(SETTINGS, granularity="module", iterations=1, step=0.1, objective="loss"),
+    )
     each = descend(doubles, *parts, Sparsity(0.5), SparseGPT(rows=2), settings)
     begun = pruned(doubles, text)
     streams = residual_streams(begun, text.batch, 2)
