@@ -16,6 +16,7 @@ from experiments.benchmarks import (
     flops,
     gpu,
     gpu_estimate,
+    prices,
     products,
     scaling,
     table,
@@ -23,7 +24,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.measuring import SCHEMA, TINY, Settings, apart, engine, proportioned, random_subject
 
-QUICK = (products, all_gains, damping_grid, fisher, scaling, compile_time)
+QUICK = (products, all_gains, damping_grid, fisher, scaling, compile_time, prices)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -188,6 +188,28 @@ def scaling(record: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def prices(record: dict[str, Any]) -> list[Row]:
+    rows = []
+    for case in record["cases"]:
+        swept, moved = case["prices"], case["moves"]
+        one = f"a gradient of {median(swept['gradient']['wall_seconds']):.2f} s"
+        rows.append(
+            at_most(f"prices of {case['units']} units by masks", 1.3, swept["over_gradient"]["wall"], rival=one)
+        )
+        rows.append(
+            at_most(
+                f"{moved['moves']} measured moves, one round of {case['units']} units",
+                {"layer": 12, "module": 75}[case["granularity"]],
+                moved["over_gradient"]["wall"],
+                ours=f"{moved['round']['wall_seconds'][0]:.0f} s",
+                rival=one,
+                note=f"passes {moved['counted_gradients']:.1f}",
+                digits=1,
+            )
+        )
+    return rows
+
+
 def gpu_estimate(record: dict[str, Any]) -> list[Row]:
     rows = []
     for name, case in record["cases"].items():
@@ -207,7 +229,7 @@ def gpu_estimate(record: dict[str, Any]) -> list[Row]:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     section.__name__: section
-    for section in (products, all_gains, torch_rival, fisher, damping_grid, compile_time, scaling, gpu_estimate)
+    for section in (products, all_gains, torch_rival, fisher, damping_grid, compile_time, scaling, prices, gpu_estimate)
 }
 
 
