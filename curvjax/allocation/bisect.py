@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Demand = Callable[[Float[Array, ""]], Float[Array, " K"]]
 
@@ -34,8 +34,7 @@ def spend(
     Returns:
       The price, and the amounts, which meet `total` to rounding.
     """
-    low, high = adjacent_prices(lambda price: jnp.sum(weight * demand(price)), total, low, high)
-    more, less = demand(low), demand(high)
+    low, high, more, less = _halved(demand, lambda amount: jnp.sum(weight * amount) >= total, low, high)
     # One rounding of the price can still move the total where a demand is steep: share that last step out linearly,
     # from the lower end, so that a total far below the rounding of one amount is met too.
     step = jnp.sum(weight * (more - less))
@@ -54,15 +53,36 @@ def adjacent_prices(
     Halves the *count of floating-point numbers* in the bracket and not its width, so 64 steps reach full relative
     precision over every decade and through zero; the loop is static and needs no tolerance.
     """
+    return _halved(spent, lambda found: found >= total, low, high)[:2]
+
+
+def _halved(
+    found: Callable[[Float[Array, ""]], Array],
+    enough: Callable[[Array], Bool[Array, ""]],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""], Array, Array]:
+    """The neighbouring prices, and what was found at each.
+
+    What was found is kept and not computed again: another program may fuse a multiply with an add where the loop's does
+    not, and near a net price of zero the two then differ by more than the step between neighbours.
+    """
 
     def halve(_, bracket):
-        low, high = bracket
+        low, high, more, less = bracket
         middle = (low >> 1) + (high >> 1) + (low & high & 1)  # low + high would overflow
-        enough = spent(_number(middle)) >= total
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        new = found(_number(middle))
+        up = enough(new)
+        return (
+            jnp.where(up, middle, low),
+            jnp.where(up, high, middle),
+            jnp.where(up, new, more),
+            jnp.where(up, less, new),
+        )
 
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (_ordinal(low), _ordinal(high)))
-    return _number(low), _number(high)
+    ends = _ordinal(low), _ordinal(high), found(low), found(high)
+    low, high, more, less = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
+    return _number(low), _number(high), more, less
 
 
 def power_midway(numbers: Float[Array, " N"]) -> Float[Array, ""]:
