@@ -64,7 +64,7 @@ class LoRA:
     """Learn the size of each output apart from its direction (DoRA)."""
     seed: int = 1
     """Of the start."""
-    rows: int = 4
+    rows_at_once: int = 4
     """Rows in memory at a time, where the start is by a text."""
 
     @property
@@ -112,7 +112,7 @@ class LoRA:
         for path, linear in select(model, ranks).items():  # before the look, which takes long
             check_rank(path, linear, ranks[path])
         scales = {path: SCALES[self.scaling](self.alpha, rank) for path, rank in ranks.items() if rank}
-        how = Looking(self.rows, self.damping, self.seed)
+        how = Looking(self.rows_at_once, self.damping, self.seed)
         return births(model, rows, ranks, scales, TEXT_STARTS[self.start], how, key=key)
 
 

@@ -145,7 +145,7 @@ def test_evas_start_is_the_inputs_first_directions():
 
 @pytest.mark.parametrize("name", TEXT_STARTS)
 def test_every_start_is_its_looks_and_says_what_it_moves(small, batch, looks, logits, name):
-    method = LoRA(start=name, alpha=0.5, rows=2)
+    method = LoRA(start=name, alpha=0.5, rows_at_once=2)
     assert method.reads_text
     found = method(small, {Q1: 2, UP2: 3, "layers.0": 0}, batch)
     assert [unit.realised for unit in found.units] == [0, 2, 3]
