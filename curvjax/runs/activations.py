@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 
 from curvjax.curvature.layered import LayeredModel, embedded, run_block
 from curvjax.data import Batch
+from curvjax.layers import layer_prefix
 from curvjax.models import Decoder
-from curvjax.surgery.sequential import each_input_moment
+from curvjax.surgery.sequential import recorded, residual_streams
 
 
 def streams_before(model: LayeredModel, parts: Sequence[Batch]) -> Iterator[tuple[int, list[Array]]]:
@@ -57,6 +58,14 @@ def input_moments(
     Returns:
       `path -> [in, in]`, at least float32, in layer order.
     """
-    count = int((batch.segments > 0).sum())
-    found = ((f"{path}.kernel", total) for path, total in each_input_moment(model, batch, rows=rows))
-    return {path: total / count for path, total in found if path in kernels}
+    moments, count = {}, int((batch.segments > 0).sum())
+    streams = residual_streams(model, batch, rows)
+    for k, block in enumerate(model.layers):
+        sums, streams = recorded(block, streams, _outer_products)
+        inside = {f"{layer_prefix(k)}.{path}.kernel": total / count for path, total in sums.items()}
+        moments |= {path: moment for path, moment in inside.items() if path in kernels}
+    return moments
+
+
+def _outer_products(x: Float[Array, "N I"]) -> Float[Array, "I I"]:
+    return jnp.matmul(x.T, x, precision="highest")

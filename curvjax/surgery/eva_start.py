@@ -2,24 +2,25 @@
 
 Source: Paischer et al., "Parameter Efficient Fine-tuning via Explained Variance Adaptation", 2024, arXiv 2410.07170,
 algorithm 1. Its ranks are the plan `eva`. Its program takes incremental principal components about the mean until they
-are stable, ours those of all tokens' second moment, about zero, as x A is.
+are stable, ours those of all tokens at once, about zero, as x A is. It looks at the inputs and not at their second
+moment, where one massive activation leaves float32 nothing of the other directions (SmolLM2's layer 11).
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from curvjax.surgery.directions import require_directions
+from curvjax.surgery.directions import first_directions
 from curvjax.surgery.lora import Birth
 
 
 def eva_start(
-    moment: Float[Array, "I I"], kernel: Float[Array, "I O"], rank: int, scale: float, key: jax.Array
+    inputs: Float[Array, "N I"], kernel: Float[Array, "I O"], rank: int, scale: float, key: jax.Array
 ) -> Birth:
-    """A the eigenvectors of the inputs' second moment with the largest eigenvalues, B zero: the kernel stays as it is.
+    """A the inputs' first right singular vectors, B zero: the kernel stays as it is.
 
     Args:
-      moment: `[in, in]` mean of x x'; its scale does not matter.
+      inputs: `[N, in]` one row a token.
       kernel: `[in, out]`.
       rank: of the adapter.
       scale: not used.
@@ -32,7 +33,6 @@ def eva_start(
       ValueError: if the inputs have fewer directions than the rank.
     """
     del scale, key
-    values, vectors = jnp.linalg.eigh(moment.astype(jnp.promote_types(moment.dtype, jnp.float32)))
-    require_directions(values[::-1], rank, sides=len(values))
-    lora_a = vectors[:, ::-1][:, :rank]
+    _, right = first_directions(inputs, rank)
+    lora_a = right.T
     return Birth(kernel, lora_a, jnp.zeros((rank, kernel.shape[1]), lora_a.dtype))

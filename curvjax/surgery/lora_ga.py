@@ -1,8 +1,8 @@
 """LoRA-GA: adapters whose first step is nearest to that of the whole kernel.
 
 Source: Wang, Yu, Li, "LoRA-GA: Low-Rank Adaptation with Gradient Approximation", 2024, arXiv 2407.05000, theorem 3.1
-and algorithm 1, with the published program's settings: direction ArB2r, scale "stable", gamma 16. Ours takes the exact
-decomposition where the program takes a randomised one. PEFT's own `lora_ga` multiplies B by the gradient's singular
+and algorithm 1, with the published program's settings: direction ArB2r, scale "stable", gamma 16. The
+decomposition is randomised in both, ours with more passes. PEFT's own `lora_ga` multiplies B by the gradient's singular
 values and leaves A at unit length, which neither paper nor the authors' program does.
 """
 

@@ -5,7 +5,7 @@ Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Langu
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -14,12 +14,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch, microbatches
-from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
+from curvjax.layers import layer_index, module_path, within_layer
 from curvjax.models import Block, Decoder, Linear, parameters, submodules, with_parameters
 from curvjax.surgery.masks import Pruned, pruned
 from curvjax.surgery.method import Progress
 from curvjax.surgery.projections import projections, rebuilt
-from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sparsity import SparsityPlan
 
 Statistic = Callable[[jax.Array], jax.Array]
@@ -80,18 +79,6 @@ def recorded(block: Block, streams: list[Stream], statistic: Statistic) -> tuple
     after = [stream._replace(x=x) for stream, (x, _) in zip(streams, outputs, strict=True)]
     paths = projections(block)
     return {path: functools.reduce(jnp.add, [found[path] for _, found in outputs]) for path in paths}, after
-
-
-def each_input_moment(model: Decoder, batch: Batch, *, rows: int) -> Iterator[tuple[str, Float[Array, "I I"]]]:
-    """Yield `(module path, sum of x x')` for the inputs x of each projection outside padding, in layer order.
-
-    One forward pass, of which one layer is held at a time, `rows` rows at a time; at least float32.
-    """
-    streams = residual_streams(model, batch, rows)
-    for index, block in enumerate(model.layers):
-        found, streams = recorded(block, streams, moments_of)
-        for path, total in found.items():
-            yield f"{layer_prefix(index)}.{path}", total
 
 
 def edit_in_order(

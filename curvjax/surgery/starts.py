@@ -1,7 +1,7 @@
 """What adapters begin with where that depends on a text: one look at some rows, then a start for each projection.
 
-A look is one matrix for each kernel: the gradient of the mean loss, that whitened by the curvature, or the second
-moment of the inputs. Looks come layer by layer, and of a layer only what its adapters begin with is kept.
+A look is one matrix for each kernel: the gradient of the mean loss, that whitened by the curvature, or the inputs.
+Looks come layer by layer, and of a layer only what its adapters begin with is kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ from curvjax.surgery.gradient_start import gradient_start
 from curvjax.surgery.lora import Birth, Start, path_key
 from curvjax.surgery.lora_ga import lora_ga_start
 from curvjax.surgery.projections import projections
-from curvjax.surgery.sequential import each_input_moment
+from curvjax.surgery.sequential import recorded, residual_streams
 
 Looks = Iterator[tuple[str, Array]]
 """Of `(module path, matrix)`."""
@@ -79,9 +79,18 @@ def whitened_gradients(model: Decoder, batch: Batch, how: Looking) -> Looks:
             yield f"{layer_prefix(k)}.{path}", whitened(gradient, block.factors[f"{path}.kernel"], how.damping)
 
 
-def input_moments(model: Decoder, batch: Batch, how: Looking) -> Looks:
-    """Yield the sum of x x' over the inputs of each projection, from the first layer to the last."""
-    yield from each_input_moment(model, batch, rows=how.rows)
+def projection_inputs(model: Decoder, batch: Batch, how: Looking) -> Looks:
+    """Yield the inputs `[N, in]` of each projection, a row a token, zero on padding, from the first layer to the last.
+
+    Raises:
+      ValueError: if the batch is only padding.
+    """
+    streams = residual_streams(model, batch, how.rows)
+    for k, block in enumerate(model.layers):
+        parts, after = zip(*(recorded(block, [stream], _unchanged) for stream in streams), strict=True)
+        streams = [stream for (stream,) in after]
+        for path in parts[0]:
+            yield f"{layer_prefix(k)}.{path}", jnp.concatenate([part[path] for part in parts])
 
 
 @jax.jit
@@ -98,7 +107,7 @@ TEXT_STARTS: dict[str, TextStart] = {
     "curvature": TextStart(whitened_gradients, gradient_start),
     "gora": TextStart(kernel_gradients, gora_start),
     "lora-ga": TextStart(kernel_gradients, lora_ga_start, moves_base=True),
-    "eva": TextStart(input_moments, eva_start),
+    "eva": TextStart(projection_inputs, eva_start),
 }
 
 
@@ -142,6 +151,10 @@ def births(
             raise ValueError(msg) from error
         found[path] = _begun(birth)
     return found
+
+
+def _unchanged(x: Array) -> Array:
+    return x
 
 
 def _begun(birth: Birth) -> Start:
