@@ -16,7 +16,7 @@ from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.evidence import OF_TWO_TEXTS
-from curvjax.runs.export import Coded, ExportSettings, export_codes, require_options
+from curvjax.runs.export import Coded, ExportSettings, export_codes, require_options, require_own_weights
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, silent
@@ -245,8 +245,8 @@ def save(
 
     Raises:
       FileExistsError: if the directory holds something.
-      ValueError: if the model has no adapters for PEFT, or no codes that the other program can read; or an option
-        does not belong to the format.
+      ValueError: if the model has no adapters for PEFT, their start changed the weights they stand on, or there are no
+        codes that the other program can read; or an option does not belong to the format.
 
     Example:
       >>> import curvjax as cj, tempfile
@@ -267,6 +267,7 @@ def save(
         return Path(directory)
     require_options(format, settings)
     if format == "peft":
+        require_own_weights(rebuilt.model, rebuilt.source, source=rebuilt.method)
         save_peft(rebuilt.model, directory, base=rebuilt.source.name)
         return Path(directory)
     return save_forms(rebuilt, directory, allocation=allocation)

@@ -23,7 +23,7 @@ ALLOWED = {
     "report": {"allocation", "curvature", "layers", "records"},
     "models": {"curvature", "data", "layers", "records", "registry"},
     "evaluation": {"data", "models"},
-    "surgery": {"data", "layers", "models", "records", "registry"},
+    "surgery": {"curvature", "data", "layers", "models", "records", "registry"},
     "training": {"data", "models", "surgery"},
     "interop": {"data", "evaluation", "models", "surgery"},
     "runs": {

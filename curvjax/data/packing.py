@@ -48,7 +48,11 @@ class Packed(NamedTuple):
 
     def first(self, rows: int) -> "Packed":
         """The first rows alone."""
-        return Packed(take(self.batch, range(rows)), self.cuts[:rows])
+        return self.rows(range(rows))
+
+    def rows(self, rows: Sequence[int] | np.ndarray) -> "Packed":
+        """The given rows alone, in the order given."""
+        return Packed(take(self.batch, rows), self.cuts[np.asarray(rows)])
 
 
 class Arrangement(NamedTuple):

@@ -4,15 +4,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from curvjax.data import Batch, Document, Packed, packed, split_documents
 from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, save_arrays
 from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild
-from curvjax.surgery import SURGERIES, Surgery, lora_parameters, with_lora_parameters
+from curvjax.runs.text import Text, text_origin
+from curvjax.surgery import SURGERIES, LoRA, Surgery, lora_parameters, with_lora_parameters, with_moved_bases
 from curvjax.training import fit
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
+_START = "start."
+"""Before the paths of what adapters began with, where the base was moved by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +56,10 @@ class TrainSettings:
     """Steps between checkpoints."""
     tensorboard: bool = False
     """Also keep the metrics as event files for TensorBoard."""
+    start_rows: int = 8
+    """Most training rows that a start by a text looks at, drawn by the seed below."""
     order_seed: int = 1
-    """Of the order of rows, and of the documents held out."""
+    """Of the order of rows, of the documents held out, and of the rows that a start looks at."""
 
 
 def adapt(
@@ -87,10 +94,11 @@ def adapt(
     """
     directory = Path(directory)
     progress(label, 0, settings.steps)  # the first step compiles: show the bar before it
-    born = rebuild(loaded, allocation, method)
     training, selection = _batches(loaded, documents, settings)
+    text = _start_text(loaded, documents, training, settings) if method.reads_text else None
+    born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
     own = asdict(settings)
-    rows, seed, _ = own.pop("rows"), own.pop("order_seed"), (own.pop("length"), own.pop("selection"))
+    rows, seed, _ = own.pop("rows"), own.pop("order_seed"), [own.pop(k) for k in ("length", "selection", "start_rows")]
     fitted = fit(
         born.model,
         training.batch,
@@ -113,12 +121,15 @@ def adapt(
     found = replace(born, model=fitted.model, evidence=born.evidence | plain(evidence))
     if not is_checkpoint(directory / "adapter"):  # one that is there is of this run: `fit` refuses any other
         description = {"schema": ADAPTER_SCHEMA, "amounts": allocation.amounts, "rebuilt": found.to_json()}
-        save_arrays(lora_parameters(fitted.model), directory / "adapter", description=description)
+        arrays = lora_parameters(fitted.model)
+        if isinstance(method, LoRA) and method.moves_base:  # a text made the base: it comes back from what was taken
+            arrays |= {f"{_START}{path}": matrix for path, matrix in lora_parameters(born.model).items()}
+        save_arrays(arrays, directory / "adapter", description=description)
     return found
 
 
 def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:
-    """The model with the adapters that `adapt` saved in `directory`.
+    """The model with the adapters that `adapt` saved in `directory`; no text is needed, whatever they began with.
 
     Raises:
       ValueError: if they were trained on other weights, or by a method that is not known.
@@ -128,8 +139,13 @@ def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:
     if saved.origin is not None:
         saved.origin.require_model(loaded.sha256, source=directory)
     method = SURGERIES.named(saved.method)(**saved.settings)
-    born = method(loaded.model, description["amounts"])
-    return replace(saved, model=with_lora_parameters(born.model, arrays), source=loaded)
+    amounts = description["amounts"]
+    born = method.unstarted(loaded.model, amounts) if isinstance(method, LoRA) else method(loaded.model, amounts).model
+    learned = {path: array for path, array in arrays.items() if not path.startswith(_START)}
+    if len(learned) < len(arrays):
+        start = {path.removeprefix(_START): array for path, array in arrays.items() if path.startswith(_START)}
+        born = with_moved_bases(with_lora_parameters(born, start))
+    return replace(saved, model=with_lora_parameters(born, learned), source=loaded)
 
 
 def adapted_model(loaded: Loaded, directory: str | Path | None) -> Decoder:
@@ -151,3 +167,14 @@ def _batches(loaded: Loaded, documents: list[Document], settings: TrainSettings)
         packed(part, loaded.tokenizer, length=settings.length) for part in (splits.calibration, splits.selection)
     )
     return training, selection.batch
+
+
+def _start_text(loaded: Loaded, documents: list[Document], training: Packed, settings: TrainSettings) -> Text:
+    """Some training rows, in the order in which they are packed."""
+    if settings.start_rows < 1:
+        msg = f"a start by a text needs start_rows of at least 1; got {settings.start_rows}."
+        raise ValueError(msg)
+    counted = np.flatnonzero(np.asarray(training.batch.weights).sum(axis=1) > 0)
+    order = np.random.default_rng(settings.order_seed).permutation(counted)
+    rows = training.rows(np.sort(order[: settings.start_rows]))
+    return Text(rows.batch, text_origin(rows, loaded, documents, source="training text"), tuple(documents))

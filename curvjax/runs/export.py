@@ -255,16 +255,25 @@ def export_peft(loaded: Loaded, adapter: str | Path, settings: ExportSettings, d
 
     Raises:
       FileExistsError: if `directory` holds anything.
-      ValueError: if the adapter belongs to other weights or changes them (PiSSA), is more than B A, or the model's
-        family fuses projections (GPT-2).
+      ValueError: if the adapter belongs to other weights or changes them (PiSSA, LoRA-GA), is more than B A, or the
+        model's family fuses projections (GPT-2).
     """
     adapted = load_adapter(loaded, adapter)
     model = adapted.model
-    if weights_hash(model) != weights_hash(loaded.model):
-        msg = f"{adapter} began as a part of the weights; PEFT would add it to all of them: export it as safetensors."
-        raise ValueError(msg)
+    require_own_weights(model, loaded, source=adapter)
     stabilised = adapted.settings.get("scaling") == "rank-stabilised"
     return save_peft(model, directory, base=settings.base or loaded.name, rank_stabilised=stabilised)
+
+
+def require_own_weights(model: Decoder, loaded: Loaded, *, source: str | Path) -> None:
+    """Do nothing if the adapters of `model` stand on the weights as they were.
+
+    Raises:
+      ValueError: if their start took them from the weights, as PiSSA's and LoRA-GA's do.
+    """
+    if weights_hash(model) != weights_hash(loaded.model):
+        msg = f"{source} began as a part of the weights; PEFT would add it to all of them: export it as safetensors."
+        raise ValueError(msg)
 
 
 def export_safetensors(loaded: Loaded, adapter: str | Path | None, directory: str | Path) -> None:

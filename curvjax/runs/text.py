@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from curvjax.data import Batch, Document, documents_hash, read_documents, sample, split_documents
+from curvjax.data import Batch, Document, Packed, documents_hash, read_documents, sample, split_documents
 from curvjax.data import packed as packed_rows
 from curvjax.models import Loaded
 from curvjax.records import TextOrigin
@@ -99,18 +99,22 @@ def packed(documents: Sequence[Document], loaded: Loaded, settings: TextSettings
         raise ValueError(msg)
     found = found.first(rows)
     _require_known(found.batch, loaded, length)
-    around = loaded.tokenizer.around
-    origin = TextOrigin(
+    return Text(found.batch, text_origin(found, loaded, documents, source=source), tuple(documents))
+
+
+def text_origin(rows: Packed, loaded: Loaded, documents: Sequence[Document], *, source: str) -> TextOrigin:
+    """Where rows of these documents come from."""
+    around, (sequences, length) = loaded.tokenizer.around, rows.batch.tokens.shape
+    return TextOrigin(
         source=source,
-        sha256=documents_hash(documents),
-        tokens=int(found.batch.weights.sum()),
-        sequences=rows,
+        sha256=documents_hash(list(documents)),
+        tokens=int(rows.batch.weights.sum()),
+        sequences=sequences,
         length=length,
         begin_of_text=around.begin_of_text,
         end_of_text=around.end_of_text,
-        cut=tuple(found.cut),
+        cut=tuple(rows.cut),
     )
-    return Text(found.batch, origin, tuple(documents))
 
 
 class JudgedTexts(NamedTuple):

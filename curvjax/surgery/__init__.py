@@ -50,6 +50,7 @@ from curvjax.surgery.lora import merge_lora as merge_lora
 from curvjax.surgery.lora import rank_stabilised_scale as rank_stabilised_scale
 from curvjax.surgery.lora import uniform_start as uniform_start
 from curvjax.surgery.lora import with_lora_parameters as with_lora_parameters
+from curvjax.surgery.lora import with_moved_bases as with_moved_bases
 from curvjax.surgery.low_rank import Factorize as Factorize
 from curvjax.surgery.magnitude import Magnitude as Magnitude
 from curvjax.surgery.magnitude import magnitude_mask as magnitude_mask
@@ -100,6 +101,7 @@ from curvjax.surgery.sparsity import apportioned as apportioned
 from curvjax.surgery.sparsity import measured_sparsity as measured_sparsity
 from curvjax.surgery.sparsity import patterns_near as patterns_near
 from curvjax.surgery.sparsity import sparsity_plan as sparsity_plan
+from curvjax.surgery.starts import TEXT_STARTS as TEXT_STARTS
 from curvjax.surgery.structured import Shrunk as Shrunk
 from curvjax.surgery.structured import input_scores as input_scores
 from curvjax.surgery.structured import prune_channels as prune_channels

@@ -1,10 +1,10 @@
 """Adapters as surgeries: LoRA of each unit's rank, and mixtures of its number of LoRA experts.
 
-They are born with equal logits; `curvjax.training.fit` trains them.
+They are born with equal logits, but for GoRA's start; `curvjax.training.fit` trains them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import jax
@@ -17,19 +17,23 @@ from curvjax.surgery.costs import adapter_costs, adapter_size
 from curvjax.surgery.dora import add_magnitudes
 from curvjax.surgery.experts import add_experts, lora_experts
 from curvjax.surgery.lora import (
+    Start,
     add_lora,
+    check_rank,
     classic_scale,
     constant_scale,
     lora_ranks,
     rank_stabilised_scale,
     uniform_start,
 )
-from curvjax.surgery.method import Counts, Progress, account, surgery
+from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.pissa import principal_start
-from curvjax.surgery.projections import by_projection, kernel_units, projections
+from curvjax.surgery.projections import by_projection, kernel_units, projections, select
+from curvjax.surgery.starts import TEXT_STARTS, Looking, births
 
 SCALES = {"constant": constant_scale, "classic": classic_scale, "rank-stabilised": rank_stabilised_scale}
 STARTS = {"uniform": uniform_start, "principal": principal_start}
+"""Without a text; `TEXT_STARTS` are the others."""
 
 
 @surgery
@@ -45,18 +49,33 @@ class LoRA:
 
     name: ClassVar[str] = "lora"
     targets: ClassVar[tuple[str, ...]] = ("rank",)
-    reads_text: ClassVar[bool] = False
 
     alpha: float = 2.0
     """LoRA's alpha."""
     scaling: Literal["constant", "classic", "rank-stabilised"] = "constant"
     """The factor on B A: alpha at every rank, alpha / r, or alpha / sqrt(r)."""
-    start: Literal["uniform", "principal"] = "uniform"
-    """Adapters begin at random, or as the weights' largest singular vectors (PiSSA)."""
+    start: Literal["uniform", "principal", "gradient", "curvature", "gora", "lora-ga", "eva"] = "uniform"
+    """Adapters begin at random; as the weights' largest singular vectors (PiSSA); or by a text: with the gradient's
+    directions, plain or whitened by the curvature; after a step along it (GoRA); nearest to the whole kernel's first
+    step (LoRA-GA); with the inputs' directions (EVA)."""
+    damping: float = 0.1
+    """Of the curvature's factors in that start, a share of their mean eigenvalues."""
     magnitudes: bool = False
     """Learn the size of each output apart from its direction (DoRA)."""
     seed: int = 1
     """Of the start."""
+    rows_at_once: int = 4
+    """Rows in memory at a time, where the start is by a text."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the start is by a text."""
+        return self.start in TEXT_STARTS
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether the start takes from the kernels, by a text, what the adapters begin with."""
+        return self.reads_text and TEXT_STARTS[self.start].moves_base
 
     def __call__(
         self,
@@ -67,10 +86,10 @@ class LoRA:
         progress: Progress | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are ranks."""
-        del batch, progress
-        ranks = by_projection(model, amounts)
-        scaling, start = SCALES[self.scaling], STARTS[self.start]
-        born = add_lora(model, ranks, key=jax.random.key(self.seed), alpha=self.alpha, scaling=scaling, start=start)
+        del progress
+        ranks, key = by_projection(model, amounts), jax.random.key(self.seed)
+        scaling, start = SCALES[self.scaling], self._start(model, ranks, batch, key)
+        born = add_lora(model, ranks, key=key, alpha=self.alpha, scaling=scaling, start=start)
         born = add_magnitudes(born) if self.magnitudes else born
         sizes = {
             path: adapter_size(linear.kernel.shape, rank=ranks[path], magnitudes=self.magnitudes)
@@ -78,6 +97,23 @@ class LoRA:
             if ranks.get(path)
         }
         return _adapted(self, model, born, amounts, sizes, lora_ranks(born))
+
+    def unstarted(self, model: Decoder, amounts: Mapping[str, int]) -> Decoder:
+        """The model with such adapters on its own kernels, to be filled with saved matrices: no text is needed."""
+        plain = replace(self, start="uniform") if self.reads_text else self
+        return plain(model, amounts).model
+
+    def _start(
+        self, model: Decoder, ranks: Mapping[str, int], batch: Batch | None, key: jax.Array
+    ) -> Start | Mapping[str, Start]:
+        if not self.reads_text:
+            return STARTS[self.start]
+        rows = require_batch(self, batch)
+        for path, linear in select(model, ranks).items():  # before the look, which takes long
+            check_rank(path, linear, ranks[path])
+        scales = {path: SCALES[self.scaling](self.alpha, rank) for path, rank in ranks.items() if rank}
+        how = Looking(self.rows_at_once, self.damping, self.seed)
+        return births(model, rows, ranks, scales, TEXT_STARTS[self.start], how, key=key)
 
 
 @surgery

@@ -32,7 +32,7 @@ class Birth(NamedTuple):
 
 
 Start = Callable[[jax.Array, int, float, jax.Array], Birth]
-"""`(kernel, rank, scale, key) -> Birth` with kernel + scale A B equal to the kernel given."""
+"""`(kernel, rank, scale, key) -> Birth`; kernel + scale A B is the kernel given, or another point to train from."""
 
 
 class LoRAParam(nnx.Variable):
@@ -124,9 +124,9 @@ def add_lora(
     key: jax.Array,
     alpha: float = 2.0,
     scaling: Scaling = constant_scale,
-    start: Start = uniform_start,
+    start: Start | Mapping[str, Start] = uniform_start,
 ) -> Module:
-    """A copy of `model` with an adapter of the given rank on each named projection, and equal logits.
+    """A copy of `model` with an adapter of the given rank on each named projection, and equal logits but for GoRA's.
 
     Each adapter's key is folded from the projection's path, so that it depends neither on the order of `ranks` nor on
     which other projections are adapted.
@@ -137,7 +137,8 @@ def add_lora(
       key: random key.
       alpha: handed to `scaling`.
       scaling: `(alpha, rank) -> scale`: `constant_scale`, `classic_scale` or `rank_stabilised_scale`.
-      start: what adapters begin with: `uniform_start`, or `principal_start` of the weights themselves.
+      start: what adapters begin with: `uniform_start`, or `principal_start` of the weights themselves; or by path, as
+        `births` of a text.
 
     Returns:
       A new model; `model` is not changed.
@@ -152,7 +153,11 @@ def add_lora(
         check_rank(path, linear, ranks[path])
     edits = {
         path: functools.partial(
-            new_adapter, rank=int(rank), scale=float(scaling(alpha, int(rank))), key=path_key(key, path), start=start
+            new_adapter,
+            rank=int(rank),
+            scale=float(scaling(alpha, int(rank))),
+            key=path_key(key, path),
+            start=start[path] if isinstance(start, Mapping) else start,
         )
         for path in chosen
         if (rank := ranks[path])
@@ -250,6 +255,20 @@ def new_adapter(base: Linear, *, rank: int, scale: float, key: jax.Array, start:
     adapter = LoRALinear(base, lora_a, lora_b, scale=scale)
     adapter.kernel = nnx.Param(kernel)
     return adapter
+
+
+def moved_base(kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array, scale: float) -> jax.Array:
+    """W - scale A B in the kernel's dtype: with such an adapter the function is unchanged up to rounding."""
+    return (kernel.astype(lora_a.dtype) - scale * (lora_a @ lora_b)).astype(kernel.dtype)
+
+
+def with_moved_bases(model: Module) -> Module:
+    """A copy of `model` in which each adapted kernel W is W - scale A B, by the adapter that it has."""
+    copy = nnx.clone(model)
+    for adapter in adapters(copy).values():
+        matrices = adapter.lora_a[...], adapter.lora_b[...]
+        adapter.kernel = nnx.Param(moved_base(adapter.kernel[...], *matrices, adapter.scale))
+    return copy
 
 
 def path_key(key: jax.Array, path: str) -> jax.Array:

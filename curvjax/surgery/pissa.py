@@ -7,7 +7,7 @@ Source: Meng, Wang, Zhang, "PiSSA: Principal Singular Values and Singular Vector
 import jax
 import jax.numpy as jnp
 
-from curvjax.surgery.lora import Birth
+from curvjax.surgery.lora import Birth, moved_base
 
 
 def principal_start(kernel: jax.Array, rank: int, scale: float, key: jax.Array) -> Birth:
@@ -35,4 +35,4 @@ def principal_start(kernel: jax.Array, rank: int, scale: float, key: jax.Array) 
     left, values, right = jnp.linalg.svd(wide, full_matrices=False)
     root = jnp.sqrt(values[:rank] / scale)
     lora_a, lora_b = left[:, :rank] * root[None, :], root[:, None] * right[:rank]
-    return Birth((wide - scale * (lora_a @ lora_b)).astype(kernel.dtype), lora_a, lora_b)
+    return Birth(moved_base(kernel, lora_a, lora_b, scale), lora_a, lora_b)

@@ -3,16 +3,19 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 from flax import nnx
 
+from curvjax.data import Batch
 from curvjax.interop import load_peft, pruning_recipe, save_peft
 from curvjax.models import load_hf, save_hf
 from curvjax.runs.export import ExportSettings, export_peft_config
 from curvjax.surgery import (
+    LoRA,
     classic_scale,
     constant_scale,
     drop_layers,
@@ -139,6 +142,25 @@ def test_an_allocation_trains_in_peft_and_comes_back(model, base, tmp_path, scal
     back = load_peft(model, tmp_path / "trained")
     assert np.abs(ours(back) - ours(model)).max() > 0.1
     np.testing.assert_allclose(ours(back), theirs(trained), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("start", ["gradient", "gora"])
+def test_peft_trains_on_from_a_start_by_a_text(model, base, tmp_path, start):
+    ones, targets = np.ones(TOKENS.shape, np.int32), np.roll(TOKENS, -1, axis=1)
+    weights = np.concatenate([ones[:, :-1], 0 * ones[:, :1]], axis=1).astype(np.float32)
+    batch = Batch(*map(jnp.asarray, (TOKENS, targets, weights, np.cumsum(ones, axis=1) - 1, ones)))
+    born = LoRA(start=start)(model, {"layers.1.self_attn.q_proj": 2, "layers.10.mlp.up_proj": 3}, batch).model
+    save_peft(born, tmp_path / "adapter", base=str(base))
+    loaded = peft.PeftModel.from_pretrained(causal(base), tmp_path / "adapter", is_trainable=True)
+    np.testing.assert_allclose(theirs(loaded), ours(born), atol=2e-4, rtol=0)
+    tokens = torch.from_numpy(TOKENS.astype(np.int64))
+    learned = {name: value for name, value in loaded.named_parameters() if value.requires_grad}
+    assert len(learned) == 4
+    before = loaded(tokens, labels=tokens).loss
+    before.backward()
+    torch.optim.SGD(learned.values(), lr=0.1).step()
+    assert loaded(tokens, labels=tokens).loss < before
+    assert all(value.abs().max() > 0 for value in learned.values())
 
 
 def test_peft_trains_as_many_parameters_as_an_export_says(model, base, tmp_path):

@@ -12,7 +12,7 @@ from curvjax.records import UnitAmount
 from curvjax.runs import adapt as adapting
 from curvjax.runs.adapt import ADAPTER_SCHEMA, TrainSettings, adapt, load_adapter
 from curvjax.runs.allocate import allocate
-from curvjax.surgery import LoRA, LoRAMixture, lora_experts, lora_parameters, lora_ranks, projections
+from curvjax.surgery import LoRA, LoRAMixture, lora_experts, lora_parameters, lora_ranks, projections, uniform_start
 from tests.runs.stand_ins import stand_in_fit
 from tests.runs.tiny import texts
 
@@ -208,9 +208,11 @@ def test_every_projection_has_its_layers_experts_and_the_parameters_planned(load
     [
         LoRAMixture(rank=2, top_k=1, scaling="classic"),
         LoRA(start="principal"),
+        LoRA(start="lora-ga"),
+        LoRA(start="gora", magnitudes=True),
         LoRA(magnitudes=True, scaling="rank-stabilised"),
     ],
-    ids=("experts", "principal", "magnitudes"),
+    ids=("experts", "principal", "lora-ga", "gora-magnitudes", "magnitudes"),
 )
 def test_saved_adapters_of_all_kinds_reload(loaded, allocation, experts, tmp_path, stand_in, logits, method):
     plan = given({"rank": allocation, "experts": experts}[method.targets[0]], {"layers.1": 3, UP10: 2})
@@ -219,6 +221,36 @@ def test_saved_adapters_of_all_kinds_reload(loaded, allocation, experts, tmp_pat
     assert np.array_equal(logits(again.model), logits(model))
     assert not np.allclose(logits(again.model), logits(loaded.model), atol=1e-3)
     assert (again.method, again.source) == (method.name, loaded)
+
+
+def test_starts_look_at_training_rows_and_at_no_others(loaded, allocation, tmp_path, stand_in, monkeypatch):
+    seen = []
+
+    def start(self, model, ranks, batch, key):
+        seen.append(batch)
+        return uniform_start
+
+    monkeypatch.setattr(LoRA, "_start", start)
+    settings = replace(SETTINGS, selection=2, start_rows=1)
+    made = adapt(loaded, given(allocation, {UP10: 2}), LoRA(start="gradient"), texts(6), settings, tmp_path)
+    whole, (rows,) = pack(texts(6), loaded.tokenizer, length=16), seen
+    assert rows.tokens.shape == (1, 16)
+    assert pieces(rows) <= pieces(whole)
+    assert (made.origin.text.source, made.origin.text.sequences) == ("training text", 1)
+    assert made.origin.text.tokens == int(rows.weights.sum())
+    with pytest.raises(ValueError, match="start_rows of at least 1; got 0"):
+        adapt(loaded, allocation, LoRA(start="eva"), texts(4), replace(SETTINGS, start_rows=0), tmp_path / "none")
+
+
+def test_adapters_learn_from_a_start_and_a_second_call_gives_the_same(shallow, shallow_gains, tmp_path):
+    plan, method = allocate(shallow_gains, Ranks(2.0), rule="uniform"), LoRA(start="gradient")
+    model = adapt(shallow, plan, method, texts(4), SETTINGS, tmp_path).model
+    again = adapt(shallow, plan, method, texts(4), SETTINGS, tmp_path).model  # the same run: the start is the same
+    for found in (again, load_adapter(shallow, tmp_path / "adapter").model):
+        jax.tree.map(np.testing.assert_array_equal, lora_parameters(found), lora_parameters(model))
+    assert all(np.abs(value).max() > 0 for value in lora_parameters(model).values())
+    base = parameters(shallow.model)
+    assert all(np.array_equal(value, base[path]) for path, value in parameters(model).items())
 
 
 def test_experts_learn_and_go_on_from_an_interruption_to_the_same_numbers(shallow, shallow_gains, tmp_path):

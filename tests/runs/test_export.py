@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import curvjax as cj
 from curvjax.interop import PeftAdapter, load_peft
 from curvjax.layers import layer_index
 from curvjax.models import load_model, parameters, save_hf
@@ -291,6 +292,13 @@ def test_an_adapter_that_took_over_a_part_of_the_weights_is_refused(loaded, stra
     monkeypatch.setattr(exporting, "load_adapter", lambda *_: other)
     with pytest.raises(ValueError, match=r"began as a part of the weights.*export it as safetensors"):
         export_peft(loaded, tmp_path / "adapter", SETTINGS, tmp_path / "out")
+
+
+def test_saving_for_peft_refuses_a_start_that_took_from_the_weights(loaded, tmp_path):
+    found = replace(LoRA(start="principal")(loaded.model, {Q1: 2}), source=loaded)
+    with pytest.raises(ValueError, match=r"^lora began as a part of the weights"):
+        cj.save(found, tmp_path / "out", format="peft")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_merged_adapter_is_a_model(loaded, adapted, tmp_path):
