@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from curvjax.allocation import program as program
     from curvjax.allocation import rule as rule
     from curvjax.models import Loaded as Loaded
+    from curvjax.models import Wrapped as Wrapped
     from curvjax.models import load_model as load_model
+    from curvjax.models import wrap as wrap
     from curvjax.records import Allocation as Allocation
     from curvjax.records import Comparison as Comparison
     from curvjax.records import Outcome as Outcome
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "curvjax.allocation": ("Bits", "Experts", "Ranks", "Sparsity", "control", "program", "rule"),
-    "curvjax.models": ("Loaded", "load_model"),
+    "curvjax.models": ("Loaded", "Wrapped", "load_model", "wrap"),
     "curvjax.records": ("Allocation", "Comparison", "Outcome", "Promise", "Rebuilt", "Scores"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (

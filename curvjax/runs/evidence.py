@@ -26,7 +26,6 @@ from curvjax.curvature import (
 )
 from curvjax.curvature.interactions import ggn_interactions
 from curvjax.curvature.layered import unit_parameters
-from curvjax.data import Batch
 from curvjax.layers import Unit, within_layer
 from curvjax.models import Decoder, model_hash, parameters, with_parameters
 from curvjax.models.layered import layered_model
@@ -62,24 +61,25 @@ class Measured(NamedTuple):
 class _Subject(NamedTuple):
     """What is looked at, and what several fields begin with.
 
-    kernels, gradients: `path -> [in, out]`. parts, others: microbatches of both texts. passes: over parts,
+    decoder: a `Decoder`, or the layered model again where there is none. kernels, gradients: `path -> [in, out]`, the
+    experts of one array under each other. parts, others: microbatches of both texts. passes: over parts,
     a `Passes`, where a field needs them.
     """
 
-    decoder: Decoder
+    decoder: Any
     model: LayeredModel
-    batch: Batch
+    batch: Any
     units: tuple[Unit, ...]
     kernels: dict[str, Array]
     gradients: dict[str, Array]
-    parts: list[Batch]
-    others: list[Batch]
+    parts: list[Any]
+    others: list[Any]
     passes: Any
     settings: ScoreSettings
 
 
 def measure_evidence(
-    model: Decoder,
+    model: Decoder | LayeredModel,
     text: Text,
     units: tuple[Unit, ...],
     needs: Collection[str],
@@ -121,7 +121,7 @@ def measure_evidence(
     if "gains" in needs and gains is None and settings.policy == "held-out":
         msg = "policy 'held-out' needs fresh rows: score gains with them first, and give their record."
         raise ValueError(msg)
-    recorded = _recorded(gains, model_hash(model) if gains else "", units)
+    recorded = _recorded(gains, model_hash(model) if gains and isinstance(model, Decoder) else "", units)
     fields = [field for field in FIELDS if field in needs]
     progress("evidence", 0, len(fields))
     todo = set(fields) - recorded.keys()
@@ -168,7 +168,7 @@ def _recorded(gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]) 
 
 
 def _subject(
-    model: Decoder,
+    model: Decoder | LayeredModel,
     text: Text,
     validation: Text | None,
     units: tuple[Unit, ...],
@@ -179,7 +179,9 @@ def _subject(
     """The subject, and the seconds that fields have cost before they are measured."""
     layered, paths = layered_model(model), {path for unit in units for path in unit.paths}
     parts, others = (split_rows(each.batch, settings.rows) if each else [] for each in (text, validation))
-    kernels = {path: value for path, value in parameters(model).items() if path in paths and value.ndim == 2}
+    most = 2 if isinstance(model, Decoder) else np.inf
+    inside = {path: value for path, value in parameters(model).items() if path in paths}
+    kernels = {path: _matrix(value) for path, value in inside.items() if 2 <= value.ndim <= most}
     gradients, gradient_seconds = _timed_gradients(model, parts, kernels)
     begun = {"gradients": gradient_seconds}
     passes = None
@@ -189,14 +191,21 @@ def _subject(
     return _Subject(model, layered, text.batch, units, kernels, gradients, parts, others, passes, settings), begun
 
 
-def _timed_gradients(model: Decoder, parts: list[Batch], kernels: Collection[str]) -> tuple[dict[str, Array], float]:
+def _timed_gradients(
+    model: Decoder | LayeredModel, parts: list[Any], kernels: Collection[str]
+) -> tuple[dict[str, Array], float]:
     """Gradients of the mean loss in the kernels, and the seconds of that in all parameters."""
     gradient, state = compiled_gradient(model)
     jax.block_until_ready(gradient(state, parts[0]))
     summed = partial(summed_gradient, gradient, state, parts)
     total, first = timed(summed)
     seconds = float(np.median([first, *(timed(summed)[1] for _ in range(2))]))  # all else is quoted in it
-    return mean_gradients(model, total, parts, kernels), seconds
+    found = mean_gradients(model, total, parts, kernels)
+    return {path: _matrix(value) for path, value in found.items()}, seconds
+
+
+def _matrix(value: Array) -> Float[Array, "I O"]:
+    return value.reshape(-1, value.shape[-1])
 
 
 def _moments(subject: _Subject) -> dict[str, Array]:
@@ -221,7 +230,7 @@ def _grams(subject: _Subject) -> tuple[UnitGram, ...]:
 def _slopes(subject: _Subject) -> Float[Array, "K S"]:
     """From the layer of each unit on: what lies below it does not move."""
     model, settings, parts = subject.model, subject.settings, subject.parts
-    count = sum(float(part.weights.sum()) for part in parts)
+    count = sum(float(model.loss.count(part)) for part in parts)
     slopes = np.zeros((len(subject.units), settings.directions))
     for layer, streams in streams_before(model, parts):
         for k, unit in enumerate(subject.units):
