@@ -47,8 +47,8 @@ def load(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") -> Loade
     """A model and its tokenizer, from a file, a directory, a checkpoint of ours, or an installed package.
 
     Args:
-      path: Hugging Face directory (config.json, safetensors, tokenizer.json), GGUF file, checkpoint of a plain or a
-        rebuilt model, or `smollm2-135m`, `glassllm` where their packages are installed.
+      path: Hugging Face directory (config.json, safetensors, tokenizer.json), `hf:owner/name[@revision]`, GGUF file,
+        checkpoint of a plain or a rebuilt model, or `smollm2-135m`, `glassllm` where their packages are installed.
       begin_of_text: whether texts begin with the tokenizer's first token: as its files ask for, "always" or "never".
 
     Returns:
