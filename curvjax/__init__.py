@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from curvjax.verbs import read as read
     from curvjax.verbs import rebuild as rebuild
     from curvjax.verbs import refine as refine
+    from curvjax.verbs import rerank as rerank
     from curvjax.verbs import save as save
     from curvjax.verbs import score as score
     from curvjax.verbs import transfer as transfer
@@ -79,6 +80,7 @@ _HOME = {
         "read",
         "rebuild",
         "refine",
+        "rerank",
         "save",
         "score",
         "transfer",

@@ -23,6 +23,7 @@ from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rebuild import Saved, rebuild
 from curvjax.runs.rebuild import save as save_forms
+from curvjax.runs.rerank import rerank
 from curvjax.runs.score import score as _score
 from curvjax.runs.text import Text, TextSettings, changed, read, with_validation
 from curvjax.runs.transfer import transfer
@@ -37,6 +38,7 @@ __all__ = [
     "read",
     "rebuild",
     "refine",
+    "rerank",
     "save",
     "score",
     "transfer",
