@@ -1,19 +1,17 @@
 """Anyone's model as a layered loss: functions of modules or of pytrees, checked before anything is measured."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from flax import nnx
-from jax.tree_util import PyTreeDef
 from jaxtyping import Array
 
 from curvjax.curvature.layered import LayeredLoss, LayeredModel, run_passes, unit_gradient
 from curvjax.layers import layer_prefix, layer_units, within_layer
 from curvjax.models.cross_entropy import CrossEntropyRoot
 from curvjax.models.parameters import arrays_hash, parameters
+from curvjax.models.parts import Spec, merged_part, split_part, stacked_parts
 from curvjax.records import ModelOrigin
 
 
@@ -121,9 +119,10 @@ def wrap(
         x_0 = embed(outer, batch),  x_k+1 = block(blocks[k], x_k, batch),  z = readout(outer, x_K, batch),
         R = sum over batches of loss(z, batch) / sum of count(batch)                                          [M1]
 
-    Modules may be of Flax nnx, where parameters are its `nnx.Param`s of floating point; or any pytree, such as an
-    Equinox module or the `params` of Linen, where they are its arrays of floating point. All else is constant. A batch
-    is whatever pytree of arrays the functions read; the leading axis of each, as of x and z, counts sequences, which do
+    Modules may be of Flax nnx, where parameters are its `nnx.Param`s of floating point and random state is never read;
+    or any pytree, such as an Equinox module or the `params` of Linen, where they are its arrays of floating point. All
+    else is constant. For budgets, an array of more than two axes is a stack of matrices, its last two axes. A batch is
+    whatever pytree of arrays the functions read; the leading axis of each, as of x and z, counts sequences, which do
     not see each other.
 
     Args:
@@ -173,13 +172,13 @@ def wrap(
         if not callable(function):
             msg = f"{key} must be a function, got {type(function).__name__}; see curvjax.wrap for its arguments."
             raise TypeError(msg)
-    modules = _listed(blocks) if stacked is None else _slices(blocks, stacked)
-    parts = [_split(module, f"block {k}", ".") for k, module in enumerate(modules)]
+    modules = _listed(blocks) if stacked is None else stacked_parts(blocks, stacked)
+    parts = [split_part(module, f"block {k}", ".") for k, module in enumerate(modules)]
     for k, (_, weights) in enumerate(parts):
         if not weights:
             msg = f"block {k} has no array of floating point: blocks hold the parameters that are scored."
             raise ValueError(msg)
-    outer_spec, outer_weights = _split(outer, "outer", "/")
+    outer_spec, outer_weights = split_part(outer, "outer", "/")
     _require_apart({f"block {k}": weights for k, (_, weights) in enumerate(parts)} | {"outer": outer_weights})
     layered = LayeredLoss(
         embed=_Outer(embed, outer_spec),
@@ -191,7 +190,7 @@ def wrap(
         draw=draw or _no_draw,
         taps=_Untapped(block),
     )
-    kinds: dict[_Spec, _Spec] = {}  # alike blocks share one object, so that comparing two is comparing places
+    kinds: dict[Spec, Spec] = {}  # alike blocks share one object, so that comparing two is comparing places
     specs = tuple(kinds.setdefault(spec, spec) for spec, _ in parts)
     named = {f"outer/{path}": array for path, array in outer_weights.items()}
     return Wrapped(LayeredModel(layered, specs, [weights for _, weights in parts], named), name)
@@ -211,54 +210,30 @@ def require_decoder(model: object, command: str) -> None:
         raise ValueError(msg)
 
 
-class _Constant:
-    """An array that no gradient is taken in, known by its bytes."""
-
-    def __init__(self, array: Any):
-        is_key = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-        plain = np.asarray(jax.random.key_data(array) if is_key else array)
-        self.array, self._identity = array, (str(array.dtype), plain.shape, plain.tobytes())
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Constant) and self._identity == other._identity)
-
-
-class _Spec(NamedTuple):
-    """A module or pytree less its parameters. names: of these in order; None where `constants` has the next leaf."""
-
-    graph: nnx.GraphDef | None
-    structure: PyTreeDef
-    names: tuple[str | None, ...]
-    constants: tuple[Hashable, ...]
-
-
 class _Outer(NamedTuple):
     function: Callable
-    spec: _Spec
+    spec: Spec
 
     def __call__(self, outer: Mapping[str, Array], *rest: Any) -> Any:
         weights = {path.removeprefix("outer/"): array for path, array in outer.items()}
-        return self.function(_merge(self.spec, weights), *rest)
+        return self.function(merged_part(self.spec, weights), *rest)
 
 
 class _Block(NamedTuple):
     function: Callable
 
-    def __call__(self, spec: _Spec, weights: Mapping[str, Array], x: Any, batch: Any) -> Any:
-        return self.function(_merge(spec, weights), x, batch)
+    def __call__(self, spec: Spec, weights: Mapping[str, Array], x: Any, batch: Any) -> Any:
+        return self.function(merged_part(spec, weights), x, batch)
 
 
 class _Untapped(NamedTuple):
     function: Callable
 
     def __call__(
-        self, spec: _Spec, weights: Mapping[str, Array], x: Any, batch: Any, offsets: Mapping[str, Array]
+        self, spec: Spec, weights: Mapping[str, Array], x: Any, batch: Any, offsets: Mapping[str, Array]
     ) -> tuple[Any, dict[str, Array]]:
         del offsets  # which of its products are linear maps, only the model knows
-        return self.function(_merge(spec, weights), x, batch), {}
+        return self.function(merged_part(spec, weights), x, batch), {}
 
 
 def _no_draw(key: Array, z: Any, batch: Any) -> Any:
@@ -285,88 +260,6 @@ def _listed(blocks: Any) -> list[Any]:
     return list(blocks)
 
 
-def _slices(blocks: Any, axis: int) -> list[Any]:
-    """The K blocks of one whose arrays hold all of them."""
-    graph, tree = (nnx.split(blocks)) if _is_nnx(blocks) else (None, blocks)
-    leaves = [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if _is_array(leaf)
-    ]
-    sizes = {path: leaf.shape[axis] if 0 <= axis < leaf.ndim else 0 for path, leaf in leaves}
-    if len(set(sizes.values())) != 1 or 0 in sizes.values():
-        odd = {path: leaf.shape for path, leaf in leaves}
-        msg = (
-            f"axis {axis} of every array of blocks must count the blocks; the shapes are {_few(odd)}. Give the axis of "
-            "the scan as stacked=, and what the blocks share to block as a closure."
-        )
-        raise ValueError(msg)
-    (count,) = set(sizes.values())
-    place = (slice(None),) * axis
-    trees = [jax.tree.map(lambda a: a[(*place, k)] if _is_array(a) else a, tree) for k in range(count)]  # noqa: B023
-    return trees if graph is None else [nnx.merge(graph, tree) for tree in trees]
-
-
-def _split(part: Any, place: str, separator: str) -> tuple[_Spec, dict[str, Array]]:
-    graph, tree = None, (part, ())
-    if _is_nnx(part):
-        graph, *states = nnx.split(part, nnx.Param, ...)
-        tree = tuple(states)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names, constants, weights = list[str | None](), list[Hashable](), dict[str, Array]()
-    for path, leaf in leaves:
-        state, *inside = path
-        if not (_is_array(leaf) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)) or state.idx == 1:
-            names.append(None)
-            constants.append(_constant(leaf, f"{place}, {_name(inside, '.')}"))
-            continue
-        name = _name(inside, separator)
-        if name in weights:
-            msg = f"{place} has two parameters of the path {name!r}; rename one."
-            raise ValueError(msg)
-        names.append(name)
-        weights[name] = leaf
-    return _Spec(graph, structure, tuple(names), tuple(constants)), weights
-
-
-def _merge(spec: _Spec, weights: Mapping[str, Array]) -> Any:
-    constants = iter(spec.constants)
-    leaves = [_value(next(constants)) if name is None else weights[name] for name in spec.names]
-    first, rest = jax.tree.unflatten(spec.structure, leaves)
-    return first if spec.graph is None else nnx.merge(spec.graph, first, rest)
-
-
-def _constant(leaf: Any, place: str) -> Hashable:
-    if _is_array(leaf):
-        return _Constant(leaf)
-    try:
-        hash(leaf)
-    except TypeError as error:
-        msg = f"{place}: {type(leaf).__name__} is neither an array nor a constant with a hash; leave it out."
-        raise TypeError(msg) from error
-    return leaf
-
-
-def _value(constant: Hashable) -> Any:
-    return constant.array if isinstance(constant, _Constant) else constant
-
-
-def _name(path: Sequence[Any], separator: str) -> str:
-    parts = tuple(part for part in path if getattr(part, "name", "") != "value")  # of a Variable, not of the model
-    return jax.tree_util.keystr(parts, simple=True, separator=separator) or "array"
-
-
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray)
-
-
-def _is_nnx(part: Any) -> bool:
-    def found(node: Any) -> bool:
-        return isinstance(node, nnx.Module | nnx.Variable)
-
-    return any(map(found, jax.tree.leaves(part, is_leaf=found)))
-
-
 def _require_apart(parts: Mapping[str, Mapping[str, Array]]) -> None:
     """No array is in two places: moving it in one of them alone would be no move of the model."""
     owner: dict[int, str] = {}
@@ -380,8 +273,3 @@ def _require_apart(parts: Mapping[str, Mapping[str, Array]]) -> None:
                 )
                 raise ValueError(msg)
             owner[id(array)] = here
-
-
-def _few(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    items = [f"{path} {shape}" for path, shape in list(shapes.items())[:4]]
-    return ", ".join(items) + (", ..." if len(shapes) > 4 else "") if items else "none at all"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import curvjax as cj
 from curvjax.models.cross_entropy import CrossEntropyRoot, hessian_error, token_weights
@@ -72,6 +72,11 @@ def test_modules_compute_as_they_do_and_only_their_parameters_are_scored():
     np.testing.assert_array_equal(output(wrapped), x)
     assert list(wrapped.parameters)[:2] == ["layers.0.fc.bias", "layers.0.fc.kernel"]
     assert len(wrapped.parameters) == 4
+    first, second = wrapped.model.specs
+    assert first is second  # of keys and counts too: one compilation for both
+    modules[1].train()
+    with pytest.raises(ValueError, match=r"draws random numbers: switch dropout off, as by model\.eval\(\)"):
+        output(wrap(modules))
 
 
 def test_a_module_that_was_stacked_is_cut_along_its_axis():
@@ -96,6 +101,19 @@ def test_pytrees_keep_functions_and_whole_numbers_and_alike_blocks_share_a_kind(
     assert first is second
     other = wrap([cells[0], cells[1]._replace(places=jnp.asarray([0, 1, 2]))])
     assert other.model.specs[0] != other.model.specs[1]
+
+
+def test_the_scanned_parameters_of_linen_come_through_a_function():
+    class Body(linen.Module):
+        @linen.compact
+        def __call__(self, x, _):
+            return x + jnp.tanh(linen.Dense(3, param_dtype=float, name="fc")(x)), None
+
+    stack = linen.scan(Body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+    params = stack.init(jax.random.key(1), BATCH["x"], None)["params"]
+    wrapped = wrap(params, stacked=0, block=lambda p, x, batch: Body().apply({"params": p}, x, None)[0])
+    np.testing.assert_allclose(output(wrapped), stack.apply({"params": params}, BATCH["x"], None)[0], rtol=1e-12)
+    assert list(wrapped.parameters)[-1] == "layers.2.fc.kernel"
 
 
 def test_another_axis_of_the_scan_gives_the_same_blocks():

@@ -214,6 +214,19 @@ def test_another_loss_brings_its_own_root_of_its_hessian():
     assert (cj.score(wrapped, foreign.batch(), "trace").values > 0).all()
 
 
+def test_open_ranks_are_refined_and_labels_drawn_where_the_model_says_how():
+    def draw(key, z, batch):
+        return batch | {"labels": jax.random.categorical(key, z)}
+
+    wrapped, batch = shallow(draw=draw), foreign.batch()
+    gains = cj.score(wrapped, batch, policy="absolute", damping=0.3, rtol=0.9, grid=(), probes=2)
+    refined = cj.refine(wrapped, batch, gains, cj.Experts(3))
+    assert refined.refined.open == 0
+    assert (refined.lower >= gains.lower * (1 - 1e-9)).all()
+    fisher = cj.score(wrapped, batch, curvature="fisher-mc", policy="absolute", damping=0.3, grid=(), probes=2)
+    assert (fisher.values > 0).all()
+
+
 def test_what_needs_a_decoder_refuses_by_name(tmp_path):
     wrapped, batch = shallow(), foreign.batch()
     refused = {
