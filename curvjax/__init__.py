@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from curvjax.allocation import program as program
     from curvjax.allocation import rule as rule
     from curvjax.models import Loaded as Loaded
+    from curvjax.models import Wrapped as Wrapped
     from curvjax.models import load_model as load_model
+    from curvjax.models import wrap as wrap
     from curvjax.records import Allocation as Allocation
     from curvjax.records import Comparison as Comparison
     from curvjax.records import Outcome as Outcome
@@ -55,13 +57,14 @@ if TYPE_CHECKING:
     from curvjax.verbs import read as read
     from curvjax.verbs import rebuild as rebuild
     from curvjax.verbs import refine as refine
+    from curvjax.verbs import rerank as rerank
     from curvjax.verbs import save as save
     from curvjax.verbs import score as score
     from curvjax.verbs import transfer as transfer
 
 _HOME = {
     "curvjax.allocation": ("Bits", "Experts", "Ranks", "Sparsity", "control", "program", "rule"),
-    "curvjax.models": ("Loaded", "load_model"),
+    "curvjax.models": ("Loaded", "Wrapped", "load_model", "wrap"),
     "curvjax.records": ("Allocation", "Comparison", "Outcome", "Promise", "Rebuilt", "Scores"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
@@ -77,6 +80,7 @@ _HOME = {
         "read",
         "rebuild",
         "refine",
+        "rerank",
         "save",
         "score",
         "transfer",

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from curvjax.allocation import Bits, Program, Ranks, Sparsity
-from curvjax.models import Loaded
+from curvjax.models import Loaded, Wrapped, require_decoder
 from curvjax.records import Allocation, Comparison, Descent, Promise, Rebuilt, Scores
 from curvjax.runs import compare as _compare
 from curvjax.runs import descend as _descend
 from curvjax.runs import judge as _judge
 from curvjax.runs import promise as _promise
+from curvjax.runs.batches import as_text
 from curvjax.runs.compare import CompareSettings
 from curvjax.runs.judge import JudgeSettings
 from curvjax.runs.measure import ScoreSettings
@@ -65,6 +66,7 @@ def compare(
       >>> [method.name for method in found.methods]
       ['erk + program', 'erk + owl', 'owl + program', 'owl + owl', 'uniform']
     """
+    require_decoder(model, "compare")
     asked = CompareSettings(scores=tuple(scores), rules=tuple(rules), controls=tuple(controls), plans=tuple(plans))
     SCORES.require(asked.scores)
     PLANS.require(asked.plans)
@@ -119,6 +121,7 @@ def judge(
       >>> [arm.method for arm in judged.outcomes.arms]
       ['uniform']
     """
+    require_decoder(model, "judge")
     chosen, steps = changed(JudgeSettings(), settings), changed(DescendSettings(), descent or {})
     return _judge.judge(
         model, comparison, method, text, selection, tests, chosen, steps, directory=directory, progress=progress
@@ -166,25 +169,26 @@ def descend(
       >>> len(found.iterates), found.allocation.rule
       (2, 'descent')
     """
+    require_decoder(model, "descend")
     chosen = changed(DescendSettings(), settings)
     given = {"start": start, "directory": directory, "progress": progress}
     return _descend.descend(model, text, selection, program, method, chosen, **given)
 
 
 def promise(
-    model: Loaded,
-    text: Text,
+    model: Loaded | Wrapped,
+    text: Any,
     edit: Mapping[str, Any] | Rebuilt | float,
     *,
-    fresh: Text | None = None,
+    fresh: Any = None,
     progress: Progress = silent,
     **settings: Any,
 ) -> Promise:
     """What an edit promises, -(g' delta + delta' C delta / 2), and (R(theta) - R(theta + delta)) / promised kept [M20].
 
     Args:
-      model: of `load`, before the edit.
-      text: calibration rows, of g, C and `kept`.
+      model: of `load` or `wrap`, before the edit.
+      text: calibration rows, of g, C and `kept`; for a model of `wrap` a batch of its own.
       edit: `{path: delta}`; what `rebuild` made; or a number, the share of |theta_k| of every unit's Newton step.
       fresh: rows of other documents, on which the decrease is measured too.
       progress: told (what, done, all).
@@ -203,4 +207,7 @@ def promise(
       >>> all(0.9 < unit.kept < 1.1 for unit in cj.promise(model, text, 0.001).units)
       True
     """
-    return _promise.promise(model, text, edit, changed(ScoreSettings(), settings), fresh=fresh, progress=progress)
+    chosen = changed(ScoreSettings(), settings)
+    if isinstance(model, Wrapped):
+        text, fresh = as_text(model, text), None if fresh is None else as_text(model, fresh)
+    return _promise.promise(model, text, edit, chosen, fresh=fresh, progress=progress)

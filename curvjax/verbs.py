@@ -8,12 +8,13 @@ from curvjax.allocation import Program
 from curvjax.data import read_documents
 from curvjax.interop import save_peft
 from curvjax.interop.compressed_tensors import Serve
-from curvjax.models import BeginOfText, Loaded
+from curvjax.models import BeginOfText, Loaded, Wrapped, require_decoder
 from curvjax.records import Allocation, Outcome, Rebuilt, Scores
 from curvjax.runs import adapt as _adapt
 from curvjax.runs import evaluate as _evaluate
 from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
+from curvjax.runs.batches import as_text, require_measurable, split_sequences
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.export import Coded, ExportSettings, export_codes, require_options, require_own_weights
@@ -22,6 +23,7 @@ from curvjax.runs.open import open_model
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rebuild import Saved, rebuild
 from curvjax.runs.rebuild import save as save_forms
+from curvjax.runs.rerank import rerank
 from curvjax.runs.score import score as _score
 from curvjax.runs.text import Text, TextSettings, changed, read, with_validation
 from curvjax.runs.transfer import transfer
@@ -36,6 +38,7 @@ __all__ = [
     "read",
     "rebuild",
     "refine",
+    "rerank",
     "save",
     "score",
     "transfer",
@@ -46,8 +49,8 @@ def load(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") -> Loade
     """A model and its tokenizer, from a file, a directory, a checkpoint of ours, or an installed package.
 
     Args:
-      path: Hugging Face directory (config.json, safetensors, tokenizer.json), GGUF file, checkpoint of a plain or a
-        rebuilt model, or `smollm2-135m`, `glassllm` where their packages are installed.
+      path: Hugging Face directory (config.json, safetensors, tokenizer.json), `hf:owner/name[@revision]`, GGUF file,
+        checkpoint of a plain or a rebuilt model, or `smollm2-135m`, `glassllm` where their packages are installed.
       begin_of_text: whether texts begin with the tokenizer's first token: as its files ask for, "always" or "never".
 
     Returns:
@@ -66,11 +69,11 @@ def load(path: str | Path, *, begin_of_text: BeginOfText = "tokenizer") -> Loade
 
 
 def score(
-    model: Loaded,
-    text: Text,
+    model: Loaded | Wrapped,
+    text: Any,
     name: str = "gain",
     *,
-    fresh: Text | None = None,
+    fresh: Any = None,
     directory: str | Path | None = None,
     progress: Progress = silent,
     **settings: Any,
@@ -78,11 +81,12 @@ def score(
     """One score of every unit of a model, in layer order; by default the certified gain [M4], [M5].
 
     Args:
-      model: of `load`.
-      text: calibration rows, of `read`.
+      model: of `load`, or of `wrap`.
+      text: calibration rows, of `read`; for a model of `wrap` a batch of its own.
       name: of `curvjax.scores.SCORES`: gain, gradient-norm, owl, ...
       fresh: rows of other documents on which the steps behind the gains are tried too [M20].
-      directory: where finished units are kept, so that a run that was stopped goes on; None: nowhere.
+      directory: where finished units are kept, so that a run that was stopped goes on; None: nowhere. Not for a model
+        of `wrap`, whose functions cannot be told from others.
       progress: told (what, done, all).
       **settings: fields of `curvjax.runs.measure.ScoreSettings`: granularity, curvature, policy, damping, rtol, ...
 
@@ -90,7 +94,8 @@ def score(
       Scores with bounds where they are certified, what was measured, and where it comes from.
 
     Raises:
-      ValueError: if the score or a setting is unknown, the texts share a document, or something is not finite.
+      ValueError: if the score or a setting is unknown, the texts share a document, or something is not finite; if a
+        wrapped model is not what `wrap` asks for, or the score needs a decoder.
 
     Example:
       >>> import curvjax as cj
@@ -102,13 +107,16 @@ def score(
     """
     chosen = changed(ScoreSettings(), settings)
     SCORES.require([name])
+    if isinstance(model, Wrapped):
+        require_measurable(model, name, chosen, directory)
+        text, fresh = as_text(model, text), None if fresh is None else as_text(model, fresh)
     text, judging = with_validation_for(model, text, SCORES[name].needs)
     given: dict[str, Any] = {"validation": judging, "fresh": fresh, "directory": directory, "progress": progress}
     return _score(model, text, name, chosen, **given)
 
 
 def refine(
-    model: Loaded, text: Text, gains: Scores, program: Program, *, progress: Progress = silent, **settings: int
+    model: Loaded | Wrapped, text: Any, gains: Scores, program: Program, *, progress: Progress = silent, **settings: int
 ) -> Scores:
     """Tighter bounds of exactly those units whose whole amount is still open, until all are proved [M19].
 
@@ -135,6 +143,7 @@ def refine(
       0
     """
     chosen = changed(_refine.RefineSettings(), settings)
+    text = as_text(model, text) if isinstance(model, Wrapped) else text
     return _refine.refine(model, text, gains, program, chosen, progress=progress)
 
 
@@ -175,6 +184,7 @@ def adapt(
       >>> len(tuned.evidence["losses"])
       2
     """
+    require_decoder(model, "adapt")
     chosen = changed(_adapt.TrainSettings(), settings)
     documents = read_documents(str(data))
     return _adapt.adapt(model, allocation, method or LoRA(), documents, chosen, directory, progress=progress)
@@ -213,6 +223,7 @@ def evaluate(
       >>> cj.evaluate(model, ["demo:squad"], tokens=128, length=64).texts["demo:squad"].tokens > 100
       True
     """
+    require_decoder(model, "evaluate")
     if isinstance(model, Rebuilt):
         model = model.source._replace(model=model.model, config=model.model.config)
     chosen = changed(EvaluateSettings(), settings)
@@ -273,9 +284,11 @@ def save(
     return save_forms(rebuilt, directory, allocation=allocation)
 
 
-def with_validation_for(model: Loaded, text: Text, needs: Sequence[str]) -> tuple[Text, Text | None]:
+def with_validation_for(model: Loaded | Wrapped, text: Text, needs: Sequence[str]) -> tuple[Text, Text | None]:
     """The text, or where a score meets the gradient of a second one, two parts of it that share no document."""
     if not OF_TWO_TEXTS & set(needs):
         return text, None
+    if isinstance(model, Wrapped):
+        return split_sequences(model, text)
     origin = text.origin
     return with_validation(text, model, TextSettings(tokens=origin.length * origin.sequences, length=origin.length))

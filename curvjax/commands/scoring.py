@@ -39,7 +39,7 @@ class Score:
     """
 
     model: Argument[str]
-    """Hugging Face directory, GGUF file, curvjax checkpoint, or an installed model: smollm2-135m, glassllm."""
+    """Hugging Face directory, hf:owner/name[@revision], GGUF file, curvjax checkpoint, or smollm2-135m, glassllm."""
     data: str = "demo:squad"
     """Text file, .jsonl (text, or prompt and completion), directory, demo:NAME or task:NAME."""
     score: str = "gain"

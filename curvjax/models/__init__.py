@@ -59,3 +59,6 @@ from curvjax.models.tokenizer import Tokenizer as Tokenizer
 from curvjax.models.tokenizer import fitted_tokenizer as fitted_tokenizer
 from curvjax.models.tokenizer import load_tokenizer as load_tokenizer
 from curvjax.models.tokenizer import save_tokenizer as save_tokenizer
+from curvjax.models.wrap import Wrapped as Wrapped
+from curvjax.models.wrap import require_decoder as require_decoder
+from curvjax.models.wrap import wrap as wrap

@@ -24,11 +24,13 @@ class _Spec(NamedTuple):
     names: tuple[str, ...]
 
 
-def layered_model(model: Decoder) -> LayeredModel:
-    """The next-token cross-entropy of `model`, layer by layer, over `Batch`es.
+def layered_model(model: Decoder | LayeredModel) -> LayeredModel:
+    """The next-token cross-entropy of `model`, layer by layer, over `Batch`es; a layered model comes back as it is.
 
     Blocks are mappings from a parameter's path within its layer (`mlp.up_proj.kernel`) to its array.
     """
+    if isinstance(model, LayeredModel):
+        return model
     shell = nnx.clone(model)
     shell.layers = nnx.List([])
     shell_spec, outer = _split(shell)

@@ -18,6 +18,7 @@ from curvjax.models.gguf_tokenizer import tokenizer_from_gguf
 from curvjax.models.glassllm import read_glassllm, read_glassllm_tokenizer
 from curvjax.models.hf import load_hf
 from curvjax.models.hf_files import PICKLES
+from curvjax.models.hub import hub_files, is_hub_id
 from curvjax.models.parameters import parameters
 from curvjax.models.rebuilt import model_hash
 from curvjax.models.side_files import SideFiles, read_side_files, side_files_from_gguf
@@ -26,7 +27,8 @@ from curvjax.records import ModelOrigin
 
 _ACCEPTED = (
     "A model is a Hugging Face directory (config.json, safetensors, tokenizer.json), a .gguf file, a checkpoint saved "
-    f"by curvjax, or the name of an installed demonstration model: {', '.join(DEMONSTRATIONS)}."
+    "by curvjax, hf:owner/name[@revision] of the Hub, or the name of an installed demonstration model: "
+    f"{', '.join(DEMONSTRATIONS)}."
 )
 
 
@@ -36,13 +38,14 @@ class _Loaded(NamedTuple):
     config: DecoderConfig
     name: str
     beside: SideFiles = SideFiles()
+    revision: str = ""
 
 
 class Loaded(_Loaded):
     """A model ready for use.
 
-    config: `model.config`. name: of the demonstration, file or directory. beside: what lay beside the weights, for
-    whoever writes the model again.
+    config: `model.config`. name: of the demonstration, file or directory, or owner/name. beside: what lay beside the
+    weights, for whoever writes the model again. revision: commit of a model of the Hub; "" of others.
 
     Example:
       >>> from curvjax.testing import tiny_model
@@ -63,6 +66,7 @@ class Loaded(_Loaded):
             layers=len(self.model.layers),
             family=self.config.architecture,
             projections=tuple(dict.fromkeys(map(within_layer, kernels))),
+            revision=self.revision,
         )
 
     @property
@@ -76,8 +80,9 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32, begin_of_tex
 
     Args:
       path: a Hugging Face directory (config.json, safetensors, tokenizer.json), a GGUF file, a checkpoint of
-        `save_checkpoint`, or the name of an installed demonstration model. Write `./name` for a directory that is
-        called like one.
+        `save_checkpoint`, `hf:owner/name[@revision]` of the Hub (`pip install 'curvjax[hf]'`: safetensors, JSON and
+        tokenizer files go into its client's cache), or the name of an installed demonstration model. Write `./name` for
+        a directory that is called like one.
       dtype: of all parameters, whatever the file has.
       begin_of_text: "tokenizer": texts begin with what the tokenizer puts before them, mostly `<bos>` or nothing;
         "always": with its first token, asked for or not; "never": with nothing. Everything that reads texts with this
@@ -87,7 +92,8 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32, begin_of_tex
       Model, tokenizer, configuration, name and origin.
 
     Raises:
-      FileNotFoundError: if there is nothing at `path`.
+      FileNotFoundError: if there is nothing at `path`, or the Hub cannot give it.
+      ModuleNotFoundError: without the Hub's client, where `path` is an id.
       ValueError: if what is there is of no known kind, damaged, or its tokenizer does not belong to its model.
 
     Example:
@@ -95,15 +101,19 @@ def load_model(path: str | Path, *, dtype: DTypeLike = jnp.float32, begin_of_tex
       >>> cj.load_model("glassllm").name
       'glassllm'
     """
+    revision = ""
     if isinstance(path, str) and path in DEMONSTRATIONS:
         name = path
         model, tokenizer, beside = _demonstration(name, dtype)
+    elif is_hub_id(path):
+        directory, name, revision = hub_files(str(path))
+        model, tokenizer, beside = _stored(directory, dtype)
     else:
         name = Path(path).resolve().name
         model, tokenizer, beside = _stored(Path(path), dtype)
     rows = model.config.vocab_size
     tokenizer = fitted_tokenizer(tokenizer, vocab_size=rows, source=path, begin_of_text=begin_of_text)
-    return Loaded(model, tokenizer, model.config, name, beside)
+    return Loaded(model, tokenizer, model.config, name, beside, revision)
 
 
 def _demonstration(name: str, dtype: DTypeLike) -> Restored:

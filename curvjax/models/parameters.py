@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from curvjax.curvature.layered import LayeredModel
+from curvjax.layers import layer_prefix
+
 # nnx.merge sets attributes in alphabetical order, so the order of definition does not survive in the module itself.
 _ORDER = """
     embed_tokens embed_positions layers norm lm_head
@@ -21,11 +24,15 @@ _RANK = {name: rank for rank, name in enumerate(_ORDER.split())}
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def parameters(module: nnx.Module) -> dict[str, jax.Array]:
-    """Every `nnx.Param` of `module` by its dotted path, in the order of the computation.
+def parameters(module: nnx.Module | LayeredModel) -> dict[str, jax.Array]:
+    """Every `nnx.Param` of `module` by its dotted path, in the order of the computation; of a layered model its arrays.
 
     Layers come in integer order: `layers.2.` before `layers.10.`.
     """
+    if isinstance(module, LayeredModel):
+        blocks = enumerate(module.blocks)
+        inside = {f"{layer_prefix(k)}.{path}": array for k, block in blocks for path, array in block.items()}
+        return inside | dict(module.outer)
     return {path: param[...] for path, param in _params(module, "")}
 
 

@@ -24,7 +24,7 @@ from curvjax.models.hf_names import place, plain_name, prefix
 from curvjax.models.parameters import parameters, with_parameters
 from curvjax.models.tokenizer import Tokenizer, tokenizer_config
 
-_FILES = (  # by pattern: what turns text and messages into ids, and what writing of text starts from
+FILES = (  # by pattern: what turns text and messages into ids, and what writing of text starts from
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -83,7 +83,7 @@ def read_side_files(directory: str | Path, config: DecoderConfig) -> SideFiles:
       Files as they are, whole; links are followed.
     """
     directory = Path(directory)
-    paths = sorted({path for pattern in _FILES for path in directory.glob(pattern) if path.is_file()})
+    paths = sorted({path for pattern in FILES for path in directory.glob(pattern) if path.is_file()})
     files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
     entries = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     found: dict[str, set[str]] = {}

@@ -11,7 +11,7 @@ from curvjax.records.value import machine, peak_memory_bytes, versions
 class ModelOrigin:
     """A model. sha256: of all that it computes with. family: as config.json calls it, from which tensor names follow.
 
-    projections: paths of matrices within its layers.
+    projections: paths of matrices within its layers. revision: commit of a model of the Hub.
     """
 
     name: str
@@ -20,6 +20,7 @@ class ModelOrigin:
     layers: int = 0
     family: str = ""
     projections: tuple[str, ...] = ()
+    revision: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

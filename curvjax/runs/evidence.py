@@ -1,6 +1,6 @@
 """`Evidence` for published scores: what they look at, measured on one model and one text, and what it costs."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -25,8 +25,7 @@ from curvjax.curvature import (
     vectors,
 )
 from curvjax.curvature.interactions import ggn_interactions
-from curvjax.curvature.layered import unit_parameters
-from curvjax.data import Batch
+from curvjax.curvature.layered import LayeredLoss, unit_parameters
 from curvjax.layers import Unit, within_layer
 from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
@@ -42,7 +41,6 @@ from curvjax.runs.measure import (
     summed_gradient,
 )
 from curvjax.runs.moves import suffix
-from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.steps import Chosen, chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
@@ -66,25 +64,26 @@ class Measured(NamedTuple):
 class _Subject(NamedTuple):
     """What is looked at, and what several fields begin with.
 
-    kernels, gradients: `path -> [in, out]`. parts, others: microbatches of both texts. passes: over parts,
-    a `Passes`, where a field needs them. widths: of fields of bits.
+    decoder: a `Decoder`, or the layered model again where there is none. kernels, gradients: `path -> [in, out]`, the
+    experts of one array under each other. parts, others: microbatches of both texts. passes: over parts, a `Passes`,
+    where a field needs them. widths: of fields of bits.
     """
 
-    decoder: Decoder
+    decoder: Any
     model: LayeredModel
-    batch: Batch
+    batch: Any
     units: tuple[Unit, ...]
     kernels: dict[str, Array]
     gradients: dict[str, Array]
-    parts: list[Batch]
-    others: list[Batch]
+    parts: list[Any]
+    others: list[Any]
     passes: Any
     settings: ScoreSettings
     widths: Widths
 
 
 def measure_evidence(
-    model: Decoder,
+    model: Decoder | LayeredModel,
     text: Text,
     units: tuple[Unit, ...],
     needs: Collection[str],
@@ -134,7 +133,7 @@ def measure_evidence(
         raise ValueError(msg)
     if OF_ROUNDING & set(needs):
         require_group(_kernels(model, units), settings.group)
-    recorded = _recorded(gains, model_hash(model) if gains else "", units)
+    recorded = _recorded(gains, model_hash(model) if gains and isinstance(model, Decoder) else "", units)
     fields = [field for field in FIELDS if field in needs]
     progress("evidence", 0, len(fields))
     todo, widths = set(fields) - recorded.keys(), widths or Widths()
@@ -180,13 +179,14 @@ def _recorded(gains: Scores | None, model_sha256: str, units: tuple[Unit, ...]) 
     return {field: (value, replace(spent, field=field)) for field, value in found.items()}
 
 
-def _kernels(model: Decoder, units: tuple[Unit, ...]) -> dict[str, Array]:
-    inside = {path for unit in units for path in unit.paths}
-    return {path: value for path, value in parameters(model).items() if path in inside and value.ndim == 2}
+def _kernels(model: Decoder | LayeredModel, units: tuple[Unit, ...]) -> dict[str, Array]:
+    paths, most = {path for unit in units for path in unit.paths}, 2 if isinstance(model, Decoder) else np.inf
+    inside = {path: value for path, value in parameters(model).items() if path in paths}
+    return {path: _matrix(value) for path, value in inside.items() if 2 <= value.ndim <= most}
 
 
 def _subject(
-    model: Decoder,
+    model: Decoder | LayeredModel,
     text: Text,
     validation: Text | None,
     units: tuple[Unit, ...],
@@ -209,14 +209,21 @@ def _subject(
     return subject, begun
 
 
-def _timed_gradients(model: Decoder, parts: list[Batch], kernels: Collection[str]) -> tuple[dict[str, Array], float]:
+def _timed_gradients(
+    model: Decoder | LayeredModel, parts: list[Any], kernels: Collection[str]
+) -> tuple[dict[str, Array], float]:
     """Gradients of the mean loss in the kernels, and the seconds of that in all parameters."""
     gradient, state = compiled_gradient(model)
     jax.block_until_ready(gradient(state, parts[0]))
     summed = partial(summed_gradient, gradient, state, parts)
     total, first = timed(summed)
     seconds = float(np.median([first, *(timed(summed)[1] for _ in range(2))]))  # all else is quoted in it
-    return mean_gradients(model, total, parts, kernels), seconds
+    found = mean_gradients(model, total, parts, kernels)
+    return {path: _matrix(value) for path, value in found.items()}, seconds
+
+
+def _matrix(value: Array) -> Float[Array, "I O"]:
+    return value.reshape(-1, value.shape[-1])
 
 
 def _moments(subject: _Subject) -> dict[str, Array]:
@@ -241,7 +248,7 @@ def _grams(subject: _Subject) -> tuple[UnitGram, ...]:
 def _slopes(subject: _Subject) -> Float[Array, "K S"]:
     """From the layer of each unit on: what lies below it does not move."""
     model, settings, parts = subject.model, subject.settings, subject.parts
-    loss = objective(subject.decoder, subject.batch, kind="loss", rows=settings.rows or len(subject.batch.tokens))
+    count = sum(float(model.loss.count(part)) for part in parts)
     slopes = np.zeros((len(subject.units), settings.directions))
     for layer, streams in streams_before(model, parts):
         for k, unit in enumerate(subject.units):
@@ -251,13 +258,23 @@ def _slopes(subject: _Subject) -> Float[Array, "K S"]:
             for s, key in enumerate(slope_keys(settings.seed, k, settings.directions)):
                 z = vectors.draw(jax.random.normal, key, varied)
                 up, down = (
-                    loss.after(model, suffix(model, layer, fixed | moved, streams, parts))
+                    _whole(model, suffix(model, layer, fixed | moved, streams, parts), parts)
                     for moved in (
                         vectors.add_scaled(varied, jnp.asarray(eps), z) for eps in (settings.step, -settings.step)
                     )
                 )
-                slopes[k, s] = (up - down) / (2 * settings.step)
+                slopes[k, s] = (up - down) / (2 * settings.step * count)
     return jnp.asarray(slopes)
+
+
+def _whole(model: LayeredModel, streams: Sequence[Any], parts: Sequence[Any]) -> float:
+    """The summed loss from the streams before the readout."""
+    return sum(float(_summed(model.loss, model.outer, x, part)) for x, part in zip(streams, parts, strict=True))
+
+
+@partial(jax.jit, static_argnums=0)
+def _summed(loss: LayeredLoss, outer: Any, x: Any, part: Any) -> Float[Array, ""]:
+    return loss.loss(loss.readout(outer, x, part), part)
 
 
 def slope_keys(seed: int, unit: int, directions: int) -> Array:

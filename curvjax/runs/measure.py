@@ -4,17 +4,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from curvjax.curvature import absolute, of_largest_eigenvalue, of_mean_eigenvalue, trust_radius
+from curvjax.curvature import LayeredModel, absolute, of_largest_eigenvalue, of_mean_eigenvalue, trust_radius
 from curvjax.curvature.damping import LayerPolicy
+from curvjax.curvature.layered import embedded, run_blocks
 from curvjax.data import Batch, microbatches
-from curvjax.layers import Unit, UnitShape, layer_units, mapped_units, module_path, module_units
+from curvjax.layers import Unit, UnitShape, layer_index, layer_units, mapped_units, module_path, module_units
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import cross_entropy
 from curvjax.records import read_json
@@ -124,7 +125,7 @@ class ScoreSettings:
         return self.policy.replace("-", " ") + number
 
 
-def units_of(model: Decoder, settings: ScoreSettings) -> tuple[Unit, ...]:
+def units_of(model: Decoder | LayeredModel, settings: ScoreSettings) -> tuple[Unit, ...]:
     """What receives one score each, in layer order.
 
     Raises:
@@ -139,6 +140,9 @@ def units_of(model: Decoder, settings: ScoreSettings) -> tuple[Unit, ...]:
             msg = f"{settings.units} must be a JSON file {{name: [parameter paths]}}, such as {list(paths)[:2]}."
             raise ValueError(msg)
         return mapped_units(groups, paths)
+    if isinstance(model, LayeredModel) and settings.granularity == "module":
+        matrices = [path for path, value in paths.items() if layer_index(path) >= 0 and value.ndim >= 2]
+        return mapped_units({path: [path] for path in matrices}, paths)
     units = (layer_units if settings.granularity == "layer" else module_units)(paths)
     if not units:
         msg = "the model has no decoder layer to measure."
@@ -146,30 +150,51 @@ def units_of(model: Decoder, settings: ScoreSettings) -> tuple[Unit, ...]:
     return units
 
 
-def unit_shapes(model: Decoder, units: Iterable[Unit]) -> tuple[UnitShape, ...]:
+def unit_shapes(model: Decoder | LayeredModel, units: Iterable[Unit]) -> tuple[UnitShape, ...]:
     """What programs look at in units of a model."""
-    values = parameters(model)
-    return tuple(_shape(unit, {path: values[path] for path in unit.paths}) for unit in units)
+    values, projections = parameters(model), _stacked if isinstance(model, LayeredModel) else _plain
+    return tuple(_shape(unit, {path: values[path] for path in unit.paths}, projections) for unit in units)
 
 
-def _shape(unit: Unit, values: Mapping[str, jax.Array]) -> UnitShape:
-    projections = {}
-    for path, value in values.items():
-        if value.ndim == 2:
-            rows, columns = value.shape
-            projections[module_path(path)] = (rows, columns)
+Projections = dict[str, tuple[int, int]]
+
+
+def _plain(values: Mapping[str, jax.Array]) -> Projections:
+    return {module_path(path): (value.shape[0], value.shape[1]) for path, value in values.items() if value.ndim == 2}
+
+
+def _stacked(values: Mapping[str, jax.Array]) -> Projections:
+    """By the parameters' own paths, several of which may be one module's; of experts in one array each is a matrix."""
+    return {
+        path + "".join(f"[{i}]" for i in place): (value.shape[-2], value.shape[-1])
+        for path, value in values.items()
+        if value.ndim >= 2
+        for place in np.ndindex(*value.shape[:-2])
+    }
+
+
+def _shape(
+    unit: Unit, values: Mapping[str, jax.Array], of: Callable[[Mapping[str, jax.Array]], Projections]
+) -> UnitShape:
     norm2 = sum(float(np.sum(np.square(np.asarray(value, np.float64)))) for value in values.values())
     count = sum(value.size for value in values.values())
-    return UnitShape(unit.name, unit.index, projections, count, float(np.sqrt(norm2)))
+    return UnitShape(unit.name, unit.index, of(values), count, float(np.sqrt(norm2)))
 
 
-def split_rows(batch: Batch, rows: int) -> list[Batch]:
-    """The batch in parts of `rows` rows; whole for 0."""
-    return list(microbatches(batch, rows)) if rows else [batch]
+def split_rows(batch: Any, rows: int) -> list[Any]:
+    """The batch in parts of `rows` rows; whole for 0. Of a pytree that is no `Batch` the last part may be smaller."""
+    if not rows:
+        return [batch]
+    if isinstance(batch, Batch):
+        return list(microbatches(batch, rows))
+    size = len(jax.tree.leaves(batch)[0])
+    return [jax.tree.map(lambda a: a[start : start + rows], batch) for start in range(0, size, rows)]  # noqa: B023
 
 
-def compiled_gradient(model: Decoder) -> tuple[Callable[[nnx.State, Batch], nnx.State], nnx.State]:
+def compiled_gradient(model: Decoder | LayeredModel) -> tuple[Callable[[Any, Any], Any], Any]:
     """The gradient of the summed loss in all parameters, `(state, batch) -> like state`, and the model's state."""
+    if isinstance(model, LayeredModel):
+        return _layered_gradient(model)
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -183,9 +208,23 @@ def compiled_gradient(model: Decoder) -> tuple[Callable[[nnx.State, Batch], nnx.
     return gradient, state
 
 
-def summed_gradient(
-    gradient: Callable[[nnx.State, Batch], nnx.State], state: nnx.State, parts: Sequence[Batch]
-) -> nnx.State:
+def _layered_gradient(model: LayeredModel) -> tuple[Callable[[Any, Any], Any], Any]:
+    """Of a layered model the state is its blocks and what is outside them."""
+    loss = model.loss
+
+    @jax.jit
+    def gradient(state: Any, part: Any) -> Any:
+        def summed(state: Any) -> jax.Array:
+            blocks, outer = state
+            x = run_blocks(model, blocks, 0, embedded(loss, outer, part), part)
+            return loss.loss(loss.readout(outer, x, part), part)
+
+        return jax.grad(summed)(state)
+
+    return gradient, (list(map(dict, model.blocks)), model.outer)
+
+
+def summed_gradient(gradient: Callable[[Any, Any], Any], state: Any, parts: Sequence[Any]) -> Any:
     """The gradient of the loss summed over all parts, by `compiled_gradient`."""
     total = gradient(state, parts[0])
     for part in parts[1:]:
@@ -194,15 +233,20 @@ def summed_gradient(
 
 
 def mean_gradients(
-    model: Decoder, summed: nnx.State, parts: Sequence[Batch], paths: Iterable[str]
+    model: Decoder | LayeredModel, summed: Any, parts: Sequence[Any], paths: Iterable[str]
 ) -> dict[str, jax.Array]:
     """Gradients of the mean loss, `path -> like the parameter`, from those of the sum over `parts`."""
-    count = sum(float(part.weights.sum()) for part in parts)
-    found = parameters(nnx.merge(nnx.split(model)[0], summed))
+    if isinstance(model, LayeredModel):
+        blocks, outer = summed
+        count = sum(float(model.loss.count(part)) for part in parts)
+        found = parameters(model._replace(blocks=blocks, outer=outer))
+    else:
+        count = sum(float(part.weights.sum()) for part in parts)
+        found = parameters(nnx.merge(nnx.split(model)[0], summed))
     return {path: found[path] / count for path in paths}
 
 
-def full_gradient_seconds(model: Decoder, batch: Batch, rows: int) -> float:
+def full_gradient_seconds(model: Decoder | LayeredModel, batch: Any, rows: int) -> float:
     """Seconds of one compiled gradient of the mean loss in all parameters: the unit in which costs are quoted."""
     parts, (gradient, state) = split_rows(batch, rows), compiled_gradient(model)
     jax.block_until_ready(gradient(state, parts[0]))

@@ -22,7 +22,7 @@ from curvjax.curvature import (
 )
 from curvjax.curvature.layered import Passes
 from curvjax.layers import Unit
-from curvjax.models import Decoder, Loaded, parameters
+from curvjax.models import Loaded, Wrapped, parameters, require_decoder
 from curvjax.models.layered import layered_model
 from curvjax.records import Origin, Promise, Rebuilt, UnitPromise, plain
 from curvjax.runs.evaluate import known
@@ -37,7 +37,7 @@ Edit = Mapping[str, Any]
 
 
 def promise(
-    loaded: Loaded,
+    loaded: Loaded | Wrapped,
     text: Text,
     edit: Edit | Rebuilt | float,
     settings: ScoreSettings | None = None,
@@ -73,7 +73,7 @@ def promise(
     if radius is not None and not 0 < radius < np.inf:
         msg = f"a radius must be a positive share of |theta_k|, got {radius!r}."
         raise ValueError(msg)
-    deltas = _deltas(loaded.model, edit) if isinstance(edit, (Mapping, Rebuilt)) else None
+    deltas = _deltas(loaded, edit) if isinstance(edit, (Mapping, Rebuilt)) else None
     parts = None if deltas is None else _by_unit(units, deltas)
     model, split = layered_model(loaded.model), split_rows(text.batch, settings.rows)
     passes = run_passes(model, split, keep_maps=not settings.recompute)
@@ -93,10 +93,11 @@ def promise(
     return Promise(units=tuple(rows), joint=joint, origin=origin, fresh=None if fresh is None else fresh.origin)
 
 
-def _deltas(model: Decoder, edit: Edit | Rebuilt) -> dict[str, Any]:
+def _deltas(loaded: Loaded | Wrapped, edit: Edit | Rebuilt) -> dict[str, Any]:
     if not isinstance(edit, Rebuilt):
         return dict(edit)
-    before, after = parameters(model), parameters(dense_equivalent(edit.model))
+    require_decoder(loaded, "promise of what rebuild made")
+    before, after = parameters(loaded.model), parameters(dense_equivalent(edit.model))
     shapes = [{path: value.shape for path, value in each.items()} for each in (before, after)]
     other = [path for path in shapes[0].keys() | shapes[1].keys() if shapes[0].get(path) != shapes[1].get(path)]
     if other:

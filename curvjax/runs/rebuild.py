@@ -6,7 +6,7 @@ from pathlib import Path
 
 from curvjax.interop import new_folder
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, rounded, save_hf
+from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, require_decoder, rounded, save_hf
 from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.text import Text
@@ -62,6 +62,7 @@ def rebuild(
       >>> sum(unit.realised for unit in pruned.units) == pruned.total
       True
     """
+    require_decoder(loaded, "rebuild")
     allocation.require_target(method.targets, need=f"{method.name} needs")
     allocation.origin.require_model(loaded.sha256, source="the allocation")
     text = text if method.reads_text else None

@@ -16,7 +16,7 @@ from curvjax.curvature import Absolute, Gain, Status, continued, gain_of, ggn_pr
 from curvjax.curvature.gain import Lanczos, begun
 from curvjax.curvature.layered import LayeredModel, Passes, run_passes
 from curvjax.layers import Unit
-from curvjax.models import Loaded
+from curvjax.models import Loaded, Wrapped
 from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Refinement, Scores, UnitScore, plain
 from curvjax.runs.measure import ScoreSettings, split_rows, units_of
@@ -51,7 +51,7 @@ class _Run(NamedTuple):
 
 
 def refine(
-    loaded: Loaded,
+    loaded: Loaded | Wrapped,
     text: Text,
     gains: Scores,
     program: Program,
@@ -114,7 +114,7 @@ def refine(
     return replace(gains, units=rows, refined=made)
 
 
-def _same_settings(loaded: Loaded, text: Text, gains: Scores) -> ScoreSettings:
+def _same_settings(loaded: Loaded | Wrapped, text: Text, gains: Scores) -> ScoreSettings:
     gains.origin.require_model(loaded.sha256, source="the gains")
     kept = gains.origin.settings
     if gains.score != "gain" or kept.get("curvature") != "ggn":

@@ -12,12 +12,11 @@ import jax
 import msgspec
 import numpy as np
 
-from curvjax.curvature import UnitGain, run_passes
+from curvjax.curvature import LayeredModel, UnitGain, run_passes
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.curvature.placement import layer_gains_over_devices
-from curvjax.data import Batch
 from curvjax.layers import Unit
-from curvjax.models import Decoder, Loaded, parameters
+from curvjax.models import Decoder, Loaded, Wrapped, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import Cost, GainEvidence, Origin, Scores, UnitScore, digest, plain
 from curvjax.runs.evaluate import known
@@ -35,7 +34,7 @@ _POLL = 0.5  # seconds between looks at what other processes have written
 
 
 def score(
-    loaded: Loaded,
+    loaded: Loaded | Wrapped,
     text: Text,
     name: str = GAIN,
     settings: ScoreSettings | None = None,
@@ -104,7 +103,7 @@ def score(
 
 
 def gains(
-    loaded: Loaded,
+    loaded: Loaded | Wrapped,
     text: Text,
     settings: ScoreSettings,
     directory: str | Path | None = None,
@@ -168,7 +167,11 @@ def _with_fresh(text: Text, settings: ScoreSettings, fresh: Text | None) -> Scor
 
 
 def _yardstick(
-    model: Decoder, batch: Batch, settings: ScoreSettings, rows: Mapping[str, UnitScore], progress: Progress
+    model: Decoder | LayeredModel,
+    batch: Any,
+    settings: ScoreSettings,
+    rows: Mapping[str, UnitScore],
+    progress: Progress,
 ) -> float:
     """Seconds of one gradient: of the run's earlier part, if it has one, so that costs stay in one unit."""
     progress("time of one gradient", 0, 1)
@@ -183,7 +186,7 @@ def _yardstick(
 
 
 def _measure(
-    model: Decoder, batch: Batch, todo: list[Unit], settings: ScoreSettings, fresh: Text | None
+    model: Decoder | LayeredModel, batch: Any, todo: list[Unit], settings: ScoreSettings, fresh: Text | None
 ) -> Generator[tuple[UnitGain, float]]:
     """Yield what was found for the units as they are done, and the seconds, on all devices of this process."""
     if not todo:
@@ -265,7 +268,7 @@ def _by_name(partial: Partial) -> dict[str, UnitScore]:
 
 
 def _row(
-    found: UnitGain, loaded: Loaded, settings: ScoreSettings, seconds: float, gradient_seconds: float
+    found: UnitGain, loaded: Loaded | Wrapped, settings: ScoreSettings, seconds: float, gradient_seconds: float
 ) -> UnitScore:
     brackets = bracket_rows([settings.damping_words], found.gain)
     brackets += bracket_rows([f"{tau:g}" for tau in settings.grid], found.grid)
@@ -292,7 +295,7 @@ def _row(
 
 def _scores(
     rows: list[UnitScore],
-    loaded: Loaded,
+    loaded: Loaded | Wrapped,
     text: Text,
     settings: ScoreSettings,
     run: str,

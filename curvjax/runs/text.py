@@ -9,7 +9,7 @@ import numpy as np
 
 from curvjax.data import Batch, Document, Packed, documents_hash, read_documents, sample, split_documents
 from curvjax.data import packed as packed_rows
-from curvjax.models import Loaded
+from curvjax.models import Loaded, require_decoder
 from curvjax.records import TextOrigin
 
 
@@ -78,6 +78,7 @@ def read(source: str | Path, loaded: Loaded, settings: TextSettings | None = Non
       >>> text.batch.tokens.shape
       (2, 64)
     """
+    require_decoder(loaded, "read")
     chosen = changed(settings or TextSettings(), changes)
     documents = read_documents(str(source))
     return packed(sample(documents, len(documents), seed=chosen.text_seed), loaded, chosen, source=str(source))

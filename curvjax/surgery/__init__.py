@@ -78,6 +78,7 @@ from curvjax.surgery.quantize import dequantized as dequantized
 from curvjax.surgery.quantize import measured_storage as measured_storage
 from curvjax.surgery.quantize import quantization_plan as quantization_plan
 from curvjax.surgery.quantize import quantize_nearest as quantize_nearest
+from curvjax.surgery.rerank import Rerank as Rerank
 from curvjax.surgery.router import Router as Router
 from curvjax.surgery.router import balance_loss as balance_loss
 from curvjax.surgery.router import watched as watched

@@ -18,14 +18,19 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-class Surgery(Protocol):
-    """A frozen dataclass that rebuilds a model so that each unit has its amount, exactly or not at all.
-
-    name: by which commands and records call it. targets: of the programs whose amounts it takes.
-    """
+class Named(Protocol):
+    """A frozen dataclass whose fields are its settings. name: by which commands and records call it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
+
+
+class Surgery(Named, Protocol):
+    """A frozen dataclass that rebuilds a model so that each unit has its amount, exactly or not at all.
+
+    targets: of the programs whose amounts it takes.
+    """
+
     targets: ClassVar[tuple[str, ...]]
 
     @property
@@ -85,7 +90,7 @@ class Counts(NamedTuple):
 
 
 def account(
-    method: Surgery,
+    method: Named,
     target: str,
     models: tuple[Decoder, Decoder],
     counts: Counts,
@@ -97,7 +102,7 @@ def account(
     """What a surgery made, with its sizes counted in the arrays.
 
     Args:
-      method: the surgery.
+      method: what was done.
       target: what units have.
       models: before and after.
       counts: of the units, in layer order.
