@@ -62,7 +62,8 @@ def test_a_name_means_the_demonstration_and_a_path_means_a_file(tmp_path, monkey
 
 def test_what_is_no_model_is_answered_by_what_would_be_one(tmp_path):
     accepted = re.escape(
-        "a .gguf file, a checkpoint saved by curvjax, hf:owner/name[@revision] of the Hub, or the name of an installed demonstration model: "
+        "a .gguf file, a checkpoint saved by curvjax, hf:owner/name[@revision] of the Hub, or the name of an installed "
+        "demonstration model: "
     )
     with pytest.raises(FileNotFoundError, match=f"none: no such file or directory.*{accepted}smollm2-135m, glassllm"):
         load_model(tmp_path / "none")
