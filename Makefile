@@ -19,7 +19,7 @@ test-types: $(VENV)/.test  ## the suite again, with every annotated shape checke
 		--jaxtyping-packages=curvjax,beartype.beartype
 
 test-oracles: $(VENV)/.oracles
-	$(BIN)/python -m pytest tests/oracles
+	$(BIN)/python -m pytest tests/oracles -n 2
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
