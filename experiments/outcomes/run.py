@@ -111,7 +111,8 @@ def main(settings: Settings) -> None:
                 loaded, compared, method, **texts, settings=settings.judged, descent=settings.descent, directory=where,
                 progress=progress,
             )  # fmt: skip
-            name = f"{settings.target}_{method.name}_{100 * budget if budget < 1 else budget:g}_seed{settings.seed}"
+            amount = 100 * budget if budget < 1 else budget
+            name = f"{settings.target}_{method.name}_{amount:g}_{settings.tokens}_seed{settings.seed}"
             judged.save(FOLDER / f"{name}.json")
             print(table(judged), flush=True)
 
