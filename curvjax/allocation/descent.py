@@ -66,7 +66,7 @@ def mirror_step(
 
         z = clip((p - mean p) / mean |p - mean p|, -2.5, 2.5),   x <- project(x - rate zbar (1 - x))
 
-    with means weighted by size over units that no bound holds, and zbar the mean of z and the direction before, each
+    with means weighted by size over all units, and zbar the mean of z and the direction before, each
     with weight 0.5. The factor 1 - x keeps a unit that is nearly gone from going altogether.
 
     Args:
