@@ -72,7 +72,7 @@ def compare(
     PLANS.require(asked.plans)
     needs = [field for name in asked.scores for field in SCORES[name].needs]
     text, validation = with_validation_for(model, text, needs)
-    measured = changed(ScoreSettings(), settings)
+    measured = changed(ScoreSettings, settings)
     return _compare.compare(
         model, text, program, asked, measured, validation=validation, gains=gains, progress=progress
     )
@@ -122,7 +122,7 @@ def judge(
       ['uniform']
     """
     require_decoder(model, "judge")
-    chosen, steps = changed(JudgeSettings(), settings), changed(DescendSettings(), descent or {})
+    chosen, steps = changed(JudgeSettings, settings), changed(DescendSettings, descent or {})
     return _judge.judge(
         model, comparison, method, text, selection, tests, chosen, steps, directory=directory, progress=progress
     )
@@ -170,7 +170,7 @@ def descend(
       (2, 'descent')
     """
     require_decoder(model, "descend")
-    chosen = changed(DescendSettings(), settings)
+    chosen = changed(DescendSettings, settings)
     given = {"start": start, "directory": directory, "progress": progress}
     return _descend.descend(model, text, selection, program, method, chosen, **given)
 
@@ -207,7 +207,7 @@ def promise(
       >>> all(0.9 < unit.kept < 1.1 for unit in cj.promise(model, text, 0.001).units)
       True
     """
-    chosen = changed(ScoreSettings(), settings)
+    chosen = changed(ScoreSettings, settings)
     if isinstance(model, Wrapped):
         text, fresh = as_text(model, text), None if fresh is None else as_text(model, fresh)
     return _promise.promise(model, text, edit, chosen, fresh=fresh, progress=progress)

@@ -105,7 +105,7 @@ def score(
       >>> bool((gains.lower <= gains.upper).all())
       True
     """
-    chosen = changed(ScoreSettings(), settings)
+    chosen = changed(ScoreSettings, settings)
     SCORES.require([name])
     if isinstance(model, Wrapped):
         require_measurable(model, name, chosen, directory)
@@ -142,7 +142,7 @@ def refine(
       >>> cj.refine(model, text, gains, cj.Experts(3)).refined.open
       0
     """
-    chosen = changed(_refine.RefineSettings(), settings)
+    chosen = changed(_refine.RefineSettings, settings)
     text = as_text(model, text) if isinstance(model, Wrapped) else text
     return _refine.refine(model, text, gains, program, chosen, progress=progress)
 
@@ -185,7 +185,7 @@ def adapt(
       2
     """
     require_decoder(model, "adapt")
-    chosen = changed(_adapt.TrainSettings(), settings)
+    chosen = changed(_adapt.TrainSettings, settings)
     documents = read_documents(str(data))
     return _adapt.adapt(model, allocation, method or LoRA(), documents, chosen, directory, progress=progress)
 
@@ -226,7 +226,7 @@ def evaluate(
     require_decoder(model, "evaluate")
     if isinstance(model, Rebuilt):
         model = model.source._replace(model=model.model, config=model.model.config)
-    chosen = changed(EvaluateSettings(), settings)
+    chosen = changed(EvaluateSettings, settings)
     return _evaluate.evaluate(model, texts, tasks, chosen, adapter=adapter, shots=shots, progress=progress)
 
 

@@ -182,8 +182,8 @@ def require_apart(**texts: Text) -> None:
         seen |= {document.content: name for document in text.documents}
 
 
-def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """`settings` with some fields changed.
+def changed(settings: Settings | type[Settings], changes: Mapping[str, Any]) -> Settings:
+    """Settings, or the defaults of a kind of them, with some fields changed.
 
     Raises:
       ValueError: if a field is unknown, or its value out of range.
@@ -191,9 +191,10 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     known = [field.name for field in fields(settings)]
     unknown = sorted(set(changes) - set(known))
     if unknown:
-        msg = f"{type(settings).__name__} has no {', '.join(unknown)}; it has {', '.join(known)}."
+        kind = settings if isinstance(settings, type) else type(settings)
+        msg = f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}."
         raise ValueError(msg)
-    return replace(settings, **changes)
+    return settings(**changes) if isinstance(settings, type) else replace(settings, **changes)
 
 
 def _require_known(batch: Batch, loaded: Loaded, length: int) -> None:

@@ -21,6 +21,7 @@ from curvjax.layers import Unit, layer_prefix
 from curvjax.runs.draft import drafts
 from curvjax.runs.measure import compiled_gradient, mean_gradients, summed_gradient, unit_shapes
 from curvjax.runs.moves import Move, measure_moves, pass_gradients
+from curvjax.runs.objective import objective
 from curvjax.surgery import Nearest, Wanda
 from curvjax.surgery.prices import kernels_of, mask_prices
 from curvjax.surgery.projections import kernel_units, layer_projections
@@ -103,10 +104,10 @@ def by_moves(
 ) -> dict[str, Any]:
     """One entry of the menu up and one down, for every unit, as the first round of a descent does it."""
     program, method = Bits(settings.bits), Nearest(group=settings.group)
-    posed, parts = program.pose(unit_shapes(studied.model, units)), in_parts(studied.batch, settings.rows)
-    model = drafts(method, studied.model, studied.batch, units, posed, target="bits")(
-        np.full(len(units), float(settings.bits))
-    )
+    posed, widths = program.pose(unit_shapes(studied.model, units)), np.full(len(units), float(settings.bits))
+    loss = objective(studied.model, studied.batch, kind="divergence", rows=settings.rows)
+    whole = drafts(method, studied.model, studied.batch, units, lambda x: posed.rounded(x).amount, target="bits")
+    model = whole(widths)
     kernels = kernels_of(studied.model, [path for unit in units for path in unit.paths])
     menu = sorted(program.allowed)
     place = menu.index(settings.bits)
@@ -116,9 +117,9 @@ def by_moves(
         return lambda path, moment: method.edited(kernels[path], amount, moment)
 
     moves = [Move(unit.index, unit.paths, edit(amount)) for unit in units for amount in amounts]
-    measure_moves(model, parts, [move for move in moves if move.layer == 0])  # compiles what all layers run
+    measure_moves(model, loss, [move for move in moves if move.layer == 0])  # compiles what all layers run
     around = [timed(gradient)[1] for _ in range(settings.repeats)]
-    _, cost = timed(lambda: measure_moves(model, parts, moves))
+    _, cost = timed(lambda: measure_moves(model, loss, moves))
     around += [timed(gradient)[1] for _ in range(settings.repeats)]
     passes = pass_gradients(studied.model)
     return {

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from curvjax.runs.measure import ScoreSettings
+from curvjax.runs.text import changed
 from tests.runs.test_score import run
 from tests.runs.tiny import SETTINGS
 
@@ -65,3 +66,9 @@ def test_the_damping_keeps_its_promise_where_there_are_steps_to_try(curvature, p
     settings = ScoreSettings(curvature=curvature)
     assert settings.policy == policy
     assert settings.tried == (settings.radii if policy == "promise" else ())
+
+
+def test_another_curvature_settles_its_own_policy():
+    assert changed(ScoreSettings, {"curvature": "kfac"}).policy == "trust-radius"
+    with pytest.raises(ValueError, match="no steps to try; take ggn or hessian"):
+        changed(ScoreSettings, {"curvature": "kfac", "policy": "promise"})

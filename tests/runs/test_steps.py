@@ -93,7 +93,9 @@ def test_the_bracket_reported_holds_at_the_damping_that_was_chosen(tried, shallo
 
 
 def test_a_run_by_promise_is_certified_where_it_stops(tried, shallow, both, tmp_path):
-    found = score(shallow, both[0], settings=replace(SETTINGS, policy="promise", keep=0.7), directory=tmp_path)
+    found = score(
+        shallow, both[0], settings=replace(SETTINGS, policy="promise", keep=0.7, common=False), directory=tmp_path
+    )
     for unit, before in zip(found.units, tried.units, strict=True):
         kept = [step.kept for step in unit.gain.steps]
         place = next(place for place, share in enumerate(kept) if share >= 0.7)  # the longest comes first

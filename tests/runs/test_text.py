@@ -89,12 +89,12 @@ def test_rows_longer_than_the_learned_positions_are_refused(loaded):
 )
 def test_settings_out_of_range_are_refused(loaded, wrong, match):
     with pytest.raises(ValueError, match=match):
-        changed(TextSettings(), wrong)
+        changed(TextSettings, wrong)
     with pytest.raises(ValueError, match=match):
         read("nothing is read", loaded, **wrong)
 
 
 def test_settings_are_changed_by_name_and_checked_again():
-    assert changed(ScoreSettings(), {"rtol": 0.1}) == ScoreSettings(rtol=0.1)
+    assert changed(ScoreSettings, {"rtol": 0.1}) == ScoreSettings(rtol=0.1)
     with pytest.raises(ValueError, match="rtol must be positive"):
-        changed(ScoreSettings(), {"rtol": 0.0})
+        changed(ScoreSettings, {"rtol": 0.0})
