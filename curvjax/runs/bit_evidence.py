@@ -1,18 +1,14 @@
 """What rounding to a few widths does: errors, harms, and slopes of the divergence, for plans of bits."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
-from curvjax.data import Batch
 from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters, with_parameters
-from curvjax.runs.measure import compiled_gradient, mean_gradients, summed_gradient
+from curvjax.runs.objective import Objective
 from curvjax.scores.evidence import Widths
 from curvjax.surgery.codes import UNTOUCHED, Format, decoded, nearest
 
@@ -50,15 +46,14 @@ def bit_errors(kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group
 
 
 def bit_harms(
-    model: Decoder, parts: Sequence[Batch], kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group: int
+    model: Decoder, loss: Objective, kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group: int
 ) -> Float[Array, "K W"]:
     """sum |g (w_b - w)|: one gradient of the mean loss a width, at the model in which all units have it."""
-    gradient, _ = compiled_gradient(model)
 
     def harms() -> Iterator[Callable[[str], float]]:
         for bits in widths.menu:
             low = {path: rounded(kernel, bits, group=group) for path, kernel in kernels.items()}
-            slopes = mean_gradients(model, summed_gradient(gradient, _state(model, low), parts), parts, kernels)
+            slopes = loss.gradients(_edited(model, low), kernels)
             yield lambda path, low=low, slopes=slopes: float(
                 jnp.sum(jnp.abs(_wide(slopes[path]) * (_wide(low[path]) - _wide(kernels[path]))))
             )
@@ -67,27 +62,11 @@ def bit_harms(
 
 
 def low_slopes(
-    model: Decoder, parts: Sequence[Batch], kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group: int
+    model: Decoder, divergence: Objective, kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group: int
 ) -> Float[Array, "K W"]:
     """g' (w_low - w_b), g the gradient of the mean KL(dense || low) at the model in which all units are low."""
-    graph, dense = nnx.split(model)
-
-    @jax.jit
-    def gradient(dense: nnx.State, state: nnx.State, part: Batch) -> nnx.State:
-        def logits(state: nnx.State) -> Float[Array, "B T V"]:
-            return nnx.merge(graph, state)(part.tokens, positions_BT=part.positions, segments_BT=part.segments)
-
-        target = jax.nn.softmax(logits(dense), axis=-1)  # the entropy of the target is constant
-
-        def divergence(state: nnx.State) -> Float[Array, ""]:
-            crossed = -jnp.sum(target * jax.nn.log_softmax(logits(state), axis=-1), axis=-1)
-            return jnp.sum(part.weights * crossed)
-
-        return jax.grad(divergence)(state)
-
     low = {path: rounded(kernel, widths.low, group=group) for path, kernel in kernels.items()}
-    summed = summed_gradient(partial(gradient, dense), _state(model, low), parts)
-    slopes = mean_gradients(model, summed, parts, kernels)
+    slopes = divergence.gradients(_edited(model, low), kernels)
 
     def fall(path: str, bits: int) -> float:
         return float(
@@ -97,8 +76,8 @@ def low_slopes(
     return _table(kernels, units, (lambda path, bits=bits: fall(path, bits) for bits in widths.menu))
 
 
-def _state(model: Decoder, kernels: Kernels) -> nnx.State:
-    return nnx.split(with_parameters(model, parameters(model) | dict(kernels)))[1]
+def _edited(model: Decoder, kernels: Kernels) -> Decoder:
+    return with_parameters(model, parameters(model) | dict(kernels))
 
 
 def _wide(array: Array) -> Array:

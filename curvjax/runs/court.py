@@ -51,11 +51,7 @@ class JudgeSettings:
 
 
 class Court(NamedTuple):
-    """What all methods have in common.
-
-    units: the comparison's, with their kernels. fitness: of searches, on the selection rows. memory: of what was
-    measured.
-    """
+    """What all methods have in common. units: the comparison's, with their kernels. memory: of what was measured."""
 
     loaded: Loaded
     program: Any
@@ -65,7 +61,6 @@ class Court(NamedTuple):
     posed: Posed
     text: Text
     selection: Text
-    fitness: Objective
     tests: Mapping[str, Text]
     draft: Draft
     memory: Memory
@@ -103,11 +98,6 @@ def timed(court: Court, what: str, at: Any, compute: Callable[[], Any]) -> tuple
 
     found, seconds = court.memory(what, at, measure)
     return found, seconds
-
-
-def draft_divergence(court: Court, shares: Float[np.ndarray, " K"], sample: Sample) -> float:
-    """Of the draft at shares, or widths, on some of the selection rows."""
-    return sampled(court.fitness, sample)(court.draft(shares))
 
 
 def sampled(whole: Objective, sample: Sample) -> Objective:

@@ -41,6 +41,7 @@ from curvjax.runs.measure import (
     summed_gradient,
 )
 from curvjax.runs.moves import suffix
+from curvjax.runs.objective import Kind, Objective, objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.steps import Chosen, chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
@@ -332,9 +333,15 @@ def _interactions(subject: _Subject) -> Float[Array, "K K"]:
     return jnp.asarray(ggn_interactions(subject.model, subject.passes, subject.units, edits))
 
 
-def _run(subject: _Subject) -> tuple[Any, ...]:
-    """What fields of bits are made of."""
-    return subject.decoder, subject.parts, subject.kernels, subject.units, subject.widths
+def _rounding(subject: _Subject) -> tuple[Any, ...]:
+    """What fields of bits look at."""
+    return subject.kernels, subject.units, subject.widths
+
+
+def _objective(subject: _Subject, kind: Kind) -> tuple[Decoder, Objective]:
+    """The model, and what its rounded copies are measured by."""
+    rows = subject.settings.rows or len(subject.batch.tokens)
+    return subject.decoder, objective(subject.decoder, subject.batch, kind=kind, rows=rows)
 
 
 FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
@@ -348,8 +355,12 @@ FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "held_out": _held_out,
     "traces": _traces,
     "interactions": _interactions,
-    "bit_harms": lambda subject: bit_harms(*_run(subject), group=subject.settings.group),
-    "bit_errors": lambda subject: bit_errors(*_run(subject)[2:], group=subject.settings.group),
-    "low_slopes": lambda subject: low_slopes(*_run(subject), group=subject.settings.group),
+    "bit_harms": lambda subject: bit_harms(
+        *_objective(subject, "loss"), *_rounding(subject), group=subject.settings.group
+    ),
+    "bit_errors": lambda subject: bit_errors(*_rounding(subject), group=subject.settings.group),
+    "low_slopes": lambda subject: low_slopes(
+        *_objective(subject, "divergence"), *_rounding(subject), group=subject.settings.group
+    ),
 })
 _ON_PASSES = {"grams", "gains", "held_out", "traces", "interactions"}

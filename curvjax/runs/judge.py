@@ -22,7 +22,6 @@ from curvjax.runs.descend import descend
 from curvjax.runs.draft import drafts, rebuilt_densely
 from curvjax.runs.evaluate import known, text_outcome
 from curvjax.runs.measure import unit_shapes
-from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import DescendSettings, Memory
 from curvjax.runs.searches import searched
@@ -135,7 +134,6 @@ def _court(
         posed=posed,
         text=text,
         selection=selection,
-        fitness=objective(loaded.model, selection.batch, kind="divergence", rows=settings.rows),
         tests=tests,
         draft=drafts(
             surgery, loaded.model, text.batch, units, lambda x: posed.rounded(x).amount, target=program.target

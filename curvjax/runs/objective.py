@@ -20,6 +20,7 @@ from curvjax.data import Batch
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import cross_entropy, layered_model
 from curvjax.runs.activations import streams_before
+from curvjax.runs.measure import summed_gradient
 
 Kind = Literal["divergence", "loss"]
 
@@ -68,10 +69,7 @@ class Objective(NamedTuple):
     def gradients(self, model: Decoder, paths: Iterable[str]) -> dict[str, Array]:
         """Its gradient at a model, `path -> like the parameter`."""
         graph, state = nnx.split(model)
-        total = None
-        for part in self.parts:
-            found = _gradient(graph, self.dense.loss, state, self.dense.outer, part)
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        total = summed_gradient(partial(_gradient, graph, self.dense.loss, self.dense.outer), state, self.parts)
         summed = parameters(nnx.merge(graph, total))
         return {path: summed[path] / self.tokens for path in paths}
 
@@ -133,7 +131,7 @@ def _forward(graph: Any, loss: LayeredLoss, state: nnx.State, outer: Any, part: 
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _gradient(graph: Any, loss: LayeredLoss, state: nnx.State, outer: Any, part: Part) -> nnx.State:
+def _gradient(graph: Any, loss: LayeredLoss, outer: Any, state: nnx.State, part: Part) -> nnx.State:
     return jax.grad(lambda state: _forward(graph, loss, state, outer, part))(state)
 
 

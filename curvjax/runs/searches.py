@@ -6,7 +6,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from curvjax.allocation.descent import projected
@@ -17,9 +16,10 @@ from curvjax.allocation.space import Entries, Shares, Space
 from curvjax.models import parameters
 from curvjax.records import Trial
 from curvjax.runs.besa import learned_shares
-from curvjax.runs.court import Choice, Court, draft_divergence, selection_loss, timed
+from curvjax.runs.court import Choice, Court, sampled, selection_loss, timed
 from curvjax.runs.draft import rebuilt_densely
-from curvjax.runs.measure import compiled_gradient, mean_gradients, split_rows, summed_gradient
+from curvjax.runs.measure import split_rows
+from curvjax.runs.objective import objective
 from curvjax.runs.rounds import free_shares
 
 OFFSPRING = 16  # of an evolution: a few generations even of a hundred evaluations
@@ -37,9 +37,11 @@ def searched(court: Court, name: str) -> Choice:
 def _by_divergence(court: Court, name: str) -> Choice:
     """EvoPress, or single moves, at so many evaluations of the divergence on selection rows, as it is published."""
     evaluations, key, seconds = court.settings.evaluations, jax.random.key(court.settings.seed), []
+    fitness = objective(court.loaded.model, court.selection.batch, kind="divergence", rows=court.settings.rows)
 
     def loss(x: Float[np.ndarray, " K"], sample: Sample) -> float:
-        found, spent = timed(court, "search", [x.tolist(), sample], lambda: draft_divergence(court, x, sample))
+        at = [x.tolist(), sample]
+        found, spent = timed(court, "search", at, lambda: sampled(fitness, sample)(court.draft(x)))
         seconds.append(spent)
         return found
 
@@ -84,8 +86,8 @@ def _scalebits(court: Court, name: str) -> Choice:
 
 def _width_changes(court: Court, menu: Menu) -> Callable[[Float[np.ndarray, " K"]], Float[np.ndarray, "K J"]]:
     """Widths -> g' (w_b - w) of each unit and each width b of the menu, g and w of the model at these widths."""
-    model, parts = court.loaded.model, split_rows(court.text.batch, court.settings.rows)
-    gradient, _ = compiled_gradient(model)
+    model = court.loaded.model
+    loss = objective(model, court.text.batch, kind="loss", rows=court.settings.rows)
     paths = [path for unit in court.units for path in unit.paths]
 
     @cache
@@ -96,8 +98,7 @@ def _width_changes(court: Court, menu: Menu) -> Callable[[Float[np.ndarray, " K"
 
     def changes(x: Float[np.ndarray, " K"]) -> Float[np.ndarray, "K J"]:
         here = court.draft(x)
-        now, summed = parameters(here), summed_gradient(gradient, nnx.split(here)[1], parts)
-        slopes = mean_gradients(here, summed, parts, paths)
+        now, slopes = parameters(here), loss.gradients(here, paths)
 
         def change(path: str, bits: int) -> float:
             return float(jnp.sum(slopes[path] * (kernels(bits)[path] - now[path])))
