@@ -12,6 +12,7 @@ from curvjax.allocation.programs import SparsityProgram
 from curvjax.allocation.pruning import allocate_sparsity
 from curvjax.allocation.result import Solution
 from curvjax.allocation.rounding import round_sparsity
+from curvjax.allocation.rules.proportional import proportional
 from curvjax.allocation.tuned import Tuned
 from curvjax.layers import UnitShape
 
@@ -72,17 +73,20 @@ class Sparsity:
                 q, size=size, sparsity=sparsity, kappa=self.kappa, max_sparsity=most, size_neutral=True, ties=groups
             )
 
+        def counted(rho: Any) -> Whole:
+            counts = round_sparsity(rho, size=size, sparsity=self.budget, max_sparsity=most)
+            return Whole(counts, total - float(counts.sum()))
+
         def rounded(rho: Any) -> Whole:
             if self.pattern:
                 return self._patterns(size, most, groups, lambda share: (share - np.asarray(rho)[:, None]) ** 2)
-            counts = round_sparsity(rho, size=size, sparsity=self.budget, max_sparsity=most)
-            return Whole(counts, total - float(counts.sum()))
+            return counted(_within(np.asarray(rho, np.float64), size, most, groups, total))
 
         def whole(q: Any) -> Whole:
             if self.pattern:
                 weight = np.asarray(q, np.float64)[:, None] ** self.kappa
                 return self._patterns(size, most, groups, lambda share: weight * share**2)
-            return rounded(at(q, self.budget).amount)
+            return counted(at(q, self.budget).amount)
 
         at(np.ones(len(units)), self.budget)  # refuses a share beyond max_sparsity
         return Posed(
@@ -116,3 +120,18 @@ class Sparsity:
         found, _ = chosen(value, 1 - share, size.astype(np.float64), budget=kept, groups=groups)
         counts = np.rint((1 - found.amount) * size).astype(np.int64)
         return found._replace(amount=counts, unspent=self.budget * float(size.sum()) - float(counts.sum()))
+
+
+def _within(rho: np.ndarray, size: np.ndarray, most: np.ndarray, groups: np.ndarray | None, total: float) -> np.ndarray:
+    """A rule's or a plan's shares, which know no bounds and no ties, in proportion where they keep neither.
+
+    Tied units take their mean share, and no more than the least of their bounds.
+    """
+    place = np.arange(size.size) if groups is None else groups
+    weight = np.bincount(place, size)
+    mean = np.bincount(place, size * rho) / weight
+    bound = np.full(weight.size, np.inf)
+    np.minimum.at(bound, place, most)
+    if np.array_equal(mean[place], rho) and (mean <= bound).all():
+        return rho
+    return np.asarray(proportional(mean, Budget(weight, total, bound)))[place]

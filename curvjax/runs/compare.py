@@ -107,7 +107,7 @@ def compare(
         scores=tuple(scores),
         methods=tuple(methods),
         of_scores=_correlations((score.name, score.values) for score in scores),
-        of_amounts=_correlations((method.name, method.continuous) for method in methods),
+        of_amounts=_correlations((method.name, _in_shares(method, posed)) for method in methods),
         costs=found.costs,
         gradient_seconds=found.gradient_seconds,
         validation_tokens=validation.origin.tokens if validation else 0,
@@ -233,18 +233,19 @@ def _by_plan(
     return _method(found, posed, name=name, score=None, rule=name, gradient_equivalents=spent, refused=refused)
 
 
-def _of_shares(
-    plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape], **more: Any
-) -> SharedOut:
-    """A plan's shares, or amounts, which are whole already, whatever the most of a unit."""
+def _of_shares(plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape]) -> SharedOut:
+    """A plan's shares; what bounds and ties of the program they do not keep, the others take."""
     del shapes
-    amount = posed.scale * np.asarray(plan(evidence, total=program.budget, **more), np.float64)
-    whole = np.rint(amount).astype(np.int64)
-    return SharedOut(amount, Whole(whole, posed.requested - float(posed.cost @ whole)))
+    share = np.asarray(plan(evidence, total=program.budget), np.float64)
+    return SharedOut(posed.scale * share, posed.rounded(share))
 
 
 def _of_widths(plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape]) -> SharedOut:
-    return _of_shares(plan, evidence, program, posed, shapes, menu=posed.menu)
+    """A plan's widths, which are whole, allowed and tied already."""
+    del shapes
+    width = np.asarray(plan(evidence, total=program.budget, menu=posed.menu), np.float64)
+    whole = np.rint(width).astype(np.int64)
+    return SharedOut(width, Whole(whole, posed.requested - float(posed.cost @ whole)))
 
 
 def _of_ranks(plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape]) -> SharedOut:
@@ -280,6 +281,11 @@ def _method(found: SharedOut | None, posed: Posed, **about: Any) -> Method:
         spent=float(posed.cost @ whole),
         **about,
     )
+
+
+def _in_shares(method: Method, posed: Posed) -> tuple[float, ...] | None:
+    """Amounts as the rule sees them: counts of weights of unequal units would agree by size alone."""
+    return None if method.continuous is None else tuple((np.asarray(method.continuous) / posed.scale).tolist())
 
 
 def _correlations(columns: Iterable[tuple[str, tuple[float | None, ...] | None]]) -> Correlations:

@@ -138,6 +138,30 @@ def test_rank_correlations_are_spearmans(record):
     assert row == (None,) * len(row)  # a constant has no order
 
 
+def test_amounts_are_correlated_as_shares_whatever_the_sizes(loaded, text):
+    settings = CompareSettings(scores=("zd",), rules=("uniform", "alphapruning"), plans=("lamp",))
+    found = compare(loaded, text, HALF, settings, replace(MEASURED, granularity="module"))
+    assert len({unit.size for unit in found.units}) > 1
+    row = found.of_amounts.matrix[found.of_amounts.names.index("uniform")]
+    assert row == (None,) * len(row)
+
+
+def test_plans_of_sparsity_keep_the_bounds_and_ties(loaded, text):
+    module = replace(MEASURED, granularity="module")
+    names = [unit.name for unit in units_of(loaded.model, module)]
+    settings = CompareSettings(scores=(), rules=("uniform",), plans=("lamp", "magnitude-global"))
+    program = Sparsity(0.5, frozen=(names[0],), max_sparsity=0.6, tie="layer")
+    found = compare(loaded, text, program, settings, module)
+    shares = {each.name: np.asarray(each.amounts) / [unit.size for unit in found.units] for each in found.methods}
+    assert shares.keys() == {"uniform", *settings.plans}
+    layer = np.asarray([unit.index for unit in found.units])
+    for name, share in shares.items():
+        assert (share <= 0.6).all()
+        assert share[0] == 0
+        assert all(np.ptp(share[layer == k]) < 0.01 for k in set(layer)), name  # one weight more or less
+        assert method(found, name).spent == round(found.requested)
+
+
 @pytest.mark.parametrize("program", [Ranks(2), Experts(3), Bits(4)], ids=lambda program: program.target)
 def test_capacity_is_shared_out_by_every_rule(loaded, text, program):
     settings = CompareSettings(scores=("gradient-norm",), rules=tuple(rules_of(program.target)))
