@@ -15,8 +15,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest tests --ignore=tests/oracles -n 2
 
 test-types: $(VENV)/.test  ## the suite again, with every annotated shape checked at run time
-	$(BIN)/python -m pytest tests --ignore=tests/oracles -n 2 -m "not bad_shapes" \
-		--jaxtyping-packages=curvjax,beartype.beartype
+	$(BIN)/python -m pytest tests --ignore=tests/oracles -n 2 -m "not bad_shapes" -p tests.run_time_types \
+		--jaxtyping-packages=curvjax,tests.run_time_types.checked
 
 test-oracles: $(VENV)/.oracles
 	$(BIN)/python -m pytest tests/oracles -n 2

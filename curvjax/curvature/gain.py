@@ -228,9 +228,9 @@ def certified(
     damping: Float[Array, " n"],
     rtol: ArrayLike,
     norm: Float[Array, ""],
-    finite: Bool[Array, "*n"],
+    finite: Bool[Array, "*of_all"],
     negative: Bool[Array, " n"] | bool = False,
-    proved: Bool[Array, "*n"] | bool = True,
+    proved: Bool[Array, "*of_each"] | bool = True,
     iterations: Int[Array, ""] | int = 0,
     ritz: tuple[Array, Array],
 ) -> Gain:

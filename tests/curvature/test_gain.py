@@ -429,4 +429,5 @@ def test_a_run_can_be_continued_and_is_then_the_longer_run():
 def test_an_exhausted_run_asks_for_no_more_products():
     grad = jnp.array([3.0, 0.0])
     state = run_lanczos(lambda v: 2 * v, grad, policy=Absolute(jnp.asarray([1.0])), rtol=1e-3, max_iterations=9)
-    assert continued(state, None, products=3).matrix.count == state.matrix.count == 1
+    again = continued(state, lambda _: pytest.fail("a product was asked for"), products=3)
+    assert again.matrix.count == state.matrix.count == 1
