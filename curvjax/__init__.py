@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from curvjax.surgery import Structured as Structured
     from curvjax.surgery import Upcycle as Upcycle
     from curvjax.surgery import Wanda as Wanda
+    from curvjax.training import LAMB as LAMB
+    from curvjax.training import AdamW as AdamW
+    from curvjax.training import ALLoRA as ALLoRA
+    from curvjax.training import DCTAdamW as DCTAdamW
+    from curvjax.training import LoRAPro as LoRAPro
+    from curvjax.training import NoiseAdaptive as NoiseAdaptive
     from curvjax.trials import compare as compare
     from curvjax.trials import descend as descend
     from curvjax.trials import judge as judge
@@ -71,6 +77,7 @@ _HOME = {
         *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "SparseGPT"),
         *("Structured", "Upcycle", "Wanda"),
     ),
+    "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "LoRAPro", "NoiseAdaptive"),
     "curvjax.trials": ("compare", "descend", "judge", "promise"),
     "curvjax.verbs": (
         "adapt",

@@ -29,6 +29,7 @@ from curvjax.runs.text import Text, TextSettings, changed, read, with_validation
 from curvjax.runs.transfer import transfer
 from curvjax.scores import SCORES
 from curvjax.surgery import LoRA, Surgery
+from curvjax.training import OPTIMIZERS, Optimizer
 
 __all__ = [
     "adapt",
@@ -154,6 +155,7 @@ def adapt(
     directory: str | Path,
     *,
     method: Surgery | None = None,
+    optimizer: Optimizer | str = "adamw",
     progress: Progress = silent,
     **settings: Any,
 ) -> Rebuilt:
@@ -165,6 +167,7 @@ def adapt(
       data: training text, or prompts and completions; as for `read`.
       directory: receives adapter/, checkpoints and metrics.jsonl.
       method: `LoRA()`, which is the default, or `LoRAMixture()`.
+      optimizer: `LAMB()`, `LoRAPro()`, ..., or its name.
       progress: told (what, done, all).
       **settings: fields of `curvjax.runs.adapt.TrainSettings`: steps, rows, length, learning_rate, ...
 
@@ -185,9 +188,10 @@ def adapt(
       2
     """
     require_decoder(model, "adapt")
-    chosen = changed(_adapt.TrainSettings, settings)
-    documents = read_documents(str(data))
-    return _adapt.adapt(model, allocation, method or LoRA(), documents, chosen, directory, progress=progress)
+    by = OPTIMIZERS.named(optimizer)() if isinstance(optimizer, str) else optimizer
+    chosen = changed(_adapt.TrainSettings, settings | {"optimizer": by.name})
+    documents, how = read_documents(str(data)), method or LoRA()
+    return _adapt.adapt(model, allocation, how, documents, chosen, directory, optimizer=by, progress=progress)
 
 
 def evaluate(

@@ -24,7 +24,7 @@ ALLOWED = {
     "models": {"curvature", "data", "layers", "records", "registry"},
     "evaluation": {"data", "models"},
     "surgery": {"curvature", "data", "layers", "models", "records", "registry"},
-    "training": {"data", "models", "surgery"},
+    "training": {"data", "models", "registry", "surgery"},
     "interop": {"data", "evaluation", "models", "surgery"},
     "runs": {
         "allocation",
@@ -40,13 +40,24 @@ ALLOWED = {
         "surgery",
         "training",
     },
-    "commands": {"allocation", "data", "interop", "models", "records", "report", "runs", "scores", "surgery"},
-    "verbs": {"allocation", "data", "interop", "models", "records", "runs", "scores", "surgery"},
+    "commands": {
+        "allocation",
+        "data",
+        "interop",
+        "models",
+        "records",
+        "report",
+        "runs",
+        "scores",
+        "surgery",
+        "training",
+    },
+    "verbs": {"allocation", "data", "interop", "models", "records", "runs", "scores", "surgery", "training"},
     "trials": {"allocation", "models", "records", "runs", "scores", "surgery", "verbs"},
     "testing": {"curvature", "data", "layers", "models", "records"},
     "cli": {"commands"},
     "__main__": {"cli"},
-    "__init__": {"allocation", "models", "records", "runs", "surgery", "trials", "verbs"},
+    "__init__": {"allocation", "models", "records", "runs", "surgery", "training", "trials", "verbs"},
 }
 
 # Rooms that know arrays and callables only, so neither modules, nor data, nor files.

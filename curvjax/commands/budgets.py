@@ -27,6 +27,7 @@ from curvjax.runs.text import TextSettings, judged_texts, packed, read, with_val
 from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import SURGERIES
 from curvjax.surgery.method import require_target
+from curvjax.training import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class Descend:
 
 @dataclass(frozen=True)
 class Methods:
-    """List what can be named: scores, plans, programs, rules, controls and surgeries, with their sources."""
+    """List what can be named, scores, plans, programs, rules, controls, surgeries, optimisers, with their sources."""
 
     def __call__(self) -> None:
         """Run the command."""
@@ -212,6 +213,8 @@ class Methods:
             table.add_row("program", name, "", _first_line(program))
         for name, surgery in SURGERIES.items():
             table.add_row("method", name, ", ".join(surgery.targets), _first_line(surgery))
+        for name, by in OPTIMIZERS.items():
+            table.add_row("optimizer", name, "", _first_line(by))
         Console().print(table)
 
 

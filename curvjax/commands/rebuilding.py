@@ -19,8 +19,10 @@ from curvjax.runs.progress import bars
 from curvjax.runs.rebuild import Saved, rebuild, save, without_layers
 from curvjax.runs.text import TextSettings, read
 from curvjax.surgery import SURGERIES, dense_equivalent, save_rebuilt
+from curvjax.training import OPTIMIZERS
 
 METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
+OPTIMIZER = Choice("--optimizer", OPTIMIZERS, "adamw", "steps_by", prefix="optimizer")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Upcycle(Rebuild):
 class Adapt:
     """Fine-tune LoRA adapters of an allocation's ranks or experts -> an adapter. Resumes where it was killed."""
 
-    choices: ClassVar = (METHOD._replace(default="lora"),)
+    choices: ClassVar = (METHOD._replace(default="lora"), OPTIMIZER)
 
     model: Argument[str]
     """As for `curvjax score`."""
@@ -163,6 +165,7 @@ class Adapt:
     def __call__(self) -> None:
         """Run the command."""
         method: Any = self.surgery  # ty: ignore[missing-attribute] added by `with_choices`
+        by: Any = self.steps_by  # ty: ignore[missing-attribute] added by `with_choices`
         allocation = Allocation.load(self.allocation)
         allocation.require_target(method.targets, need=f"{method.name} needs")
         if self.merge and "experts" in method.targets:  # said before training, not after
@@ -171,7 +174,8 @@ class Adapt:
         documents = read_documents(self.data)
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
-            found = adapt(loaded, allocation, method, documents, self.settings, self.out, progress=progress)
+            settings, out = self.settings, self.out
+            found = adapt(loaded, allocation, method, documents, settings, out, optimizer=by, progress=progress)
         for line in rebuilt_lines(found):
             print(line)
         tell(self.out / "adapter")

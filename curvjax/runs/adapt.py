@@ -13,7 +13,7 @@ from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import Text, text_origin
 from curvjax.surgery import SURGERIES, LoRA, Surgery, lora_parameters, with_lora_parameters, with_moved_bases
-from curvjax.training import fit
+from curvjax.training import OPTIMIZERS, Optimizer, described, fit
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
 _START = "start."
@@ -36,8 +36,10 @@ class TrainSettings:
     """Peak of the schedule: linear warm-up, then cosine."""
     warmup: int = 5
     """Steps of warm-up."""
+    optimizer: str = "adamw"
+    """What makes steps of gradients: adamw, lamb, allora, lora-pro, dct-adamw, noise-adaptive, deepzero."""
     weight_decay: float = 0.0
-    """AdamW's, on the adapters."""
+    """Decoupled from the gradient, on the adapters."""
     dropout: float = 0.0
     """Share of the adapters' inputs left out of each step."""
     balance: float = 0.01
@@ -70,6 +72,7 @@ def adapt(
     settings: TrainSettings,
     directory: str | Path,
     *,
+    optimizer: Optimizer | None = None,
     progress: Progress = silent,
     label: str = "fine-tune",
 ) -> Rebuilt:
@@ -82,6 +85,7 @@ def adapt(
       documents: training documents.
       settings: how to train.
       directory: receives training/ with checkpoints and metrics.jsonl, and adapter/.
+      optimizer: the one that the settings name, with settings of its own; None: with its defaults.
       progress: told of the steps done.
       label: what the progress is called.
 
@@ -89,21 +93,23 @@ def adapt(
       The adapted model, as planned.
 
     Raises:
-      ValueError: if the allocation is of another target or model, the adapters have other parameters than planned, or
-        holding out documents leaves none to train on.
+      ValueError: if the allocation is of another target or model, the adapters have other parameters than planned,
+        holding out documents leaves none to train on, or the optimiser is not the one that is named.
     """
-    directory = Path(directory)
+    directory, by = Path(directory), _named(optimizer, settings.optimizer)
     progress(label, 0, settings.steps)  # the first step compiles: show the bar before it
     training, selection = _batches(loaded, documents, settings)
     text = _start_text(loaded, documents, training, settings) if method.reads_text else None
     born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
     own = asdict(settings)
+    own.pop("optimizer")
     rows, seed, _ = own.pop("rows"), own.pop("order_seed"), [own.pop(k) for k in ("length", "selection", "start_rows")]
     fitted = fit(
         born.model,
         training.batch,
         rows_per_step=rows,
         seed=seed,
+        optimizer=by,
         selection=selection,
         directory=directory / "training",
         progress=labelled(progress, label),
@@ -111,6 +117,7 @@ def adapt(
     )
     evidence = {
         "training": asdict(settings) | {"cut": training.cut._asdict()} | loaded.tokenizer.around._asdict(),
+        "optimizer": described(by) | {"state_size": fitted.state_size},
         "losses": fitted.losses.tolist(),
         "selection": {
             "steps": fitted.selection_steps.tolist(),
@@ -151,6 +158,15 @@ def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:
 def adapted_model(loaded: Loaded, directory: str | Path | None) -> Decoder:
     """The model, with an adapter of `directory` where one is named."""
     return loaded.model if directory is None else load_adapter(loaded, directory).model
+
+
+def _named(optimizer: Optimizer | None, name: str) -> Optimizer:
+    """The optimiser given, or the named one with its defaults."""
+    chosen = OPTIMIZERS.named(name)() if optimizer is None else optimizer
+    if chosen.name != name:
+        msg = f"settings name the optimizer {name!r}, but {chosen.name!r} was given; name that one, or give none."
+        raise ValueError(msg)
+    return chosen
 
 
 def _batches(loaded: Loaded, documents: list[Document], settings: TrainSettings) -> tuple[Packed, Batch | None]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from curvjax.models import Decoder
 from curvjax.surgery import trained_parameters, with_trained_parameters
 from curvjax.training.devices import everywhere, row_mesh
 from curvjax.training.event_files import require_tensorboard
+from curvjax.training.optimizers import AdamW, Optimizer, described, state_size
 from curvjax.training.precision import in_precision
 from curvjax.training.run_directory import RunDirectory, Snapshot, run_identity
 from curvjax.training.schedule import step_rows
@@ -33,7 +34,7 @@ class Fitted(NamedTuple):
     """model: with what learned, as it was after `best_step` steps. losses: `[S]` of each step's rows, nats; S steps.
 
     selection_losses: `[L]` mean cross-entropy on the selection rows, nats, after `selection_steps` `[L]` steps. Without
-    selection there are none, and `best_step` is the last.
+    selection there are none, and `best_step` is the last. state_size: numbers that the optimiser kept between steps.
     """
 
     model: Decoder
@@ -41,6 +42,7 @@ class Fitted(NamedTuple):
     selection_losses: Float[np.ndarray, " L"]
     selection_steps: Int[np.ndarray, " L"]
     best_step: int
+    state_size: int
 
 
 def fit(
@@ -57,6 +59,7 @@ def fit(
     accumulate: int = 1,
     balance: float = 0.0,
     dropout: float = 0.0,
+    optimizer: Optimizer | None = None,
     selection: Batch | None = None,
     select_every: int = 10,
     patience: int = 5,
@@ -67,7 +70,7 @@ def fit(
     tensorboard: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
-    """A copy of `model` with its adapters and upcycled experts trained on `batch` by AdamW; everything else is frozen.
+    """A copy of `model` with its adapters and upcycled experts trained on `batch`; everything else is frozen.
 
     Minimises the mean cross-entropy over counted tokens [M1], and the balance loss of routers where it has a weight.
     Each row with a counted token comes once an epoch. The rows, the rate and the dropout of a step depend on `seed` and
@@ -82,11 +85,12 @@ def fit(
       seed: of the order of rows and of dropout, not negative.
       learning_rate: the peak; see `warmup_cosine`.
       warmup: steps of linear rise, fewer than `steps`.
-      weight_decay: AdamW's, on all that learns.
+      weight_decay: decoupled from the gradient, on all that learns.
       clip: greatest norm of the gradient.
       accumulate: microbatches a step is split into, a divisor of `rows_per_step`; bounds the memory.
       balance: weight of the routers' `balance_loss` beside the cross-entropy, whose losses are reported without it.
       dropout: share of the adapters' inputs left out of each step.
+      optimizer: makes steps of clipped gradients; None: `AdamW`.
       selection: rows that are not trained on; what learns is given back as it was at their least mean cross-entropy.
         None: as it is at the end.
       select_every: steps between looks at them, and before the first and after the last; see `EarlyStopping`.
@@ -107,18 +111,24 @@ def fit(
         or gradient is not finite.
       ModuleNotFoundError: if `tensorboard` is asked for and tensorboardX is not installed.
     """
-    recipe = Recipe(steps, learning_rate, warmup, weight_decay, clip, accumulate, balance, dropout)
+    by = AdamW() if optimizer is None else optimizer
+    recipe = Recipe(steps, learning_rate, warmup, weight_decay, clip, accumulate, balance, dropout, by)
     rows, mesh = _counted(batch), row_mesh(devices)
-    settings = {"rows_per_step": rows_per_step, "seed": seed, "devices": 1 if mesh is None else mesh.size}
+    settings: dict[str, Any] = {
+        "rows_per_step": rows_per_step,
+        "seed": seed,
+        "devices": 1 if mesh is None else mesh.size,
+    }
     if selection is not None:
         settings |= {"select_every": select_every, "patience": patience}
-    _require_ranges(recipe._asdict() | settings | {"checkpoint_every": checkpoint_every}, len(rows))
+    settings |= recipe._asdict() | {"optimizer": described(by)}
+    _require_ranges(settings | {"checkpoint_every": checkpoint_every}, len(rows))
     _require_parts(rows_per_step, accumulate, settings["devices"])
     _require_content(model, selection)
     if tensorboard:
         _require_events(directory)
     width = None if precision is None else jnp.dtype(precision).name
-    identity = run_identity(model, batch, selection, recipe._asdict() | settings | {"precision": width})
+    identity = run_identity(model, batch, selection, settings | {"precision": width})
     part = rows_per_step // accumulate
     stopping = EarlyStopping(selection, every=select_every, patience=patience, steps=steps, rows=part, mesh=mesh)
     computing = everywhere(model if width is None else in_precision(model, width), mesh)
@@ -187,8 +197,9 @@ def _fitted(model: Decoder, end: Snapshot, stopping: EarlyStopping) -> Fitted:
     taken, looks = int(end.state.step), end.looks.taken
     best_step = int(stopping.steps[end.looks.best_at]) if looks else taken
     best = with_trained_parameters(model, end.looks.best if looks else end.state.trained)
+    size = state_size((end.state.moments, end.state.estimate))
     steps, losses = stopping.steps[:looks], np.array(end.looks.losses)[:looks]
-    return Fitted(best, np.array(end.losses)[:taken], losses, steps, best_step)
+    return Fitted(best, np.array(end.losses)[:taken], losses, steps, best_step, size)
 
 
 def _counted(batch: Batch) -> Int[np.ndarray, " R"]:
@@ -196,7 +207,7 @@ def _counted(batch: Batch) -> Int[np.ndarray, " R"]:
     return np.flatnonzero(np.asarray(batch.weights).sum(axis=1) > 0)
 
 
-def _require_ranges(settings: Mapping[str, int | float], counted: int) -> None:
+def _require_ranges(settings: Mapping[str, Any], counted: int) -> None:
     ranges = {  # least and greatest allowed
         "steps": (1, math.inf),
         "rows_per_step": (1, counted),

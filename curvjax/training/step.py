@@ -1,7 +1,8 @@
-"""One training step of what learns: gradient of [M1] by microbatches, clipping, AdamW."""
+"""One training step of what learns: gradient of [M1] by microbatches, clipping, an optimiser's step."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,30 @@ from jaxtyping import Array, Float, Int
 from curvjax.data import Batch
 from curvjax.models import Decoder
 from curvjax.models.layered import cross_entropy
-from curvjax.surgery import balance_loss, drop_inputs, trained_parameters, watched, with_trained_parameters
+from curvjax.surgery import (
+    LoRALinear,
+    balance_loss,
+    drop_inputs,
+    projections,
+    trained_parameters,
+    watched,
+    with_trained_parameters,
+)
 from curvjax.training.devices import over_rows, summed
+from curvjax.training.optimizers import AdamW, Optimizer, Terms
 from curvjax.training.schedule import warmup_cosine
 
 
 class TrainState(NamedTuple):
     """step: `[]` steps taken. trained: arrays that learn, by path. moments: the optimiser's, for those only.
 
-    Both in at least float32.
+    Both in at least float32. estimate: what an `Estimating` optimiser finds gradients by; nothing for any other.
     """
 
     step: Int[Array, ""]
     trained: dict[str, Array]
     moments: optax.OptState
+    estimate: Any = ()
 
 
 class Losses(NamedTuple):
@@ -52,9 +63,10 @@ class StepReport(NamedTuple):
 class Recipe(NamedTuple):
     """How to learn; hashable, so that equal recipes share one compilation.
 
-    steps: in all. learning_rate: the peak, reached after `warmup` steps; see `warmup_cosine`. weight_decay: AdamW's.
+    steps: in all. learning_rate: the peak, reached after `warmup` steps; see `warmup_cosine`. weight_decay: decoupled.
     clip: greatest norm of the gradient. accumulate: microbatches in a step. balance: weight of the routers' balance
-    loss beside the cross-entropy. dropout: share of the adapters' inputs that a step leaves out.
+    loss beside the cross-entropy. dropout: share of the adapters' inputs that a step leaves out. optimizer: what makes
+    steps of clipped gradients.
     """
 
     steps: int
@@ -65,23 +77,23 @@ class Recipe(NamedTuple):
     accumulate: int = 1
     balance: float = 0.0
     dropout: float = 0.0
+    optimizer: Optimizer = AdamW()
 
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
         return warmup_cosine(self.learning_rate, warmup=self.warmup, steps=self.steps)
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2) after clipping."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip), optax.adamw(self.rate(), weight_decay=self.weight_decay)
-        )
+    def transformation(self, scales: Mapping[str, float]) -> optax.GradientTransformation:
+        """Clipping, then the optimiser; `scales` of the adapters by module path."""
+        terms = Terms(self.rate(), self.weight_decay, scales)
+        return optax.chain(optax.clip_by_global_norm(self.clip), self.optimizer.transformation(terms))
 
 
 def begin_training(model: Decoder, recipe: Recipe) -> TrainState:
     """The state before the first step: `trained_parameters` as they are, in at least float32, and an optimiser."""
     held = trained_parameters(model)
     trained = {path: array.astype(jnp.promote_types(array.dtype, jnp.float32)) for path, array in held.items()}
-    return TrainState(jnp.zeros((), jnp.int32), trained, recipe.optimizer().init(trained))
+    return TrainState(jnp.zeros((), jnp.int32), trained, recipe.transformation(_scales(model)).init(trained))
 
 
 def train_step(
@@ -156,7 +168,12 @@ def loss_and_gradient(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _step(graph, recipe, mesh, frozen, state, batch, key):
     losses, gradient = loss_and_gradient(graph, frozen, state.trained, batch, recipe=recipe, key=key, mesh=mesh)
-    updates, moments = recipe.optimizer().update(gradient, state.moments, state.trained)
+    transformation = recipe.transformation(_scales(nnx.merge(graph, frozen)))
+    updates, moments = transformation.update(gradient, state.moments, state.trained)
     trained = jax.tree.map(jnp.add, state.trained, updates)
     report = StepReport(*losses, jnp.sum(batch.weights), optax.global_norm(gradient), recipe.rate()(state.step))
     return TrainState(state.step + 1, trained, moments), report
+
+
+def _scales(model: nnx.Module) -> dict[str, float]:
+    return {path: one.scale for path, one in projections(model).items() if isinstance(one, LoRALinear)}

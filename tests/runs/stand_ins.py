@@ -46,4 +46,5 @@ def stand_in_fit(model, batch, *, steps, seed, progress, **settings):
     rng = np.random.default_rng(seed)
     drawn = {path: jnp.asarray(rng.normal(size=a.shape), a.dtype) for path, a in lora_parameters(model).items()}
     progress(steps, steps)
-    return Fitted(with_lora_parameters(model, drawn), np.zeros(steps, np.float32), np.zeros(0), np.zeros(0, int), steps)
+    losses, none = np.zeros(steps, np.float32), np.zeros(0)
+    return Fitted(with_lora_parameters(model, drawn), losses, none, none.astype(int), steps, 0)

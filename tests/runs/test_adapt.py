@@ -13,6 +13,7 @@ from curvjax.runs import adapt as adapting
 from curvjax.runs.adapt import ADAPTER_SCHEMA, TrainSettings, adapt, load_adapter
 from curvjax.runs.allocate import allocate
 from curvjax.surgery import LoRA, LoRAMixture, lora_experts, lora_parameters, lora_ranks, projections, uniform_start
+from curvjax.training import LAMB, AdamW, described
 from tests.runs.stand_ins import stand_in_fit
 from tests.runs.tiny import texts
 
@@ -292,3 +293,18 @@ def test_an_adapter_of_an_unknown_method_is_refused(loaded, allocation, tmp_path
     save_arrays(arrays, tmp_path / "odd", description=other)
     with pytest.raises(ValueError, match=r"unknown methods: shoes; there are .*lora"):
         load_adapter(loaded, tmp_path / "odd")
+
+
+def test_the_optimiser_is_the_one_named_with_the_settings_given(loaded, allocation, tmp_path, asked):
+    for given_one, expected in ((None, LAMB()), (LAMB(least_norm=0.0), LAMB(least_norm=0.0))):
+        directory = tmp_path / str(given_one is None)
+        settings = replace(SETTINGS, optimizer="lamb")
+        adapt(loaded, allocation, LoRA(), texts(4), settings, directory, optimizer=given_one)
+        assert asked["optimizer"] == expected
+        found = load_adapter(loaded, directory / "adapter").evidence
+        assert found["optimizer"] == {**described(expected), "state_size": 0}  # as the stand-in says
+        assert found["training"]["optimizer"] == "lamb"
+    with pytest.raises(ValueError, match=r"name the optimizer 'lamb', but 'adamw' was given"):
+        adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, optimizer="lamb"), tmp_path, optimizer=AdamW())
+    with pytest.raises(ValueError, match=r"unknown optimizers: sgd; there are adamw"):
+        adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, optimizer="sgd"), tmp_path)
