@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from curvjax.training import AdamW as AdamW
     from curvjax.training import ALLoRA as ALLoRA
     from curvjax.training import DCTAdamW as DCTAdamW
+    from curvjax.training import DeepZero as DeepZero
     from curvjax.training import LoRAPro as LoRAPro
     from curvjax.training import NoiseAdaptive as NoiseAdaptive
     from curvjax.trials import compare as compare
@@ -77,7 +78,7 @@ _HOME = {
         *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "SparseGPT"),
         *("Structured", "Upcycle", "Wanda"),
     ),
-    "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "LoRAPro", "NoiseAdaptive"),
+    "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "DeepZero", "LoRAPro", "NoiseAdaptive"),
     "curvjax.trials": ("compare", "descend", "judge", "promise"),
     "curvjax.verbs": (
         "adapt",

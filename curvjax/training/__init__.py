@@ -7,6 +7,7 @@ from curvjax.training.optimizers import OPTIMIZERS as OPTIMIZERS
 from curvjax.training.optimizers import AdamW as AdamW
 from curvjax.training.optimizers import ALLoRA as ALLoRA
 from curvjax.training.optimizers import DCTAdamW as DCTAdamW
+from curvjax.training.optimizers import DeepZero as DeepZero
 from curvjax.training.optimizers import Estimate as Estimate
 from curvjax.training.optimizers import Estimating as Estimating
 from curvjax.training.optimizers import LoRAPro as LoRAPro
@@ -25,4 +26,5 @@ from curvjax.training.step import StepReport as StepReport
 from curvjax.training.step import TrainState as TrainState
 from curvjax.training.step import begin_training as begin_training
 from curvjax.training.step import loss_and_gradient as loss_and_gradient
+from curvjax.training.step import losses_at as losses_at
 from curvjax.training.step import train_step as train_step

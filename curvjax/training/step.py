@@ -1,7 +1,7 @@
 """One training step of what learns: gradient of [M1] by microbatches, clipping, an optimiser's step."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from curvjax.surgery import (
     with_trained_parameters,
 )
 from curvjax.training.devices import over_rows, summed
-from curvjax.training.optimizers import AdamW, Optimizer, Terms
+from curvjax.training.optimizers import AdamW, Estimating, Optimizer, Terms, Trained
 from curvjax.training.schedule import warmup_cosine
 
 
@@ -93,7 +93,9 @@ def begin_training(model: Decoder, recipe: Recipe) -> TrainState:
     """The state before the first step: `trained_parameters` as they are, in at least float32, and an optimiser."""
     held = trained_parameters(model)
     trained = {path: array.astype(jnp.promote_types(array.dtype, jnp.float32)) for path, array in held.items()}
-    return TrainState(jnp.zeros((), jnp.int32), trained, recipe.transformation(_scales(model)).init(trained))
+    moments = recipe.transformation(_scales(model)).init(trained)
+    estimate = recipe.optimizer.begin(trained) if isinstance(recipe.optimizer, Estimating) else ()
+    return TrainState(jnp.zeros((), jnp.int32), trained, moments, estimate)
 
 
 def train_step(
@@ -115,12 +117,18 @@ def train_step(
       recipe: how to learn.
       state: from `begin_training`, or of the step before.
       batch: the rows of this step.
-      key: of this step's dropout; None where there is none.
+      key: of this step's dropout, and of an optimiser that estimates gradients; None where there is neither.
       mesh: devices to split each microbatch over, see `row_mesh`; None: all on one.
 
     Returns:
       The next state, and what was found on the way.
+
+    Raises:
+      ValueError: if there is no key for an optimiser that needs one.
     """
+    if key is None and isinstance(recipe.optimizer, Estimating):
+        msg = f"{recipe.optimizer.name} estimates gradients at random places and needs a random key; give key."
+        raise ValueError(msg)
     graph, frozen = nnx.split(model)
     return _step(graph, recipe, mesh, frozen, state, batch, key)
 
@@ -128,13 +136,13 @@ def train_step(
 def loss_and_gradient(
     graph: nnx.GraphDef,
     frozen: nnx.State,
-    trained: dict[str, Array],
+    trained: Trained,
     batch: Batch,
     *,
     recipe: Recipe,
     key: Array | None,
     mesh: Mesh | None = None,
-) -> tuple[Losses, dict[str, Array]]:
+) -> tuple[Losses, Trained]:
     """Mean cross-entropy over the counted tokens [M1], plus weighted balance loss, and its gradient in `trained` alone.
 
     Sums over microbatches are divided once, by the tokens of all: the cross-entropy is that of the whole batch, however
@@ -142,23 +150,52 @@ def loss_and_gradient(
     gradient of a frozen kernel is ever formed.
     """
 
-    def summed_loss(trained, part, key):
-        model = with_trained_parameters(nnx.merge(graph, frozen), trained)
-        model = watched(drop_inputs(model, rate=recipe.dropout, key=key))
-        logits = model(part.tokens, positions_BT=part.positions, segments_BT=part.segments)
-        losses = Losses(cross_entropy(logits, part), balance_loss(model, part.segments) * jnp.sum(part.weights))
-        return losses.loss + recipe.balance * losses.balance, losses
-
     def gradient(part, key):
+        summed_loss = functools.partial(_summed_loss, graph, frozen, recipe)
         found, losses = jax.grad(summed_loss, has_aux=True)(trained, part, key)
         return losses, found
 
+    return _mean(gradient, batch, recipe=recipe, key=key, mesh=mesh)
+
+
+def losses_at(
+    graph: nnx.GraphDef,
+    frozen: nnx.State,
+    batch: Batch,
+    *,
+    recipe: Recipe,
+    key: Array | None,
+    mesh: Mesh | None = None,
+) -> Callable[[Trained], tuple[Float[Array, ""], Losses]]:
+    """`trained -> (what is minimised, Losses)`, with no gradient: the means of `loss_and_gradient`."""
+
+    def losses(trained):
+        def summed_loss(part, key):
+            return _summed_loss(graph, frozen, recipe, trained, part, key)
+
+        return _mean(summed_loss, batch, recipe=recipe, key=key, mesh=mesh)
+
+    return losses
+
+
+def _summed_loss(graph, frozen, recipe, trained, part, key):
+    """What is minimised, summed over the counted tokens of one microbatch, and the two losses it is made of."""
+    model = with_trained_parameters(nnx.merge(graph, frozen), trained)
+    model = watched(drop_inputs(model, rate=recipe.dropout, key=key))
+    logits = model(part.tokens, positions_BT=part.positions, segments_BT=part.segments)
+    losses = Losses(cross_entropy(logits, part), balance_loss(model, part.segments) * jnp.sum(part.weights))
+    return losses.loss + recipe.balance * losses.balance, losses
+
+
+def _mean(sums, batch, *, recipe, key, mesh):
+    """`sums(part, key)` over all microbatches, divided by the counted tokens of the batch."""
+
     def add(total, inputs):
-        return jax.tree.map(jnp.add, total, gradient(*inputs)), None
+        return jax.tree.map(jnp.add, total, sums(*inputs)), None
 
     parts = jax.tree.map(lambda rows: rows.reshape(recipe.accumulate, -1, *rows.shape[1:]), batch)
     inputs = over_rows(parts, mesh, axis=1), None if key is None else jax.random.split(key, recipe.accumulate)
-    like = jax.eval_shape(gradient, *jax.tree.map(lambda rows: rows[0], inputs))
+    like = jax.eval_shape(sums, *jax.tree.map(lambda rows: rows[0], inputs))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     total, _ = jax.lax.scan(add, zero, inputs)
     tokens = jnp.sum(batch.weights)
@@ -167,12 +204,18 @@ def loss_and_gradient(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _step(graph, recipe, mesh, frozen, state, batch, key):
-    losses, gradient = loss_and_gradient(graph, frozen, state.trained, batch, recipe=recipe, key=key, mesh=mesh)
+    estimate, given = state.estimate, {"recipe": recipe, "mesh": mesh}
+    if isinstance(recipe.optimizer, Estimating):
+        of_dropout, own = jax.random.split(key)
+        losses_of = losses_at(graph, frozen, batch, key=of_dropout, **given)
+        losses, gradient, estimate = recipe.optimizer.estimate(losses_of, state.trained, estimate, key=own)
+    else:
+        losses, gradient = loss_and_gradient(graph, frozen, state.trained, batch, key=key, **given)
     transformation = recipe.transformation(_scales(nnx.merge(graph, frozen)))
     updates, moments = transformation.update(gradient, state.moments, state.trained)
     trained = jax.tree.map(jnp.add, state.trained, updates)
     report = StepReport(*losses, jnp.sum(batch.weights), optax.global_norm(gradient), recipe.rate()(state.step))
-    return TrainState(state.step + 1, trained, moments), report
+    return TrainState(state.step + 1, trained, moments, estimate), report
 
 
 def _scales(model: nnx.Module) -> dict[str, float]:

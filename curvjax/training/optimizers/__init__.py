@@ -4,6 +4,7 @@ from curvjax.registry import import_all
 from curvjax.training.optimizers.adamw import AdamW as AdamW
 from curvjax.training.optimizers.allora import ALLoRA as ALLoRA
 from curvjax.training.optimizers.dct_adamw import DCTAdamW as DCTAdamW
+from curvjax.training.optimizers.deepzero import DeepZero as DeepZero
 from curvjax.training.optimizers.lamb import LAMB as LAMB
 from curvjax.training.optimizers.lora_pro import LoRAPro as LoRAPro
 from curvjax.training.optimizers.noise_adaptive import NoiseAdaptive as NoiseAdaptive
