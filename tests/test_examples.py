@@ -18,6 +18,7 @@ IN_ROOMS = {
     "curvjax.registry": ("Registry",),
     "curvjax.scores": ("score", "plan"),
     "curvjax.surgery": ("surgery",),
+    "curvjax.training": ("optimizer", "described", "state_size"),
     "curvjax.testing": ("tiny_scores", "tiny_model", "tiny_texts", "tiny_questions"),
 }
 for home, names in IN_ROOMS.items():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from curvjax.commands import budgets
-from curvjax.models import load_model, weights_hash
+from curvjax.models import load_arrays, load_model, weights_hash
 from curvjax.records import Allocation, Comparison, ModelOrigin, Origin, Outcome, Rebuilt, Scores
 from curvjax.runs import evidence as measuring
+from curvjax.runs.adapt import ADAPTER_SCHEMA
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.text import require_apart
 from tests.commands.running import an_allocation, refused
@@ -181,6 +182,16 @@ def test_an_allocation_becomes_a_configuration_of_peft(command, origin, tmp_path
     ]
     assert '"base_model_name_or_path": "org/tiny"' in (out / "adapter_config.json").read_text()
     refused(command("export", path, "--to", "peft-config", "--out", out), "not empty")
+
+
+def test_the_optimiser_of_an_adapter_has_flags_of_its_own(command, model, data, tmp_path, origin, stand_ins):
+    allocation = an_allocation(tmp_path / "allocation.json", origin, "rank", {"layers.1": 1})
+    words = ("--data", data, "--steps", 1, "--length", 16, "--rows", 2, "--warmup", 0, "--out", tmp_path / "adapted")
+    chosen = ("--optimizer", "lamb", "--optimizer.least-norm", 0.5)
+    assert command("adapt", model, allocation, *words, *chosen)[0] == 0
+    found = load_arrays(tmp_path / "adapted" / "adapter", schema=ADAPTER_SCHEMA)[1]["rebuilt"]["evidence"]["optimizer"]
+    assert (found["name"], found["least_norm"], found["state_size"]) == ("lamb", 0.5, 0)  # as the stand-in says
+    refused(command("adapt", model, allocation, *words, "--optimizer", "sgd"), "--optimizer must be one of adamw")
 
 
 def test_experts_become_an_adapter_that_is_not_merged(command, model, data, tmp_path, stand_ins):

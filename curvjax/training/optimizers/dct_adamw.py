@@ -105,10 +105,12 @@ class DCTAdamW:
         del params
         count, stepped = state.count + 1, {}
         columns, first, second, residue = dict(state.columns), dict(state.first), dict(state.second), {}
+        sizes = {min(updates[path].shape[-2:]) for path in columns}
+        bases = {size: jnp.asarray(dct_basis(size)) for size in sizes}  # one constant for all matrices of a size
         for path, found in updates.items():
             if path in columns:
                 tall = _tall(found) + state.residue[path] if self.error_feedback else _tall(found)
-                basis = jnp.asarray(dct_basis(tall.shape[-1]), tall.dtype)
+                basis = bases[tall.shape[-1]].astype(tall.dtype)
                 chosen = _largest(tall @ basis, columns[path].shape[-1])
                 kept = jnp.moveaxis(basis[:, chosen], 0, -2)
                 turn = (columns[path][..., :, None] == chosen[..., None, :]).astype(tall.dtype)
@@ -120,7 +122,8 @@ class DCTAdamW:
                 low, kept = found, None
             first[path] = self.beta1 * first[path] + (1 - self.beta1) * low
             second[path] = self.beta2 * second[path] + (1 - self.beta2) * low**2
-            mean, square = first[path] / (1 - self.beta1**count), second[path] / (1 - self.beta2**count)
+            age = count.astype(found.dtype)  # a float to the power of an integer would be of the widest dtype
+            mean, square = first[path] / (1 - self.beta1**age), second[path] / (1 - self.beta2**age)
             step = mean / (jnp.sqrt(square) + self.eps)
             stepped[path] = step if kept is None else _like(step @ kept.mT, found)
         return stepped, DCTState(count, columns, first, second, residue)
