@@ -1,6 +1,7 @@
 """Arrays of an adapter by path, drawn in float64, and their gradients."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,11 @@ def drawn(seed, shapes=SHAPES):
     }
 
 
+def on_device(arrays):
+    """As JAX has them."""
+    return jax.tree.map(jnp.asarray, arrays)
+
+
 @pytest.fixture
 def terms():
     return Terms(rate=lambda step: RATE, weight_decay=0.1, scales={PATH: 2.0})
@@ -25,10 +31,10 @@ def terms():
 
 def steps(optimizer, terms, trained, gradients):
     """What learns after each of the gradients, and the state at the end."""
-    transformation = optimizer.transformation(terms)
+    transformation, trained = optimizer.transformation(terms), on_device(trained)
     state, found = transformation.init(trained), []
     for gradient in gradients:
-        updates, state = transformation.update(gradient, state, trained)
+        updates, state = transformation.update(on_device(gradient), state, trained)
         trained = {path: array + updates[path] for path, array in trained.items()}
         found.append(trained)
     return found, state

@@ -7,7 +7,7 @@ from scipy.fft import dct
 from curvjax.training import DCTAdamW, state_size
 from curvjax.training.optimizers.dct_adamw import dct_basis
 
-from .conftest import RATE, Adam, drawn, steps
+from .conftest import RATE, Adam, drawn, on_device, steps
 
 SHAPES = {"wide": (4, 9), "tall": (9, 4), "vector": (5,), "experts": (2, 9, 4)}
 
@@ -69,10 +69,10 @@ def test_columns_change_and_all_of_them_make_the_gradients_whole(terms):
     """Error feedback loses nothing: chosen parts and the residue add up to all gradients."""
     shape, total = {"m": (9, 4)}, 0.0
     optimizer = DCTAdamW(share=0.25, error_feedback=True).transformation(terms)
-    trained = drawn(1, shape)
+    trained = on_device(drawn(1, shape))
     state, columns = optimizer.init(trained), []
     for seed in range(2, 8):
-        gradient = drawn(seed, shape)
+        gradient = on_device(drawn(seed, shape))
         before = state[0].residue["m"]
         _, state = optimizer.update(gradient, state, trained)
         columns.append(int(state[0].columns["m"][0]))

@@ -11,7 +11,7 @@ from curvjax.training import DeepZero, Recipe, begin_training, loss_and_gradient
 from curvjax.training.optimizers.deepzero import drawn_within
 
 from ..conftest import small_model, tiny_batch
-from .conftest import RATE, drawn, steps
+from .conftest import RATE, drawn, on_device, steps
 
 SHAPES = {f"layers.{k}.{name}": (3, 2) for k in (0, 10, 2) for name in ("lora_a", "lora_b")}
 
@@ -32,7 +32,7 @@ def estimated(optimizer, losses, trained, state=None, seed=3):
 
 
 def test_with_all_coordinates_it_is_the_gradient():
-    trained, losses = drawn(1, SHAPES), curved({"layers.0": 1.0, "layers.10": 0.5, "layers.2": -2.0})
+    trained, losses = on_device(drawn(1, SHAPES)), curved({"layers.0": 1.0, "layers.10": 0.5, "layers.2": -2.0})
     found = estimated(DeepZero(mu=1e-6, directions=2), losses, trained)
     true = jax.grad(lambda trained: losses(trained)[0])(trained)
     assert found.losses == 7
@@ -56,7 +56,7 @@ def test_of_a_decoder_too_with_microbatches():
 
 
 def test_layers_have_numbers_by_weights_times_curvature_times_gradients():
-    trained, weights = drawn(1, SHAPES), {"layers.0": 0.5, "layers.10": 2.0, "layers.2": 1.0}
+    trained, weights = on_device(drawn(1, SHAPES)), {"layers.0": 0.5, "layers.10": 2.0, "layers.2": 1.0}
     slope = jax.grad(lambda trained: curved(weights)(trained)[0])
     _, turned = jax.jvp(slope, (trained,), (slope(trained),))
     scores = np.concatenate([np.abs(trained[path] * turned[path]).ravel() for path in trained])
@@ -74,7 +74,7 @@ def test_layers_have_numbers_by_weights_times_curvature_times_gradients():
 
 
 def test_coordinates_are_drawn_anew_and_numbers_are_not():
-    trained, optimizer = drawn(1, SHAPES), DeepZero(coordinates=6, refresh=2, directions=4)
+    trained, optimizer = on_device(drawn(1, SHAPES)), DeepZero(coordinates=6, refresh=2, directions=4)
     state, seen = None, []
     for seed in range(4):
         found = estimated(

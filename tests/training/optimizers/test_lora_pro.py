@@ -6,7 +6,7 @@ import pytest
 from curvjax.training import LoRAPro, state_size
 from curvjax.training.optimizers.lora_pro import Factors, adjusted, equivalent
 
-from .conftest import PATH, RATE, Adam, drawn, steps
+from .conftest import PATH, RATE, Adam, drawn, on_device, steps
 
 S = 2.0  # of `terms`
 
@@ -90,13 +90,13 @@ def test_steps_are_adjusted_from_adams_step_of_the_equivalent_gradient(terms):
     sure, (pair, _, _) = terms._replace(weight_decay=0.0), problem(1)
     trained = {f"{PATH}.lora_a": pair.lora_a, f"{PATH}.lora_b": pair.lora_b, f"{PATH}.magnitude": np.ones(5)}
     transformation = LoRAPro(damping=1e-14).transformation(sure)
-    state, adam, plain = transformation.init(trained), Adam(), Adam()
+    state, adam, plain = transformation.init(on_device(trained)), Adam(), Adam()
     assert state_size(state) == 2 * (7 * 5 + 5) + 2
     for seed in (4, 5):
         a, b, _ = trained.values()
         g, slope = drawn(seed, {"g": (7, 5), "slope": (5,)}).values()
         gradient = dict(zip(trained, (S * g @ b.T, S * a.T @ g, slope), strict=True))
-        updates, state = transformation.update(gradient, state, trained)
+        updates, state = transformation.update(on_device(gradient), state, on_device(trained))
         step = adam.direction(nearest(Factors(a, b), g))
         moved = S * (updates[f"{PATH}.lora_a"] @ b + a @ updates[f"{PATH}.lora_b"])
         np.testing.assert_allclose(moved, -RATE * nearest(Factors(a, b), step), rtol=1e-6, atol=1e-9)

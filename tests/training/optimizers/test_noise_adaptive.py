@@ -1,17 +1,18 @@
 """Steps of steepest descent in a norm, and rates by noise, against NumPy."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from curvjax.training import NoiseAdaptive, state_size
 from curvjax.training.optimizers.noise_adaptive import steepest
 
-from .conftest import RATE, drawn, steps
+from .conftest import RATE, drawn, on_device, steps
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (3, 7), (4, 4)])
 def test_the_direction_is_the_best_of_the_unit_ball(shape):
-    gradient = drawn(1, {"g": shape})["g"]
+    gradient = on_device(drawn(1, {"g": shape}))["g"]
     found = steepest(gradient)
     root = np.sqrt(shape[0] / shape[1])  # |Z| = the largest singular value, from root mean square to root mean square
     assert np.linalg.norm(found.direction, 2) * root == pytest.approx(1, rel=1e-12)
@@ -25,18 +26,20 @@ def test_the_direction_is_the_best_of_the_unit_ball(shape):
 
 
 def test_vectors_experts_and_what_has_no_rank():
-    vector = drawn(1, {"v": (5,)})["v"]
+    vector = on_device(drawn(1, {"v": (5,)}))["v"]
     found = steepest(vector)
     np.testing.assert_allclose(np.sqrt(np.mean(found.direction**2)), 1)
     np.testing.assert_allclose(found.dual, np.sqrt(5) * np.linalg.norm(vector))
-    several = drawn(2, {"e": (2, 4, 3)})["e"]
+    several = on_device(drawn(2, {"e": (2, 4, 3)}))["e"]
     for at in range(2):
         np.testing.assert_allclose(steepest(several).direction[at], steepest(several[at]).direction, rtol=1e-12)
         np.testing.assert_allclose(steepest(several).dual[at], steepest(several[at]).dual, rtol=1e-12)
     thin = np.outer(drawn(1, {"x": (4,)})["x"], drawn(1, {"y": (3,)})["y"])
-    np.testing.assert_allclose(steepest(thin).direction, thin / np.linalg.norm(thin) * np.sqrt(3 / 4), atol=1e-12)
+    np.testing.assert_allclose(
+        steepest(jnp.asarray(thin)).direction, thin / np.linalg.norm(thin) * np.sqrt(3 / 4), atol=1e-12
+    )
     for shape in ((4, 3), (5,)):
-        assert not np.any(steepest(np.zeros(shape)).direction)
+        assert not np.any(steepest(jnp.zeros(shape)).direction)
 
 
 def test_rates_fall_with_the_noise_of_an_array_within_its_group(terms):
