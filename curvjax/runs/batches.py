@@ -21,7 +21,7 @@ from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.text import Text
 from curvjax.scores import SCORES
 
-MEASURED = ("gradients", "gains", "traces", "grams", "slopes", "held_out")
+MEASURED = ("gradients", "gains", "traces", "grams", "slopes", "hessian_slopes", "held_out")
 """Fields of `Evidence` that need losses, gradients and curvature products only."""
 
 _TAPPED = ("kfac", "ekfac")

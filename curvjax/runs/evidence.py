@@ -1,6 +1,6 @@
 """`Evidence` for published scores: what they look at, measured on one model and one text, and what it costs."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -22,15 +22,13 @@ from curvjax.curvature import (
     promised,
     run_passes,
     sampled_traces,
-    vectors,
 )
 from curvjax.curvature.interactions import ggn_interactions
-from curvjax.curvature.layered import LayeredLoss, unit_parameters
 from curvjax.layers import Unit, within_layer
 from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
-from curvjax.runs.activations import input_moments, sampled_stream, streams_before
+from curvjax.runs.activations import input_moments, sampled_stream
 from curvjax.runs.bit_evidence import bit_errors, bit_harms, low_slopes, require_group
 from curvjax.runs.measure import (
     BY_STEPS,
@@ -40,9 +38,10 @@ from curvjax.runs.measure import (
     split_rows,
     summed_gradient,
 )
-from curvjax.runs.moves import suffix
 from curvjax.runs.objective import Kind, Objective, objective
 from curvjax.runs.progress import Progress, silent
+from curvjax.runs.skips import contributions, without_segments
+from curvjax.runs.slopes import hessian_slopes, slopes
 from curvjax.runs.steps import Chosen, chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
 from curvjax.runs.text import Text
@@ -247,40 +246,23 @@ def _grams(subject: _Subject) -> tuple[UnitGram, ...]:
 
 
 def _slopes(subject: _Subject) -> Float[Array, "K S"]:
-    """From the layer of each unit on: what lies below it does not move."""
-    model, settings, parts = subject.model, subject.settings, subject.parts
-    count = sum(float(model.loss.count(part)) for part in parts)
-    slopes = np.zeros((len(subject.units), settings.directions))
-    for layer, streams in streams_before(model, parts):
-        for k, unit in enumerate(subject.units):
-            if unit.index != layer:
-                continue
-            varied, fixed = unit_parameters(model, unit)
-            for s, key in enumerate(slope_keys(settings.seed, k, settings.directions)):
-                z = vectors.draw(jax.random.normal, key, varied)
-                up, down = (
-                    _whole(model, suffix(model, layer, fixed | moved, streams, parts), parts)
-                    for moved in (
-                        vectors.add_scaled(varied, jnp.asarray(eps), z) for eps in (settings.step, -settings.step)
-                    )
-                )
-                slopes[k, s] = (up - down) / (2 * settings.step * count)
-    return jnp.asarray(slopes)
+    return slopes(subject.model, subject.parts, subject.units, subject.settings)
 
 
-def _whole(model: LayeredModel, streams: Sequence[Any], parts: Sequence[Any]) -> float:
-    """The summed loss from the streams before the readout."""
-    return sum(float(_summed(model.loss, model.outer, x, part)) for x, part in zip(streams, parts, strict=True))
+def _hessian_slopes(subject: _Subject) -> Float[Array, "K S"]:
+    return hessian_slopes(subject.model, subject.parts, subject.units, subject.kernels, subject.settings)
 
 
-@partial(jax.jit, static_argnums=0)
-def _summed(loss: LayeredLoss, outer: Any, x: Any, part: Any) -> Float[Array, ""]:
-    return loss.loss(loss.readout(outer, x, part), part)
+def _skip_divergences(subject: _Subject) -> Float[Array, " K"]:
+    found = without_segments(*_objective(subject, "divergence")).without[:, 0]
+    return jnp.asarray([found[unit.index] for unit in subject.units])
 
 
-def slope_keys(seed: int, unit: int, directions: int) -> Array:
-    """Keys of the directions of one unit, by its place: `vectors.draw(jax.random.normal, key, parameters)`."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), unit), directions)
+def _contributions(subject: _Subject) -> Float[Array, "K P"]:
+    rng, layers = np.random.default_rng(subject.settings.seed), len(subject.model.blocks)
+    orders = [rng.permutation(layers).tolist() for _ in range(subject.settings.orders)]
+    found = contributions(*_objective(subject, "loss"), orders).values
+    return jnp.asarray([found[unit.index] for unit in subject.units])
 
 
 def _gains(subject: _Subject) -> Float[Array, " K"]:
@@ -351,6 +333,9 @@ FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "stream": _stream,
     "grams": _grams,
     "slopes": _slopes,
+    "hessian_slopes": _hessian_slopes,
+    "skip_divergences": _skip_divergences,
+    "contributions": _contributions,
     "gains": _gains,
     "held_out": _held_out,
     "traces": _traces,

@@ -77,10 +77,12 @@ class ScoreSettings:
     """Random directions of the slopes of each unit."""
     step: float = 1e-3
     """Half the distance of the two losses of a slope, in standard deviations of the direction."""
+    orders: int = 4
+    """Orders of layers, each with its reverse, of Shapley contributions; at least 2, for a standard error."""
     group: int = 64
     """Inputs that share a scale where plans of bits look at rounding; -1: all; with --outcome that of its method."""
     seed: int = 0
-    """Of tokens, directions and probes."""
+    """Of tokens, directions, probes and orders."""
 
     def __post_init__(self) -> None:
         """Settle the policy, and refuse what cannot be measured."""
@@ -91,8 +93,11 @@ class ScoreSettings:
             if not getattr(self, name) > 0:
                 msg = f"{name} must be positive, got {getattr(self, name)!r}."
                 raise ValueError(msg)
-        if self.rows < 0 or self.probes < 2:
-            msg = f"need rows >= 0 and probes >= 2, got rows {self.rows} and {self.probes} probes."
+        if self.rows < 0 or min(self.probes, self.orders) < 2:
+            msg = (
+                f"need rows >= 0, probes >= 2 and orders >= 2, got rows {self.rows}, {self.probes} probes and "
+                f"{self.orders} orders."
+            )
             raise ValueError(msg)
         if not self.radii or min(self.radii) <= 0 or not 0 < self.keep <= 1:
             msg = f"need positive radii and keep within (0, 1], got {self.radii} and {self.keep!r}."

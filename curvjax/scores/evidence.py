@@ -26,8 +26,12 @@ class Evidence(NamedTuple):
     input of that projection. stream: `[L + 1, N, D]` residual stream of N tokens before each of the L decoder layers
     and after the last. grams: per unit, per-sequence gradients of the training text against each other (empirical
     Fisher), and against the gradient of the validation text. slopes: `[K, S]` central differences
-    (R(theta + eps z) - R(theta - eps z)) / (2 eps) along S standard normal directions z of one unit each. gains: `[K]`
-    zeta^2. held_out: `[K]` held-out gains, of the validation text. traces: `[K]` of the curvature. interactions:
+    (R(theta + eps z) - R(theta - eps z)) / (2 eps) along S standard normal directions z of one unit each.
+    hessian_slopes: `[K, S]` w'Hz for the same z, w the unit's kernels and H the Hessian of R, nats. skip_divergences:
+    `[K]` mean KL divergence from the model's predictions to its own less the unit's layer, nats. contributions:
+    `[K, P]` what the unit's layer takes off R when it joins those before it, mean of a drawn order of all layers and
+    its reverse, nats; P pairs. gains: `[K]` zeta^2. held_out: `[K]` held-out gains, of the validation text. traces:
+    `[K]` of the curvature. interactions:
     `[K, K]` u_j' H u_k of what a fixed edit (rounding, say) does to units j and k. With w_b the weights of unit k
     rounded to b bits, a column for each width of `widths.menu`: bit_harms: `[K, W]` nats, sum |g (w_b - w)| with the
     gradient g of the mean loss where all units are rounded so; bit_errors: `[K, W]` |w_b - w|^2; low_slopes: `[K, W]`
@@ -42,6 +46,9 @@ class Evidence(NamedTuple):
     stream: Float[Array, "L N D"] | None = None
     grams: tuple[UnitGram, ...] | None = None
     slopes: Float[Array, "K S"] | None = None
+    hessian_slopes: Float[Array, "K S"] | None = None
+    skip_divergences: Float[Array, " K"] | None = None
+    contributions: Float[Array, "K P"] | None = None
     gains: Float[Array, " K"] | None = None
     held_out: Float[Array, " K"] | None = None
     traces: Float[Array, " K"] | None = None

@@ -1,4 +1,6 @@
-"""The power law that the large eigenvalues of W'W follow, by Hill's estimator."""
+"""The power law that the large eigenvalues of W'W follow, and where their tail begins."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,3 +42,72 @@ def hill_exponent(values: Float[Array, " n"], smallest: ArrayLike) -> Float[Arra
     logs = 2 * jnp.log(jnp.where(tail, rising, 1.0))
     excess = jnp.sum(jnp.where(tail, logs - logs[first], 0.0))
     return 1 + (rising.size - first) / excess
+
+
+class PowerLaw(NamedTuple):
+    """alpha: `[]` exponent > 1. start: `[]` eigenvalue from which on it holds. NaN where no tail has an exponent."""
+
+    alpha: Float[Array, ""]
+    start: Float[Array, ""]
+
+
+@jax.jit
+def fitted_power_law(values: Float[Array, " n"], smallest: ArrayLike) -> PowerLaw:
+    """The power law p(lambda) ~ lambda^-alpha above the eigenvalue lambda = s^2 from which on it fits best.
+
+        alpha_i = 1 + n / sum_{j >= i} log(lambda_j / lambda_i),    n = N - i, lambda rising
+        i = argmin  max_{j >= i} | 1 - (lambda_j / lambda_i)^(1 - alpha_i) - (j - i) / n |
+
+    Args:
+      values: singular values s, in any order.
+      smallest: those not above this share of the largest are left out.
+
+    Returns:
+      The law of least Kolmogorov-Smirnov distance, among tails of at least two eigenvalues.
+
+    Source: Clauset, Shalizi & Newman (2009), SIAM Review 51(4), eqs. 3.1 and 3.9; WeightWatcher's fit.
+    """
+    rising = jnp.sort(values)
+    kept = rising > smallest * rising[-1]
+    logs = jnp.where(kept, 2 * jnp.log(jnp.where(kept, rising, 1.0)), -jnp.inf)
+
+    def fit(i: Array) -> tuple[Array, Array]:
+        tail = jnp.arange(rising.size) >= i
+        above, count = jnp.where(tail, logs - logs[i], 0.0), rising.size - i
+        excess = jnp.sum(above)
+        slope = count / jnp.where(excess > 0, excess, 1.0)  # alpha - 1
+        theory, empirical = -jnp.expm1(-slope * above), (jnp.arange(rising.size) - i) / count
+        distance = jnp.max(jnp.where(tail, jnp.abs(theory - empirical), 0.0))
+        return 1 + slope, jnp.where(kept[i] & (excess > 0), distance, jnp.inf)
+
+    alphas, distances = jax.lax.map(fit, jnp.arange(rising.size))
+    best = jnp.argmin(distances)
+    found = jnp.isfinite(distances[best])
+    return PowerLaw(*(jnp.where(found, each, jnp.nan) for each in (alphas[best], jnp.exp(logs[best]))))
+
+
+@jax.jit
+def unit_determinant_start(values: Float[Array, " n"], smallest: ArrayLike) -> Float[Array, ""]:
+    """The eigenvalue lambda = s^2 from which on the larger ones multiply to 1, where all are scaled to a mean of 1.
+
+        lambda_i,  i the largest with  sum_{j >= i} log(lambda_j / mean lambda) <= 0,    lambda rising
+
+    Such an i exists, as the mean of logarithms is at most the logarithm of the mean.
+
+    Args:
+      values: singular values s, in any order.
+      smallest: those not above this share of the largest are left out.
+
+    Returns:
+      The eigenvalue, unscaled; NaN for a zero matrix.
+
+    Source: Martin & Hinrichs (2025), "SETOL", arXiv 2507.17912: det X = 1, or trace-log = 0.
+    """
+    rising = jnp.sort(values)
+    kept = rising > smallest * rising[-1]
+    eigenvalues = jnp.where(kept, rising**2, 0.0)
+    scaled = jnp.log(jnp.where(kept, eigenvalues, 1.0) * jnp.sum(kept) / jnp.sum(eigenvalues))
+    sums = jnp.cumsum(jnp.where(kept, scaled, 0.0)[::-1])[::-1]
+    slack = rising.size * jnp.finfo(rising.dtype).eps  # equal eigenvalues: their sum of zeros
+    start = jnp.max(jnp.where(kept & (sums <= slack), eigenvalues, 0.0))
+    return jnp.where(start > 0, start, jnp.nan)

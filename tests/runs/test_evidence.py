@@ -17,8 +17,11 @@ from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Cost, GainEvidence, ModelOrigin, Origin, Scores, TextOrigin, UnitScore
 from curvjax.runs import evidence as measuring
 from curvjax.runs.bit_evidence import rounded
-from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error, slope_keys
+from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error
 from curvjax.runs.measure import ScoreSettings, unit_shapes
+from curvjax.runs.objective import objective
+from curvjax.runs.skips import contributions, without_segments
+from curvjax.runs.slopes import slope_keys
 from curvjax.runs.steps import Chosen
 from curvjax.runs.text import Text
 from curvjax.scores import Evidence
@@ -29,7 +32,7 @@ from curvjax.testing import dense_ggn, dense_matrix
 
 SETTINGS = ScoreSettings(
     rows=2, stream_tokens=9, step=1e-5, directions=2, policy="absolute", damping=0.1, rtol=1e-6,
-    probes=60, seed=1, group=4,
+    probes=60, seed=1, group=4, orders=2,
 )  # fmt: skip
 
 
@@ -81,9 +84,13 @@ def test_padding_and_an_empty_row_change_no_field(decoder, texts, units, measure
     fields = FIELDS.keys() - {"gains"}
     found = measure_evidence(decoder, padded[0], units, fields, SETTINGS, validation=padded[1]).evidence
     for field, value in found._asdict().items():
-        expected = getattr(measured.evidence, field)
+        expected, rtol = getattr(measured.evidence, field), 1e-6
+        if field == "hessian_slopes":
+            rtol = 1e-4  # sums of losses are rounded by 1e-15, and divided by 4e-10
         jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), _numbers(value), _numbers(expected)
+            lambda x, y, rtol=rtol: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12),
+            _numbers(value),
+            _numbers(expected),
         )
 
 
@@ -203,6 +210,42 @@ def test_slopes_are_derivatives_along_their_directions(evidence, decoder, texts,
             z = vectors.draw(jax.random.normal, key, varied)
             gradient = {path: row_gradients[0][f"layers.{k}.{path}"].sum(axis=0) / count for path in z}
             np.testing.assert_allclose(evidence.slopes[k, s], vectors.dot(gradient, z), rtol=1e-5)
+
+
+def test_hessian_slopes_are_products_of_kernels_and_directions_with_the_hessian(evidence, decoder, texts, units):
+    values, batch = parameters(decoder), texts[0].batch
+
+    def loss(inside):
+        return jnp.sum(row_losses(decoder, values | inside, batch)) / jnp.sum(batch.weights)
+
+    product = jax.jit(lambda w, inside, z: vectors.dot(w, jax.jvp(jax.grad(loss), (inside,), (z,))[1]))
+    for k, unit in enumerate(units):
+        inside = {path: values[path] for path in unit.paths}
+        w = {path: value if path in evidence.kernels else 0 * value for path, value in inside.items()}
+        for s, key in enumerate(slope_keys(SETTINGS.seed, k, 2)):
+            z = vectors.draw(jax.random.normal, key, inside)
+            np.testing.assert_allclose(evidence.hessian_slopes[k, s], product(w, inside, z), rtol=1e-2, atol=1e-3)
+
+
+def test_units_without_kernels_have_no_hessian_slopes(decoder, texts, units, quick_gradients):
+    norms = tuple(unit._replace(paths=tuple(path for path in unit.paths if "norm" in path)) for unit in units)
+    found = measure_evidence(decoder, texts[0], norms, ["hessian_slopes"], SETTINGS).evidence
+    assert not found.hessian_slopes.any()
+
+
+def test_what_is_skipped_and_what_joins_is_that_of_the_units_layer(decoder, texts, units, evidence, quick_gradients):
+    parts = module_units(parameters(decoder))
+    needs = ["skip_divergences", "contributions"]
+    found = measure_evidence(decoder, texts[0], parts, needs, SETTINGS).evidence
+    layers = np.asarray([unit.index for unit in parts])
+    np.testing.assert_allclose(found.skip_divergences, np.asarray(evidence.skip_divergences)[layers], rtol=1e-12)
+    np.testing.assert_allclose(found.contributions, np.asarray(evidence.contributions)[layers], rtol=1e-12)
+    divergence, loss = (objective(decoder, texts[0].batch, kind=kind, rows=4) for kind in ("divergence", "loss"))
+    np.testing.assert_allclose(evidence.skip_divergences, without_segments(decoder, divergence).without[:, 0])
+    assert evidence.contributions.shape == (3, SETTINGS.orders)
+    every = contributions(decoder, loss, [[0, 1, 2], [0, 2, 1], [1, 0, 2]]).values
+    for column in np.asarray(evidence.contributions).T:  # of one of the three pairs that there are
+        assert np.isclose(every, column[:, None], rtol=1e-9).all(axis=0).any()
 
 
 def test_measuring_leaves_the_weights_as_they_were(measured, decoder):

@@ -1,4 +1,4 @@
-"""Scores of gradients and of curvature: gain, gradient norm, Fisher trace, trace, LayerIF, ECoFLaP."""
+"""Scores of gradients and of curvature: gain, gradient norm, Fisher trace, trace, LayerIF, ECoFLaP, GraSP."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +9,7 @@ from curvjax.scores.ecoflap import ecoflap_first, ecoflap_zeroth
 from curvjax.scores.floe import fisher_trace
 from curvjax.scores.gain import gain
 from curvjax.scores.gradient_norm import gradient_norm
+from curvjax.scores.grasp import grasp_zeroth
 from curvjax.scores.hawq import trace
 from curvjax.scores.held_out import held_out_gain
 from curvjax.scores.layerif import layerif, layerif_positive
@@ -94,3 +95,23 @@ def test_first_order_is_a_mean_over_all_weights(evidence):
         pairs = zip(arrays_of(evidence, "kernels", k), arrays_of(evidence, "gradients", k), strict=True)
         expected.append(np.mean(np.concatenate([((w * g) ** 2).ravel() for w, g in pairs])))
     np.testing.assert_allclose(ecoflap_first(evidence), expected, rtol=1e-12)
+
+
+def test_zeroth_order_grasp_is_the_change_of_the_gradients_square():
+    """Over normal z, E (z'g)(w'Hz) = w'Hg, half of what |g|^2 loses where w shrinks."""
+    rng, evidence, size = np.random.default_rng(1), draw(1), 6
+    w, hessians = rng.normal(size=(12, size)), rng.normal(size=(12, size, size))
+    hessians = hessians + hessians.transpose(0, 2, 1)
+    g = rng.normal(size=(12, size))
+    z = rng.normal(size=(12, 40_000, size))
+    slopes, curved = np.einsum("kp,ksp->ks", g, z), np.einsum("kp,kpq,ksq->ks", w, hessians, z)
+    found = grasp_zeroth(evidence._replace(slopes=jnp.asarray(slopes), hessian_slopes=jnp.asarray(curved)))
+    errors = np.linalg.norm(g, axis=1) * np.linalg.norm(np.einsum("kp,kpq->kq", w, hessians), axis=1) / 200
+    change = [(np.sum((gk + 1e-6 * hk @ wk) ** 2) - gk @ gk) / 2e-6 for gk, hk, wk in zip(g, hessians, w, strict=True)]
+    assert (np.abs(np.asarray(found) - change) < 4 * errors).all()
+    np.testing.assert_allclose(found, np.mean(slopes * curved, axis=1), rtol=1e-12)
+
+
+def test_directions_of_other_numbers_are_no_pairs(evidence):
+    with pytest.raises(ValueError, match=r"hessian_slopes alike, got \(12, 16\) and \(12, 3\)"):
+        grasp_zeroth(evidence._replace(hessian_slopes=evidence.hessian_slopes[:, :3]))

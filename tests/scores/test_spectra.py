@@ -1,4 +1,4 @@
-"""Power-law exponents, whole (AlphaPruning, AlphaLoRA) and through windows (FARMS)."""
+"""Power-law exponents, whole (AlphaPruning, AlphaLoRA, SETOL) and through windows (FARMS)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,8 @@ import pytest
 from curvjax.scores.alphalora import alphalora
 from curvjax.scores.alphapruning import alphapruning
 from curvjax.scores.farms import farms
-from curvjax.scores.hill import hill_exponent
+from curvjax.scores.hill import fitted_power_law, hill_exponent, unit_determinant_start
+from curvjax.scores.setol import alpha_hat, erg
 from tests.scores.problems import arrays_of, of_kernels
 
 
@@ -52,7 +53,14 @@ def test_eigenvalues_that_are_rounding_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("score", "name"), [(alphapruning, "alphapruning"), (alphalora, "alphalora"), (farms, "farms")]
+    ("score", "name"),
+    [
+        (alphapruning, "alphapruning"),
+        (alphalora, "alphalora"),
+        (farms, "farms"),
+        (alpha_hat, "alpha-hat"),
+        (erg, "erg"),
+    ],
 )
 @pytest.mark.parametrize("kernel", [np.zeros((12, 6)), np.eye(12)[:, :6]], ids=["zero", "equal eigenvalues"])
 def test_a_spectrum_without_an_exponent_is_refused(score, name, kernel):
@@ -105,3 +113,64 @@ def test_a_matrix_of_too_few_inputs_is_named():
         ValueError, match=r"unit 'layers.0' has a matrix \(3, 20\) of fewer inputs than the aspect ratio 4"
     ):
         farms(of_kernels(np.ones((3, 20))), aspect=4)
+
+
+def best_fit(eigenvalues):
+    """Exponent and start of least Kolmogorov-Smirnov distance, tail by tail."""
+    eigenvalues, fits = np.sort(eigenvalues), []
+    for i in range(len(eigenvalues) - 1):
+        tail = eigenvalues[i:]
+        alpha = 1 + len(tail) / np.sum(np.log(tail / tail[0]))
+        theory = 1 - (tail / tail[0]) ** (1 - alpha)
+        fits.append((np.max(np.abs(theory - np.arange(len(tail)) / len(tail))), alpha, tail[0]))
+    return min(fits)[1:]
+
+
+def determinant_start(eigenvalues):
+    """The largest eigenvalue from which on the product of the scaled ones is at most 1."""
+    scaled = np.sort(eigenvalues) / np.mean(eigenvalues)
+    return max(value for i, value in enumerate(scaled) if np.prod(scaled[i:]) <= 1 + 1e-12) * np.mean(eigenvalues)
+
+
+def test_weighted_alphas_and_misalignments_are_those_of_the_program(evidence):
+    weighted, misaligned = [], []
+    for k in range(12):
+        spectra = [spectrum(w) for w in arrays_of(evidence, "kernels", k)]
+        weighted.append(-np.mean([best_fit(each)[0] * np.log10(each.max()) for each in spectra]))
+        misaligned.append(-np.mean([abs(np.log(best_fit(each)[1] / determinant_start(each))) for each in spectra]))
+    np.testing.assert_allclose(alpha_hat(evidence), weighted, rtol=1e-9)
+    np.testing.assert_allclose(erg(evidence), misaligned, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 4.0])
+def test_the_fit_finds_exponent_and_start_of_a_power_law(alpha):
+    """Below its start at 1 the density is flat, which no power law is."""
+    quantiles = (np.arange(600) + 0.5) / 600
+    eigenvalues = np.concatenate([(1 - quantiles) ** (-1 / (alpha - 1)), (np.arange(300) + 0.5) / 300])
+    found = fitted_power_law(jnp.asarray(np.sqrt(eigenvalues)), 0.0)
+    assert found.alpha == pytest.approx(alpha, rel=0.02)
+    assert found.start == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_the_tail_of_determinant_one_does_not_depend_on_the_scale(scale):
+    eigenvalues = np.asarray([0.5, 0.5, 1.0, 2.0, 6.0])  # a mean of 2: log-sums of 3, 3, 1.5, ..
+    expected = determinant_start(eigenvalues)
+    found = unit_determinant_start(jnp.asarray(np.sqrt(scale * eigenvalues)), 0.0)
+    assert found == pytest.approx(scale * expected, rel=1e-12)
+    assert unit_determinant_start(jnp.full(4, 3.0), 0.0) == pytest.approx(9.0)  # all eigenvalues alike
+
+
+def test_the_scale_of_a_matrix_matters_to_alpha_hat_alone(evidence):
+    scaled = evidence._replace(kernels={path: 10 * w for path, w in evidence.kernels.items()})
+    np.testing.assert_allclose(erg(scaled), erg(evidence), rtol=1e-8, atol=1e-10)
+    assert (np.asarray(alpha_hat(scaled)) < np.asarray(alpha_hat(evidence))).all()
+
+
+def test_fits_leave_out_eigenvalues_that_are_rounding():
+    rng = np.random.default_rng(1)
+    low = rng.normal(size=(20, 8)) @ rng.normal(size=(8, 16))
+    inside = np.sort(spectrum(low))[-8:]
+    alpha, start = best_fit(inside)
+    np.testing.assert_allclose(alpha_hat(of_kernels(low)), [-alpha * np.log10(inside.max())], rtol=1e-9)
+    np.testing.assert_allclose(erg(of_kernels(low)), [-abs(np.log(start / determinant_start(inside)))], rtol=1e-8)
