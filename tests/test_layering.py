@@ -35,6 +35,7 @@ ALLOWED = {
         "layers",
         "models",
         "records",
+        "registry",
         "report",
         "scores",
         "surgery",

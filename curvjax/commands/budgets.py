@@ -18,6 +18,7 @@ from curvjax.records import Allocation, Scores, read_json
 from curvjax.report import arms_table, comparison_figure, comparison_table, descent_figure, refusals, save_figure
 from curvjax.runs.allocate import PROGRAM, allocate
 from curvjax.runs.compare import CompareSettings, compare
+from curvjax.runs.depth import DEPTH_PLANS
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.judge import JudgeSettings, judge
 from curvjax.runs.measure import ScoreSettings
@@ -196,7 +197,7 @@ class Descend:
 
 @dataclass(frozen=True)
 class Methods:
-    """List what can be named, scores, plans, programs, rules, controls, surgeries, optimisers, with their sources."""
+    """List what can be named with its sources: scores, plans, programs, rules, controls, methods, optimisers."""
 
     def __call__(self) -> None:
         """Run the command."""
@@ -215,6 +216,8 @@ class Methods:
             table.add_row("method", name, ", ".join(surgery.targets), _first_line(surgery))
         for name, by in OPTIMIZERS.items():
             table.add_row("optimizer", name, "", _first_line(by))
+        for name, depth in DEPTH_PLANS.items():
+            table.add_row("depth plan", name, "layers", _first_line(depth))
         Console().print(table)
 
 

@@ -10,12 +10,12 @@ from curvjax.commands.printed import rebuilt_lines, tell
 from curvjax.commands.scoring import Argument, Flat
 from curvjax.data import read_documents
 from curvjax.interop import require_new
-from curvjax.models import is_checkpoint, save_hf
+from curvjax.models import Loaded, is_checkpoint, save_hf
 from curvjax.records import Allocation
 from curvjax.runs.adapt import TrainSettings, adapt
-from curvjax.runs.depth import layers_by_loss
+from curvjax.runs.depth import DEPTH_PLANS, Dropped
 from curvjax.runs.open import ModelSettings, open_model
-from curvjax.runs.progress import bars
+from curvjax.runs.progress import Progress, bars
 from curvjax.runs.rebuild import Saved, rebuild, save, without_layers
 from curvjax.runs.text import TextSettings, read
 from curvjax.surgery import SURGERIES, dense_equivalent, save_rebuilt
@@ -23,6 +23,7 @@ from curvjax.training import OPTIMIZERS
 
 METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
 OPTIMIZER = Choice("--optimizer", OPTIMIZERS, "adamw", "steps_by", prefix="optimizer")
+DEPTH = Choice("--drop-plan", DEPTH_PLANS, "greedy", "depth", prefix="drop-plan")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Rebuild:
     rebuilt.json has what was planned and what the arrays have, unit by unit.
     """
 
-    choices: ClassVar = (METHOD,)
+    choices: ClassVar = (METHOD, DEPTH)
     always_checkpoint: ClassVar[bool] = True
 
     model: Argument[str]
@@ -46,8 +47,10 @@ class Rebuild:
     """How; `curvjax methods` lists them. Its settings are flags too (`--method gptq --help`)."""
     drop: tuple[int, ...] = ()
     """Layers to leave out altogether, by index, where weights are pruned; the others lose what the allocation says."""
-    drop_by_loss: int = 0
-    """In place of --drop: so many layers, one at a time the one that the model loses least without, on --data."""
+    drop_count: int = 0
+    """In place of --drop: so many layers, chosen by --drop-plan on --data."""
+    drop_plan: str = "greedy"
+    """How layers are chosen; `curvjax methods` lists the depth plans. Its settings are flags (--drop-plan.NAME)."""
     out: Path = Path("runs/rebuilt")
     """New directory."""
     checkpoint: bool = False
@@ -61,21 +64,14 @@ class Rebuild:
         require_new(self.out)
         allocation = Allocation.load(self.allocation)
         allocation.require_target(method.targets, need=f"{method.name} needs")
-        if self.drop and self.drop_by_loss:
-            msg = f"name the layers (--drop) or have them chosen (--drop-by-loss), not both; got {self.drop} and more."
+        if self.drop and self.drop_count:
+            msg = f"name the layers (--drop) or have them chosen (--drop-count), not both; got {self.drop} and more."
             raise ValueError(msg)
-        if method.reads_text or self.drop_by_loss:
+        if method.reads_text or self.drop_count:
             read_documents(self.data)  # refuses what is not there before the model is read
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
-            drop = self.drop
-            if self.drop_by_loss:
-                allocation.require_target(("sparsity",), need="dropping layers needs")
-                text = read(self.data, loaded, self.text)
-                went = layers_by_loss(loaded.model, text.batch, self.drop_by_loss, progress=progress)
-                drop = went.layers
-                told = ", ".join(f"{layer} ({loss:.4f})" for layer, loss in zip(drop, went.losses[1:], strict=True))
-                print(f"layers dropped, with the loss without them: {told}; {went.losses[0]:.4f} with all")
+            drop = self._chosen_layers(loaded, allocation, progress) if self.drop_count else self.drop
             if drop:
                 loaded, allocation = without_layers(loaded, allocation, drop)
             text = read(self.data, loaded, self.text) if method.reads_text else None
@@ -86,6 +82,13 @@ class Rebuild:
         saved = save(found, self.out, allocation=allocation, checkpoint=self.checkpoint or not single_weights)
         _tell_saved(saved)
 
+    def _chosen_layers(self, loaded: Loaded, allocation: Allocation, progress: Progress) -> tuple[int, ...]:
+        plan: Any = self.depth  # ty: ignore[missing-attribute] added by `with_choices`
+        allocation.require_target(("sparsity",), need="dropping layers needs")
+        found = plan(loaded.model, read(self.data, loaded, self.text), self.drop_count, progress=progress)
+        print(_dropped_line(found))
+        return found.layers
+
 
 @dataclass(frozen=True)
 class Prune(Rebuild):
@@ -95,7 +98,7 @@ class Prune(Rebuild):
     differ, and out/checkpoint holds them. A Hugging Face directory is written too where all layers end up alike.
     """
 
-    choices: ClassVar = (METHOD,)
+    choices: ClassVar = (METHOD, DEPTH)
 
     out: Path = Path("runs/pruned")
     """New directory for the pruned model, its masks and the allocation realised."""
@@ -107,7 +110,7 @@ class Prune(Rebuild):
 class Quantize(Rebuild):
     """Round a model's projections to an allocation's bit widths -> packed codes, and a Hugging Face directory."""
 
-    choices: ClassVar = (METHOD._replace(default="gptq"),)
+    choices: ClassVar = (METHOD._replace(default="gptq"), DEPTH)
 
     out: Path = Path("runs/quantized")
     """New directory: out/checkpoint has the codes, packed; out itself the weights on their grids in a dense form."""
@@ -119,7 +122,7 @@ class Quantize(Rebuild):
 class Factorize(Rebuild):
     """Cut projections to an allocation's ranks, as products of two thin matrices -> a checkpoint and a dense form."""
 
-    choices: ClassVar = (METHOD._replace(default="factorize"),)
+    choices: ClassVar = (METHOD._replace(default="factorize"), DEPTH)
 
     out: Path = Path("runs/factorized")
     """New directory: out/checkpoint has the factors; out itself their products."""
@@ -131,7 +134,7 @@ class Factorize(Rebuild):
 class Upcycle(Rebuild):
     """Grow MLPs into mixtures of an allocation's numbers of experts, with equal logits -> a checkpoint to train."""
 
-    choices: ClassVar = (METHOD._replace(default="upcycle"),)
+    choices: ClassVar = (METHOD._replace(default="upcycle"), DEPTH)
 
     out: Path = Path("runs/upcycled")
     """New directory for checkpoint/ and the allocation realised."""
@@ -187,6 +190,13 @@ class Adapt:
             merged = dense_equivalent(found.model)
             save_hf(merged, self.out / "merged", tokenizer=loaded.tokenizer, beside=loaded.beside)
             tell(self.out / "merged")
+
+
+def _dropped_line(found: Dropped) -> str:
+    """Which layers go, and what was measured of them."""
+    steps = ", ".join(f"{' '.join(map(str, step.layers))} ({step.value:.4f})" for step in found.steps)
+    whole = "" if found.base is None else f"; {found.base:.4f} with all"
+    return f"layers dropped, with {found.measure}: {steps}{whole}"
 
 
 def _tell_saved(saved: Saved) -> None:

@@ -47,11 +47,13 @@ def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, 
     short = ("--pattern", "n:4", "--drop", 1, 10, "--out", tmp_path / "short")
     assert command("prune", model, allocation, "--method", "magnitude", *short)[0] == 0
     assert len(load_model(tmp_path / "short").model.layers) == 10
-    fewer = ("--drop-by-loss", 1, "--data", data, "--tokens", 32, "--length", 16, "--out", tmp_path / "fewer")
+    fewer = ("--drop-count", 2, "--drop-plan", "angular", "--data", data, "--tokens", 32, "--length", 16)
+    fewer += ("--out", tmp_path / "fewer")
     status, output, _ = command("prune", model, allocation, "--method", "magnitude", *fewer)
-    (gone,) = Allocation.load(tmp_path / "fewer" / "allocation.json").dropped
-    assert (status, output.splitlines()[0].split(" (")[0]) == (0, f"layers dropped, with the loss without them: {gone}")
-    assert len(load_model(tmp_path / "fewer").model.layers) == 11
+    first, second = Allocation.load(tmp_path / "fewer" / "allocation.json").dropped
+    said = f"layers dropped, with the angle over them in half turns: {first} {second} ("
+    assert (status, output.splitlines()[0][: len(said)], second) == (0, said, first + 1)
+    assert len(load_model(tmp_path / "fewer").model.layers) == 10
     both = command("prune", model, allocation, "--drop", 1, *fewer[:-1], tmp_path / "both")
     refused(both, "name the layers (--drop) or have them chosen")
 

@@ -21,7 +21,16 @@ OPTIONS = {
     "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),
     "factorize": ("--data", "--out", "--metric", "svd", "aware", "asvd", "--alpha", "--tokens"),
     "upcycle": ("--data", "--out", "--top-k", "--seed"),
-    "rebuild": ("--data", "--out", "--method", "--drop", "--drop-by-loss", "--checkpoint", "--pattern"),
+    "rebuild": (
+        "--data",
+        "--out",
+        "--method",
+        "--drop",
+        "--drop-count",
+        "--drop-plan.objective",
+        "--checkpoint",
+        "--pattern",
+    ),
     "evaluate": ("--data", "--tasks", "--adapter", "--out", "--questions"),
     "export": ("--to", "peft-config", "recipe", "--adapter", "--model", "--out", "--projections", "--base"),
     "report": ("gains.json",),
@@ -43,6 +52,8 @@ def test_help_names_the_options(command, name):
         (("allocate", "--target", "sparsity"), ("--kappa", "--max-sparsity")),
         (("allocate", "--target=bits"), ("--allowed",)),
         (("rebuild", "--method", "gptq"), ("--group", "--act-order")),
+        (("prune", "--drop-plan", "angular"), ("--drop-plan.every-token",)),
+        (("rebuild", "--drop-plan=score"), ("--drop-plan.score", "--drop-plan.settings.directions")),
         (("adapt", "--method", "lora-mixture"), ("--rank", "--top-k")),
     ],
 )
@@ -52,7 +63,10 @@ def test_the_settings_of_what_is_chosen_are_flags(command, words, options):
     assert [option for option in options if option not in output] == []
 
 
-@pytest.mark.parametrize("words", [("allocate", "x.json", "--target"), ("rebuild", "x", "y", "--method")])
+@pytest.mark.parametrize(
+    "words",
+    [("allocate", "x.json", "--target"), ("rebuild", "x", "y", "--method"), ("rebuild", "x", "y", "--drop-plan")],
+)
 def test_a_choice_that_there_is_not_is_refused_with_those_there_are(command, words):
     refused(command(*words, "shoes"), f"{words[-1]} must be one of", "got 'shoes'")
     assert command(*words)[0] != 0
@@ -67,7 +81,9 @@ def test_a_command_that_there_is_not_is_refused_with_those_there_are(command):
 def test_methods_are_listed_with_their_sources(command):
     status, output, _ = command("methods")
     assert status == 0
-    assert [name for name in ("gain", "lamp", "owl", "permuted", "sparsity", "gptq") if name not in output] == []
+    assert [
+        name for name in ("gain", "lamp", "owl", "permuted", "sparsity", "gptq", "angular") if name not in output
+    ] == []
 
 
 def test_help_names_the_commands(command):
