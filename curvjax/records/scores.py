@@ -75,7 +75,10 @@ class GainEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitScore:
-    """One unit. projections: `module path -> (in, out)`. value: None where there is none. gain: of the score `gain`."""
+    """One unit. projections: `module path -> (in, out)`. value: None where there is none. gain: of the score `gain`.
+
+    standard_error: of a value that is a mean over draws, None of others.
+    """
 
     name: str
     index: int
@@ -86,6 +89,7 @@ class UnitScore:
     lower: float | None = None
     upper: float | None = None
     gain: GainEvidence | None = None
+    standard_error: float | None = None
 
     @classmethod
     def of(
@@ -96,6 +100,7 @@ class UnitScore:
         lower: float | None = None,
         upper: float | None = None,
         gain: GainEvidence | None = None,
+        standard_error: float | None = None,
     ) -> Self:
         """A score of the unit that has this shape."""
         return cls(
@@ -108,6 +113,7 @@ class UnitScore:
             lower=lower,
             upper=upper,
             gain=gain,
+            standard_error=standard_error,
         )
 
     @property

@@ -35,9 +35,16 @@ def gains_table(gains: Scores) -> Table:
 
 def scores_table(scores: Scores) -> Table:
     """The scores of every unit for the terminal, whatever their name; `gains_table` shows more of gains."""
-    rows = [(unit.name, "" if unit.value is None else significant(unit.value)) for unit in scores.units]
-    title = f"{scores.score} of {scores.origin.model.name}"
-    return table(title, ("unit", scores.score), "lr", rows)
+    columns, title = ("unit", scores.score), f"{scores.score} of {scores.origin.model.name}"
+    rows = [(unit.name, _shown(unit.value)) for unit in scores.units]
+    if any(unit.standard_error is not None for unit in scores.units):
+        columns = (*columns, "standard error")
+        rows = [(*row, _shown(unit.standard_error)) for row, unit in zip(rows, scores.units, strict=True)]
+    return table(title, columns, "l" + "r" * (len(columns) - 1), rows)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else significant(value)
 
 
 def layers_table(scores: Scores, allocations: Iterable[Allocation] = ()) -> Table:

@@ -84,6 +84,8 @@ def score(
     units, entry = units_of(loaded.model, settings), SCORES[name]
     found = measure_evidence(loaded.model, text, units, entry.needs, settings, validation=validation, progress=progress)
     values, seconds = np.asarray(entry.of(found.evidence), np.float64), sum(each.seconds for each in found.costs)
+    errors = [None] * len(units) if entry.errors is None else np.asarray(entry.errors(found.evidence)).tolist()
+    rows = zip(unit_shapes(loaded.model, units), values.tolist(), errors, strict=True)
     cost = Cost(
         seconds=seconds,
         gradient_seconds=found.gradient_seconds,
@@ -94,7 +96,7 @@ def score(
         score=name,
         source=entry.source,
         granularity=settings.partition,
-        units=tuple(map(UnitScore.of, unit_shapes(loaded.model, units), values.tolist())),
+        units=tuple(UnitScore.of(shape, value, standard_error=error) for shape, value, error in rows),
         origin=Origin(model=loaded.origin, text=text.origin, settings=plain(settings), cost=cost),
     )
     if directory is not None:

@@ -5,11 +5,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, per_unit, require, standard_errors
 from curvjax.scores.registry import score
 
 
-@score("ecoflap-zeroth", needs=("slopes",), source="Sung et al. 2024, arXiv 2310.02998")
+def zeroth_errors(evidence: Evidence) -> Float[Array, " K"]:
+    """Standard errors of `ecoflap_zeroth` over its directions."""
+    (slopes,) = require("ecoflap-zeroth", evidence, "slopes")
+    return standard_errors(jnp.abs(slopes))
+
+
+@score("ecoflap-zeroth", needs=("slopes",), source="Sung et al. 2024, arXiv 2310.02998", errors=zeroth_errors)
 def ecoflap_zeroth(evidence: Evidence) -> Float[Array, " K"]:
     """Mean absolute central difference along random directions, E |R(theta + eps z) - R(theta - eps z)| / (2 eps).
 

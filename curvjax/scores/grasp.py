@@ -4,8 +4,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import per_unit, require, standard_errors
 from curvjax.scores.registry import score
+
+
+def grasp_errors(evidence: Evidence) -> Float[Array, " K"]:
+    """Standard errors of `grasp_zeroth` over its directions, nats^2."""
+    slopes, curved = require("grasp-zeroth", evidence, "slopes", "hessian_slopes")
+    return standard_errors(slopes * curved)
 
 
 @score(
@@ -13,6 +19,7 @@ from curvjax.scores.registry import score
     needs=("slopes", "hessian_slopes"),
     source="GraSP: Wang et al. 2020, arXiv 2002.07376; DeepZero: Chen et al. 2024, arXiv 2310.02025",
     sign=-1,
+    errors=grasp_errors,
 )
 def grasp_zeroth(evidence: Evidence) -> Float[Array, " K"]:
     """Minus GraSP's score of all weights of a unit, w'Hg, w its kernels, with g and H in the unit, nats^2.

@@ -93,6 +93,11 @@ def per_unit(score: str, units: Sequence[Unit], values: Sequence[ArrayLike] | Ar
     return found
 
 
+def standard_errors(draws: Float[Array, "K S"]) -> Float[Array, " K"]:
+    """Of the means over S independent draws; NaN for one draw."""
+    return jnp.std(draws, axis=1, ddof=1) / jnp.sqrt(draws.shape[1])
+
+
 def _wide(values: ArrayLike) -> Array:
     array = jnp.asarray(values)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -20,13 +20,14 @@ class Score(NamedTuple):
 
     of: evidence -> `[K]` scores, in the order of the units; larger: more capacity, or more weights kept. needs: fields
     of `Evidence` that it reads besides the units. source: short citation. sign: -1 where the published measure points
-    the other way, so that it is `sign * of(evidence)`.
+    the other way, so that it is `sign * of(evidence)`. errors: evidence -> `[K]` standard errors, of a mean over draws.
     """
 
     of: Callable[[Evidence], Float[Array, " K"]]
     needs: tuple[str, ...]
     source: str
     sign: int = 1
+    errors: Callable[[Evidence], Float[Array, " K"]] | None = None
 
 
 class Planner(Protocol):
@@ -61,7 +62,14 @@ SCORES: Registry[Score] = Registry("score")
 PLANS: Registry[Plan] = Registry("plan")
 
 
-def score(name: str, *, needs: tuple[str, ...], source: str, sign: int = 1) -> Callable[[Of], Of]:
+def score(
+    name: str,
+    *,
+    needs: tuple[str, ...],
+    source: str,
+    sign: int = 1,
+    errors: Callable[[Evidence], Float[Array, " K"]] | None = None,
+) -> Callable[[Of], Of]:
     """Enter a function of `Evidence` as the score `name`, for every command; the arguments are fields of `Score`.
 
     Raises:
@@ -75,7 +83,7 @@ def score(name: str, *, needs: tuple[str, ...], source: str, sign: int = 1) -> C
     _require_fields(name, needs)
 
     def entered(of: Of) -> Of:
-        SCORES.enter(name, Score(of, needs, source, sign), place=of.__module__)
+        SCORES.enter(name, Score(of, needs, source, sign, errors), place=of.__module__)
         return of
 
     return entered

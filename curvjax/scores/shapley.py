@@ -4,13 +4,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import per_unit, require, standard_errors
 from curvjax.scores.registry import score
 
 
-@score("shapley", needs=("contributions",), source="Ding et al. 2026, arXiv 2602.07804")
+def shapley_errors(evidence: Evidence) -> Float[Array, " K"]:
+    """Standard errors of `shapley` over its pairs of orders, nats."""
+    (contributions,) = require("shapley", evidence, "contributions")
+    return standard_errors(contributions)
+
+
+@score("shapley", needs=("contributions",), source="Ding et al. 2026, arXiv 2602.07804", errors=shapley_errors)
 def shapley(evidence: Evidence) -> Float[Array, " K"]:
-    """Shapley value of the unit's layer, nats a token, estimated over drawn orders; `standard_errors` says how well.
+    """Shapley value of the unit's layer, nats a token, estimated over drawn orders, with its standard error.
 
         phi_l = E_pi [ R(layers before l in pi) - R(these and l) ],    R(S): the loss of the model with layers S alone
 
@@ -31,23 +37,3 @@ def shapley(evidence: Evidence) -> Float[Array, " K"]:
     """
     (contributions,) = require("shapley", evidence, "contributions")
     return per_unit("shapley", evidence.units, jnp.mean(contributions, axis=1))
-
-
-def standard_errors(evidence: Evidence) -> Float[Array, " K"]:
-    """Standard errors of `shapley` over its pairs of orders, nats.
-
-    Args:
-      evidence: with `contributions` of at least two pairs.
-
-    Returns:
-      `[K]`.
-
-    Raises:
-      ValueError: if there is one pair only, or the evidence does not do.
-    """
-    (contributions,) = require("shapley", evidence, "contributions")
-    pairs = contributions.shape[1]
-    if pairs < 2:
-        msg = f"a standard error needs at least two pairs of orders; the contributions have {pairs}."
-        raise ValueError(msg)
-    return jnp.std(contributions, axis=1, ddof=1) / jnp.sqrt(pairs)

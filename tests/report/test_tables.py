@@ -1,9 +1,10 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from curvjax.report import gains_table
+from curvjax.report import gains_table, scores_table
 from curvjax.report.outcome_tables import flattened, paired_table
 from curvjax.report.tables import markdown_table, table
 from tests.report.values import gains_of, pair, with_bracket
@@ -25,6 +26,16 @@ def test_the_terminal_summary_shows_a_layer_without_a_bracket():
     (line,) = [line for line in shown(gains_table(gains)).splitlines() if "layers.1" in line]
     assert "negative_curvature" in line
     assert "\u2013 to \u2013" in line
+
+
+def test_scores_show_their_standard_errors_where_they_have_them():
+    scores = gains_of(3)
+    assert "standard error" not in shown(scores_table(scores))
+    units = [replace(unit, standard_error=0.25 * (unit.index + 1)) for unit in scores.units]
+    found = shown(scores_table(replace(scores, units=(units[0], replace(units[1], standard_error=None), units[2]))))
+    assert "standard error" in found
+    lines = {line.split()[0]: line for line in found.splitlines() if "layers." in line}
+    assert [word in lines[f"layers.{k}"] for k, word in enumerate(("0.25", "0.75", "0.75"))] == [True, False, True]
 
 
 def test_a_table_with_ragged_rows_is_refused():

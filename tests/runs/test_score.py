@@ -308,6 +308,8 @@ def test_every_score_is_had_by_its_name(name, shallow, everything, stand_ins, mo
     if name != "gain":
         np.testing.assert_array_equal(scores.values, SCORES[name].of(found.evidence))
         assert not scores.bounded
+        errors, expected = [unit.standard_error for unit in scores.units], SCORES[name].errors
+        assert errors == ([None, None] if expected is None else expected(found.evidence).tolist())
         cost = scores.origin.cost
         assert cost.gradient_equivalents == pytest.approx(cost.seconds / 0.5)
 
