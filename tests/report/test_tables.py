@@ -31,11 +31,11 @@ def test_the_terminal_summary_shows_a_layer_without_a_bracket():
 def test_scores_show_their_standard_errors_where_they_have_them():
     scores = gains_of(3)
     assert "standard error" not in shown(scores_table(scores))
-    units = [replace(unit, standard_error=0.25 * (unit.index + 1)) for unit in scores.units]
+    units = [replace(unit, standard_error=0.111 * (unit.index + 1)) for unit in scores.units]
     found = shown(scores_table(replace(scores, units=(units[0], replace(units[1], standard_error=None), units[2]))))
     assert "standard error" in found
     lines = {line.split()[0]: line for line in found.splitlines() if "layers." in line}
-    assert [word in lines[f"layers.{k}"] for k, word in enumerate(("0.25", "0.75", "0.75"))] == [True, False, True]
+    assert [word in lines[f"layers.{k}"] for k, word in enumerate(("0.111", "0.222", "0.333"))] == [True, False, True]
 
 
 def test_a_table_with_ragged_rows_is_refused():
