@@ -229,7 +229,10 @@ class Angular:
 @depth_plan
 @dataclass(frozen=True, kw_only=True)
 class LeastScore:
-    """The layers of least score, by any published score: by default ShortGPT's block influence."""
+    """The layers of least score, by any published score: by default ShortGPT's block influence.
+
+    Source: Men et al. (2024), "ShortGPT", arXiv 2403.03853, for this way of choosing; others in the scores' docstrings.
+    """
 
     name: ClassVar[str] = "score"
     score: str = "shortgpt"
