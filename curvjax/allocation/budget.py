@@ -36,6 +36,11 @@ class Budget(NamedTuple):
     total: ArrayLike
     maximum: Num[ArrayLike, " K"]
 
+    @property
+    def mean(self) -> float:
+        """The amount that, the same for all, meets the total."""
+        return float(np.asarray(self.total) / np.asarray(self.weight).sum())
+
 
 class Limits(NamedTuple):
     """A `Budget` once checked: weight `[K]`, total `[]`, maximum `[K]`, all float64."""

@@ -35,16 +35,28 @@ class Menu(NamedTuple):
     """What each of K units may choose, and what it costs.
 
     amounts: `[J]` rising, the same for all, such as widths. size: `[K]` cost of a unit of amount, such as weights.
-    held: `[K]` units that keep the largest. groups: `[K]` numbers of units that choose the same, or None.
+    held: `[K]` units that keep the largest. groups: `[K]` numbers of units that choose the same, or None. extra:
+    `[K, J]` cost of each entry beside size times amount, such as scales, so that the sum rises along a row; None: none.
     """
 
     amounts: Int[np.ndarray, " J"]
     size: Float[np.ndarray, " K"]
     held: Bool[np.ndarray, " K"]
     groups: Int[np.ndarray, " K"] | None = None
+    extra: Float[np.ndarray, "K J"] | None = None
+
+    @property
+    def cost(self) -> Float[np.ndarray, "K J"]:
+        """What each entry takes from the budget."""
+        return self.size[:, None] * self.amounts + (0.0 if self.extra is None else self.extra)
+
+    def spent(self, amounts: Num[np.ndarray, " K"]) -> float:
+        """What these entries take together; between two entries as much as lies between."""
+        rows = zip(amounts, self.cost, strict=True)
+        return math.fsum(float(np.interp(amount, self.amounts, cost)) for amount, cost in rows)
 
     def choice(self, harm: Num[ArrayLike, "K J"], *, budget: float) -> Choice:
-        """The amounts of least total harm, by `allocate_bits`; budget: of size @ amount.
+        """The amounts of least total harm, by `allocate_bits`; budget: of `spent`.
 
         Example:
           >>> import numpy as np
@@ -54,13 +66,20 @@ class Menu(NamedTuple):
           [4, 2]
         """
         held = self.held[:, None] & (self.amounts != self.amounts.max())
-        value, cost = np.where(held, np.inf, np.asarray(harm, np.float64)), self.size[:, None] * self.amounts
-        return allocate_bits(value, cost, budget=budget, ties=tied(self.groups))
+        value = np.where(held, np.inf, np.asarray(harm, np.float64))
+        return allocate_bits(value, self.cost, budget=budget, ties=tied(self.groups))
 
 
 def tied(groups: Int[np.ndarray, " K"] | None) -> list[list[int]]:
     """The units of each group; none for None."""
     return [] if groups is None else [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
+
+
+def summed(table: Float[np.ndarray, "K J"], part: Int[np.ndarray, " K"]) -> Float[np.ndarray, "G J"]:
+    """Rows of a table, those of each part together; part: `[K]` numbers from 0."""
+    found = np.zeros((part.max() + 1, table.shape[1]))
+    np.add.at(found, part, table)
+    return found
 
 
 def allocate_bits(

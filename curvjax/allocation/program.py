@@ -40,7 +40,8 @@ class Posed(NamedTuple):
     way with a unit's own score and the other way with the others', so that bounds of scores bound amounts [M19]; None
     where none do. ties: `[K]` groups of units that receive the same, or None. at: the continuous program at another
     budget, traceable; None where there is none. paper: the program as Theorem 4 speaks of it [M18], or None. remark:
-    what cancels [M13], [M17]. menu: what units choose from, for plans and searches, or None.
+    what cancels [M13], [M17]. menu: what units choose from, for plans and searches, or None. beside: what the budget
+    that was asked for holds beside all this, such as bytes of embeddings.
     """
 
     cost: Float[np.ndarray, " K"]
@@ -60,6 +61,11 @@ class Posed(NamedTuple):
     least: int = 0
     scale: float | Num[np.ndarray, " K"] = 1.0
     menu: Menu | None = None
+    beside: float = 0.0
+
+    def spent(self, amount: Num[np.ndarray, " K"]) -> float:
+        """What whole amounts take of the budget."""
+        return float(self.cost @ amount) if self.menu is None else self.menu.spent(amount)
 
 
 class Program(Protocol):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from curvjax.allocation.descent import Free
 from curvjax.allocation.inputs import with_rounding
-from curvjax.allocation.menu import Menu
+from curvjax.allocation.menu import Menu, summed
 
 Place = tuple[int, ...]
 
@@ -97,7 +97,7 @@ class Entries:
     """Entries of a menu, one up for one or more down: the total never exceeds the budget, and is it where sizes allow.
 
     Parts are units, or groups of tied ones. x: `[K]` amounts to begin with. menu: what units choose from; held ones
-    stay. budget: of size @ amount.
+    stay. budget: of the menu's cost.
     """
 
     x: Float[np.ndarray, " K"]
@@ -111,10 +111,10 @@ class Entries:
             msg = f"need one amount for each of the {menu.size.size} units of the menu; got {x.shape}."
             raise ValueError(msg)
         apart = bool((menu.amounts[np.asarray(self.start)][self._part] != x).any())
-        if apart or (x[menu.held] != menu.amounts.max()).any() or menu.size @ x > with_rounding(self.budget):
+        if apart or (x[menu.held] != menu.amounts.max()).any() or menu.spent(x) > with_rounding(self.budget):
             msg = (
                 f"a search starts from entries of the menu {menu.amounts.tolist()}, tied units alike, frozen ones at "
-                f"the largest, of {self.budget:,.6g} together; got {x.tolist()}, {float(menu.size @ x):,.6g} together."
+                f"the largest, of {self.budget:,.6g} together; got {x.tolist()}, {menu.spent(x):,.6g} together."
             )
             raise ValueError(msg)
 
@@ -125,8 +125,8 @@ class Entries:
         return np.arange(self.x.size) if groups is None else np.unique(groups, return_inverse=True)[1]
 
     @cached_property
-    def _size(self) -> Float[np.ndarray, " G"]:
-        return np.bincount(self._part, self.menu.size)
+    def _cost(self) -> Float[np.ndarray, "G J"]:
+        return summed(self.menu.cost, self._part)
 
     @cached_property
     def _held(self) -> Bool[np.ndarray, " G"]:
@@ -165,4 +165,4 @@ class Entries:
         return tuple(changed) if self._fits(changed) else None
 
     def _fits(self, place: list[int]) -> bool:
-        return float(self._size @ self.menu.amounts[place]) <= with_rounding(self.budget)
+        return float(self._cost[np.arange(len(place)), place].sum()) <= with_rounding(self.budget)

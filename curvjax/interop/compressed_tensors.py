@@ -16,8 +16,9 @@ import numpy as np
 from curvjax.interop.coded import CodedExport, coded_projections, counted, group_size, words, zeros
 from curvjax.models import Decoder, SideFiles, Tokenizer, save_hf, submodules
 from curvjax.models.hf_names import stored_module
+from curvjax.storage import UNTOUCHED
 from curvjax.surgery import QuantizedLinear, dense_equivalent
-from curvjax.surgery.codes import UNTOUCHED, packed
+from curvjax.surgery.codes import packed
 
 Serve = Literal["any", "vllm"]
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from curvjax.storage import UNTOUCHED
 from curvjax.surgery import Format
-from curvjax.surgery.codes import UNTOUCHED
 
 Widths = Mapping[str, int]
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from curvjax.records.origin import Origin
 from curvjax.records.scores import require_order
 from curvjax.records.value import LEFT_OUT, Value
+from curvjax.storage import UNTOUCHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +67,11 @@ class Rebuilt(Value):
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order."""
         require_order([(unit.name, unit.index) for unit in self.units], what=f"what {self.method} rebuilt")
+
+    def stored_bits(self, whole: int) -> int:
+        """Bits of all codes, scales and zeros, and of each weight that is none `whole` bits; of quantisations."""
+        rows = self.evidence["storage"]["units"]
+        return sum(
+            whole * row["weights"] if row["bits"] == UNTOUCHED else 8 * (row["codes"] + row["scales"] + row["zeros"])
+            for row in rows
+        )

@@ -204,8 +204,8 @@ def _limits_of_gains(scores: Scores) -> list[str]:
 
 def _shared_out(allocations: Sequence[Allocation]) -> str:
     told = [
-        f"{count(each.spent)} {each.budget.unit} over {count(len(each.units))} units of {each.origin.model.name} "
-        f"({allocation_name(each)}, by {each.rule} of {each.score or 'no score'})"
+        f"{count(each.budget.planned)} {each.budget.unit} over {count(len(each.units))} units of "
+        f"{each.origin.model.name} ({allocation_name(each)}, by {each.rule} of {each.score or 'no score'})"
         for each in allocations
     ]
     return f"Shared out: {listed(told)}."

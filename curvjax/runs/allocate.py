@@ -1,8 +1,9 @@
 """Scores to amounts: one program, one rule, one control, with the evidence of what was shared out."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import msgspec
@@ -13,6 +14,7 @@ from curvjax.allocation import (
     CONTROLS,
     PROGRAMS,
     Amounts,
+    Bits,
     Posed,
     Program,
     Solution,
@@ -26,6 +28,8 @@ from curvjax.allocation import Status as ProgramStatus
 from curvjax.allocation.rules import RULES
 from curvjax.layers import UnitShape
 from curvjax.records import Allocation, Budget, Ranges, Scores, SweepPoint, UnitAmount, WholeEvidence, plain
+
+Anything = TypeVar("Anything", bound=Program)
 
 PROGRAM = "program"  # the package's own, beside the names of published rules
 _HELD: dict[int, Literal["lower", "upper"]] = {-1: "lower", 1: "upper"}
@@ -66,6 +70,7 @@ def allocate(
       >>> cj.allocate(tiny_scores([3.0, 1.0]), cj.Experts(4)).amounts
       {'layers.0': 6, 'layers.1': 2}
     """
+    program = with_beside(program, scores.origin.model.parameters, scores.shapes)
     posed = program.pose(scores.shapes)
     values = CONTROLS.named(control)(scores.values, jax.random.key(seed))
     found = share_out(posed, program, values, rule)
@@ -75,7 +80,9 @@ def allocate(
         target=program.target,
         units=tuple(_amount(shape, k, posed, values, found) for k, shape in enumerate(scores.shapes)),
         budget=Budget(
-            requested=posed.requested, planned=float(posed.cost @ found.whole.amount), unit=posed.unit, realised=None
+            requested=posed.beside + posed.requested,
+            planned=posed.beside + posed.spent(found.whole.amount),
+            unit=posed.unit,
         ),
         origin=replace(scores.origin, settings=settings | {"rule": rule, "control": control, "seed": seed}),
         program=settings,
@@ -113,6 +120,21 @@ def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rul
         raise ValueError(msg)
     amount = np.asarray(published.of(scores, posed.budget, **settings))
     return SharedOut(posed.scale * amount.astype(np.float64), posed.rounded(amount))
+
+
+def with_beside(program: Anything, parameters: int, shapes: Sequence[UnitShape]) -> Anything:
+    """The program; where it is of a file's bytes, with those of the parameters that are in no unit's projections.
+
+    Raises:
+      ValueError: if that is so, and the number of the model's parameters is not known.
+    """
+    if not isinstance(program, Bits) or program.budget_of != "file" or program.beside is not None:
+        return program
+    if not parameters:
+        msg = "the scores do not say how many parameters the model has: give the bytes `beside`, or score again."
+        raise ValueError(msg)
+    rest = parameters - sum(shape.weights for shape in shapes)
+    return replace(program, beside=rest * program.whole // 8)
 
 
 def rules_of(target: str) -> list[str]:

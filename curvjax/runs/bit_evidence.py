@@ -10,7 +10,8 @@ from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters, with_parameters
 from curvjax.runs.objective import Objective
 from curvjax.scores.evidence import Widths
-from curvjax.surgery.codes import UNTOUCHED, Format, decoded, nearest
+from curvjax.storage import UNTOUCHED, Format
+from curvjax.surgery.codes import decoded, nearest
 
 Kernels = Mapping[str, Float[Array, "I O"]]
 

@@ -143,8 +143,9 @@ def measured_for(
     needs |= {field for name in settings.plans for field in PLANS[name].needs}
     units = units_of(loaded.model, measured)
     widths = None
-    if program is not None and (menu := program.pose(unit_shapes(loaded.model, units)).menu) is not None:
-        widths = Widths(tuple(menu.amounts.tolist()), two_widths(menu, program.budget)[0])
+    posed = None if program is None else program.pose(unit_shapes(loaded.model, units))
+    if posed is not None and (menu := posed.menu) is not None:
+        widths = Widths(tuple(menu.amounts.tolist()), two_widths(menu, posed.requested / menu.size.sum())[0])
     return measure_evidence(
         loaded.model, text, units, needs, measured, widths=widths, validation=validation, gains=gains, progress=progress
     )
@@ -242,10 +243,12 @@ def _of_shares(plan: Any, evidence: Evidence, program: Program, posed: Posed, sh
 
 def _of_widths(plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape]) -> SharedOut:
     """A plan's widths, which are whole, allowed and tied already."""
-    del shapes
-    width = np.asarray(plan(evidence, total=program.budget, menu=posed.menu), np.float64)
+    del program, shapes
+    menu = posed.menu
+    assert menu is not None
+    width = np.asarray(plan(evidence, total=posed.requested / float(menu.size.sum()), menu=menu), np.float64)
     whole = np.rint(width).astype(np.int64)
-    return SharedOut(width, Whole(whole, posed.requested - float(posed.cost @ whole)))
+    return SharedOut(width, Whole(whole, posed.requested - posed.spent(whole)))
 
 
 def _of_ranks(plan: Any, evidence: Evidence, program: Program, posed: Posed, shapes: Sequence[UnitShape]) -> SharedOut:
@@ -278,7 +281,7 @@ def _method(found: SharedOut | None, posed: Posed, **about: Any) -> Method:
     return Method(
         continuous=tuple(found.continuous.tolist()),
         amounts=tuple(whole.tolist()),
-        spent=float(posed.cost @ whole),
+        spent=posed.spent(whole),
         **about,
     )
 

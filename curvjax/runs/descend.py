@@ -26,11 +26,13 @@ from curvjax.records import (
     digest,
     plain,
 )
+from curvjax.runs.allocate import with_beside
 from curvjax.runs.draft import WholeAmounts, drafts
 from curvjax.runs.ladders import ladder, rank_bounds, uniform_ranks
 from curvjax.runs.measure import unit_shapes
 from curvjax.runs.objective import objective
 from curvjax.runs.progress import Progress, silent
+from curvjax.runs.rebuild import require_counted
 from curvjax.runs.rounds import (
     DescendSettings,
     Memory,
@@ -87,7 +89,7 @@ def descend(
 
     Raises:
       ValueError: if the texts share a document, the budget is out of reach, `start` is of other units, a price is not
-        finite, the method has no prices for the program, or its pattern or ties do not go with them.
+        finite, the method has no prices for the program, or its pattern, ties or grid do not go with them.
     """
     settings, method = settings or DescendSettings(), method or Wanda()
     require_plain(loaded.model)
@@ -96,6 +98,8 @@ def descend(
     began = time.perf_counter()
     units = _units(loaded.model, method, settings.granularity)
     shapes = unit_shapes(loaded.model, units)
+    program = with_beside(program, loaded.origin.parameters, shapes)
+    require_counted(program, method)
     posed = program.pose(shapes)
     x = _start(program, posed, shapes, start)
     chosen = ladder(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
@@ -227,7 +231,7 @@ def _start(
     if start is None:
         if isinstance(program, Ranks):
             return uniform_ranks(program, posed, shapes)
-        level = np.full(len(shapes), program.budget)
+        level = np.full(len(shapes), posed.budget.mean)
         free = isinstance(program, Sparsity) and not program.pattern
         return level if free else posed.rounded(level).amount / posed.scale
     if list(start.amounts) != [shape.name for shape in shapes]:
@@ -249,7 +253,7 @@ def _allocation(
     granularity: str,
 ) -> Allocation:
     amount = whole(np.asarray(look.amounts))
-    planned = float(posed.cost @ amount)
+    planned = posed.spent(amount)
     scale = np.broadcast_to(posed.scale, len(shapes))
     return Allocation(
         target=program.target,
@@ -266,7 +270,7 @@ def _allocation(
             )
             for k, shape in enumerate(shapes)
         ),
-        budget=Budget(requested=posed.requested, planned=planned, unit=posed.unit),
+        budget=Budget(requested=posed.beside + posed.requested, planned=posed.beside + planned, unit=posed.unit),
         origin=origin,
         program=plain(program),
         granularity=granularity,

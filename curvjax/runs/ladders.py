@@ -40,13 +40,15 @@ def ladder(
         share = np.where(held[:, None], 0.0, share[share <= program.max_sparsity + 1e-12])
         return Ladder(share, size[:, None] * (1 - share), float(size.sum()) - posed.requested)
     if isinstance(program, Bits):
-        widths = np.asarray(sorted(program.allowed), np.float64)
-        amount = np.where(held[:, None], widths.max(), widths)
-    else:
-        least, whole = rank_bounds(posed, shapes)
-        amount = _padded([
-            _ranks(program, int(x), int(a), int(b), step) for x, a, b in zip(start, least, whole, strict=True)
-        ])
+        menu = posed.menu
+        assert menu is not None
+        place = np.where(held[:, None], menu.amounts.size - 1, np.arange(menu.amounts.size))
+        widths = menu.amounts.astype(np.float64)
+        return Ladder(widths[place], np.take_along_axis(menu.cost, place, 1), posed.requested)
+    least, whole = rank_bounds(posed, shapes)
+    amount = _padded([
+        _ranks(program, int(x), int(a), int(b), step) for x, a, b in zip(start, least, whole, strict=True)
+    ])
     return Ladder(amount, posed.cost[:, None] * amount, posed.requested)
 
 

@@ -4,10 +4,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from curvjax.allocation import Bits, Program
 from curvjax.interop import new_folder
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, require_decoder, rounded, save_hf
 from curvjax.records import Allocation, Rebuilt
+from curvjax.runs.allocate import program_of
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.text import Text
 from curvjax.surgery import Surgery, dense_equivalent, drop_layers, renumbered, save_masks, save_rebuilt
@@ -65,6 +67,8 @@ def rebuild(
     require_decoder(loaded, "rebuild")
     allocation.require_target(method.targets, need=f"{method.name} needs")
     allocation.origin.require_model(loaded.sha256, source="the allocation")
+    if allocation.target == Bits.target:
+        require_counted(program_of(allocation), method)
     text = text if method.reads_text else None
     if method.reads_text and text is None:
         msg = f"{method.name} looks at what the model does to a text: give one (--data)."
@@ -76,6 +80,18 @@ def rebuild(
     found = method(loaded.model, allocation.amounts, batch, progress=tell)
     origin = replace(allocation.origin, text=None if text is None else text.origin, settings=asdict(method))
     return replace(found, origin=origin, source=loaded)
+
+
+def require_counted(program: Program, method: Surgery) -> None:
+    """Do nothing if a program counts scales and zeros as the method stores them, or does not count them.
+
+    Raises:
+      ValueError: if the groups, the grid or the scales differ, so that the budget would not be met.
+    """
+    form = getattr(method, "form", None)
+    if isinstance(program, Bits) and program.budget_of != "weights" and program.form != form:
+        msg = f"the budget counts {program.form}, but {method.name} stores {form}: give both the same."
+        raise ValueError(msg)
 
 
 def without_layers(loaded: Loaded, allocation: Allocation, dropped: Collection[int]) -> tuple[Loaded, Allocation]:
@@ -144,10 +160,19 @@ def save(
         about = replace(found, model_sha256=saved.sha256, only_checkpoint=saved.only_here or None)
         about.save(new / "rebuilt.json")
         if allocation is not None:
-            allocation.realised(found.total + allocation.dropped_weights).save(new / "allocation.json")
+            allocation.realised(realised(found, allocation)).save(new / "allocation.json")
     directory = Path(directory)
     at = None if saved.checkpoint is None else directory / saved.checkpoint.name
     return replace(saved, directory=directory, checkpoint=at)
+
+
+def realised(found: Rebuilt, allocation: Allocation) -> float:
+    """What a rebuilt model has of an allocation's budget, in its unit, counted in the arrays."""
+    program = program_of(allocation) if allocation.target == Bits.target else None
+    if not isinstance(program, Bits) or program.budget_of == "weights":
+        return found.total + allocation.dropped_weights
+    bits = found.stored_bits(program.whole)
+    return bits if program.budget_of == "stored" else bits / 8 + (program.beside or 0)
 
 
 def save_forms(model: Decoder, loaded: Loaded, directory: str | Path, *, checkpoint: bool = True) -> Saved:

@@ -55,7 +55,7 @@ def _by_divergence(court: Court, name: str) -> Choice:
 
 def _space(court: Court) -> Space:
     """Shares of weights, or widths, from uniform ones."""
-    size, level = _sizes(court), np.full(len(court.shapes), court.program.budget)
+    size, level = _sizes(court), np.full(len(court.shapes), court.posed.budget.mean)
     if court.program.target == "sparsity":
         free = free_shares(court.posed, size)
         return Shares(projected(level, free), free, court.settings.move * float(size.mean()))

@@ -28,7 +28,7 @@ def autoscheme(evidence: Evidence, *, total: float, menu: Menu | None = None) ->
 
     Args:
       evidence: with `kernels`, of which the sizes are read, and `bit_harms`.
-      total: mean bits, weighted by weights; scales and zeros are not counted.
+      total: mean bits, weighted by weights; scales and zeros count where the menu counts them.
       menu: widths, and frozen and tied units; None: any width of the evidence.
 
     Returns:

@@ -16,7 +16,7 @@ def two_widths(menu: Menu, total: float) -> tuple[int, int]:
 
     Args:
       menu: widths, sizes, and frozen and tied units.
-      total: mean bits of all.
+      total: mean bits of all, as the menu counts them.
 
     Returns:
       low and high; one width twice where the menu has nothing beyond it.
@@ -28,11 +28,12 @@ def two_widths(menu: Menu, total: float) -> tuple[int, int]:
       ((2, 4), (8, 8))
     """
     widths, kept = menu.amounts.tolist(), _kept(menu)
-    free = float(menu.size[~kept].sum())
-    left = total * float(menu.size.sum()) - max(widths) * float(menu.size[kept].sum())
-    mean = left / free if free else np.inf
-    low = max((width for width in widths if width < mean), default=min(widths))
-    return low, min((width for width in widths if width > mean), default=max(widths))
+    if kept.all():
+        return max(widths), max(widths)
+    left = total * float(menu.size.sum()) - float(menu.cost[kept, -1].sum())
+    taken = dict(zip(widths, menu.cost[~kept].sum(axis=0).tolist(), strict=True))  # were all the others to have it
+    low = max((width for width in widths if taken[width] < left), default=min(widths))
+    return low, min((width for width in widths if taken[width] > left), default=max(widths))
 
 
 @plan(
@@ -53,7 +54,7 @@ def dynamic_quant(evidence: Evidence, *, total: float, menu: Menu | None = None)
 
     Args:
       evidence: with `kernels`, of which the sizes are read, and `low_slopes`.
-      total: mean bits, weighted by weights; scales and zeros are not counted.
+      total: mean bits, weighted by weights; scales and zeros count where the menu counts them.
       menu: widths, of which those of `two_widths` are taken, and frozen and tied units, these with one s together;
         None: any width of the evidence.
 
@@ -82,7 +83,7 @@ def dynamic_quant(evidence: Evidence, *, total: float, menu: Menu | None = None)
     for threshold in (-np.inf, *np.unique(sensitivity)):
         widths = np.where(sensitivity > threshold, high, low)
         widths[_kept(menu)] = menu.amounts.max()
-        if menu.size @ widths <= total * menu.size.sum() * (1 + 1e-12):
+        if menu.spent(widths) <= total * menu.size.sum() * (1 + 1e-12):
             return jnp.asarray(widths, float)
     msg = f"a mean of {total:g} bits is out of reach: frozen units, and {low} bits for all others, take more."
     raise ValueError(msg)

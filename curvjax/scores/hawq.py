@@ -49,7 +49,7 @@ def hawq(evidence: Evidence, *, total: float, menu: Menu | None = None) -> Float
 
     Args:
       evidence: with `kernels`, of which the sizes are read, `traces`, and `bit_errors`.
-      total: mean bits, weighted by weights; scales and zeros are not counted.
+      total: mean bits, weighted by weights; scales and zeros count where the menu counts them.
       menu: widths, and frozen and tied units; None: any width of the evidence.
 
     Returns:

@@ -34,7 +34,7 @@ def radio(evidence: Evidence, *, total: float, menu: Menu | None = None) -> Floa
 
     Args:
       evidence: with `kernels` and `traces`.
-      total: mean bits, weighted by weights; scales and zeros are not counted.
+      total: mean bits, weighted by weights; scales and zeros count where the menu counts them.
       menu: widths, and frozen and tied units; None: any width of the evidence.
 
     Returns:
@@ -60,13 +60,18 @@ def radio(evidence: Evidence, *, total: float, menu: Menu | None = None) -> Floa
         saturating_utility(2 * np.log(2)),  # 4^-b, less 1
         weight=square * _spread(evidence),
         cost=menu.size,
-        budget=min(total, float(widths.max())) * every,
+        budget=min(total * every - _beside(menu), float(widths.max()) * every),
         lower=np.where(menu.held, widths.max(), widths.min()).astype(float),
         upper=float(widths.max()),
         ties=menu.groups,
     ).amount
     found = menu.choice(menu.size[:, None] * (widths - np.asarray(bits)[:, None]) ** 2, budget=total * every)
     return jnp.asarray(widths[found.choice], float)
+
+
+def _beside(menu: Menu) -> float:
+    """What no entry is without: scales and zeros of the least ones."""
+    return 0.0 if menu.extra is None else float(menu.extra[:, 0].sum())
 
 
 def _spread(evidence: Evidence) -> Float[np.ndarray, " K"]:

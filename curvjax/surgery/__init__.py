@@ -1,12 +1,12 @@
 """Model surgery: adapters, experts, pruning and masks. Every operation returns a copy and counts what it did."""
 
 from curvjax.registry import import_all
+from curvjax.storage import Format as Format
 from curvjax.surgery.adapters import SCALES as SCALES
 from curvjax.surgery.adapters import STARTS as STARTS
 from curvjax.surgery.adapters import LoRA as LoRA
 from curvjax.surgery.adapters import LoRAMixture as LoRAMixture
 from curvjax.surgery.codes import Codes as Codes
-from curvjax.surgery.codes import Format as Format
 from curvjax.surgery.codes import decoded as decoded
 from curvjax.surgery.codes import nearest as nearest
 from curvjax.surgery.costs import Cost as Cost

@@ -4,7 +4,7 @@ Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quan
 Transformers", 2022, arXiv 2210.17323, section 4 and the grid of its program.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
-WIDTHS = range(2, 9)
-UNTOUCHED = 16
-"""The width that stands for a kernel left as it is."""
-
-
-class Format(NamedTuple):
-    """How codes are read back: weight = (code - zero) scale.
-
-    group: inputs next to each other that share a scale of each output; -1: all of them. symmetric: the grid reaches as
-    far below zero as above, and no zeros are stored; otherwise it spans least to greatest, zero included. scales: the
-    type they are stored in; a scale below its smallest normal number is raised to it.
-    """
-
-    group: int = -1
-    symmetric: bool = True
-    scales: Literal["float32", "float16"] = "float32"
+from curvjax.storage import WIDTHS, Format, group_count
 
 
 class Codes(NamedTuple):
@@ -89,11 +74,6 @@ def require_format(shape: tuple[int, ...], bits: object, form: Format) -> None:
     if form.scales not in ("float32", "float16"):
         msg = f"scales must be float32 or float16; got {form.scales!r}."
         raise ValueError(msg)
-
-
-def group_count(inputs: int, form: Format) -> int:
-    """Groups of inputs, and so scales of each output."""
-    return 1 if form.group == -1 else inputs // form.group
 
 
 def grid(weights: Float[Array, "*n I O"], bits: int | Int[Array, ""], form: Format) -> tuple[Array, Array]:

@@ -16,18 +16,8 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.models import Decoder
 from curvjax.records import Rebuilt
-from curvjax.surgery.codes import (
-    UNTOUCHED,
-    Codes,
-    Format,
-    decoded,
-    encoded,
-    finite,
-    grid,
-    group_count,
-    require_format,
-    weight_of,
-)
+from curvjax.storage import UNTOUCHED, Format, group_count
+from curvjax.surgery.codes import Codes, decoded, encoded, finite, grid, require_format, weight_of
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
 from curvjax.surgery.second_moment import (

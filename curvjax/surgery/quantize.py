@@ -15,17 +15,8 @@ from curvjax.layers import Unit, module_path
 from curvjax.models import Decoder, Linear, affine, parameters, submodules
 from curvjax.models.rebuilt import Facts, ModuleSize, rebuilt_module
 from curvjax.records import Rebuilt, plain
-from curvjax.surgery.codes import (
-    UNTOUCHED,
-    Codes,
-    Format,
-    decoded,
-    group_count,
-    nearest,
-    packed,
-    require_format,
-    unpacked,
-)
+from curvjax.storage import UNTOUCHED, Format, stored_bytes
+from curvjax.surgery.codes import Codes, decoded, nearest, packed, require_format, unpacked
 from curvjax.surgery.method import Counts, Progress, Surgery, account, surgery
 from curvjax.surgery.projections import kernel_units, linear_with, projections, rebuilt, replaced
 
@@ -252,9 +243,7 @@ def _planned(kernel: jax.Array, bits: int, form: Format) -> list[int]:
     inputs, outputs = kernel.shape
     if bits == UNTOUCHED:
         return [kernel.size, kernel.nbytes, 0, 0]
-    scales = group_count(inputs, form) * outputs
-    codes = -(-inputs * bits // 8) * outputs
-    return [kernel.size, codes, scales * np.dtype(form.scales).itemsize, 0 if form.symmetric else scales]
+    return [kernel.size, *stored_bytes((inputs, outputs), bits, form)]
 
 
 def _counted(child: nnx.Module) -> list[int]:

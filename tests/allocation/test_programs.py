@@ -1,5 +1,6 @@
 """The programs as values: what they cost, refuse and round to, over units that are only shapes."""
 
+import itertools
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -249,3 +250,58 @@ def test_bits_that_frozen_units_leave_no_room_for_are_refused():
     posed = Bits(4, frozen=tuple(unit.name for unit in LAYERS)).pose(LAYERS)
     with pytest.raises(ValueError, match="out of reach: the cheapest choices cost 61440"):
         posed.whole(Q)
+
+
+SIDES = ((128, 64), (64, 128), (128, 128))
+STORED = tuple(UnitShape(f"layers.{k}", k, {f"layers.{k}.mlp.up_proj": side}) for k, side in enumerate(SIDES))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("settings", "overhead"),
+    [({}, 24 / 64), ({"symmetric": True, "group": 32}, 0.5), ({"scales": "float32", "group": 16}, 2.5)],
+)
+def test_stored_bits_count_scales_and_zeros_and_are_the_best_within_the_budget(seed, settings, overhead):
+    program = Bits(4.9, budget_of="stored", allowed=(2, 3, 4, 8), **settings)
+    posed, q = program.pose(STORED), np.random.default_rng(seed).uniform(0.1, 1.0, 3)
+    size = np.array([a * b for a, b in SIDES])
+    spent = {
+        bits: float(size @ (np.array(bits) + overhead)) for bits in itertools.product(program.allowed, repeat=len(size))
+    }
+    harm = {bits: float(q @ 4.0 ** -np.array(bits)) for bits in spent if spent[bits] <= 4.9 * size.sum()}
+    found = posed.whole(q)
+    assert harm[tuple(found.amount.tolist())] == pytest.approx(min(harm.values()), rel=1e-12)
+    assert posed.spent(found.amount) == pytest.approx(spent[tuple(found.amount.tolist())], rel=1e-12)
+    assert found.unspent == pytest.approx(4.9 * size.sum() - posed.spent(found.amount))
+    assert posed.budget.mean == pytest.approx(4.9 - overhead)
+
+
+def test_a_file_has_room_for_its_widths_beside_what_has_none():
+    weights = sum(a * b for a, b in SIDES)
+    given = {"budget_of": "file", "beside": 1000, "allowed": (4, 8, 16), "whole": 16, "frozen": ("layers.1",)}
+    least = 1000 + (8192 * 16 + 24576 * 4.375) / 8
+    posed = Bits(least, **given).pose(STORED)
+    assert posed.whole(np.ones(3)).amount.tolist() == [4, 16, 4]
+    assert posed.beside + posed.spent(np.array([4, 16, 4])) == least
+    assert Bits(1000 + 2 * weights, **given).pose(STORED).whole(np.ones(3)).amount.tolist() == [16, 16, 16]
+    with pytest.raises(
+        ValueError, match=r"30,823 bytes is out of reach: 1,000 are taken .* least widths take 29,824, .* 30,824 are"
+    ):
+        Bits(least - 1, **given).pose(STORED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"allowed": (4, 12)}, r"stored are widths of 2 to 8 bits, or 16, with .* got \(4, 12\)"),
+        ({"scales": "int8"}, "float16 or float32 scales; got .*'int8'"),
+        ({"group": 48}, r"a group must divide the inputs of \['layers.0.mlp.up_proj'\], or be -1 for all; got 48"),
+        ({"group": 0}, r"inputs of \['layers.0'\], or be -1 for all; got 0"),
+        ({"group": 2, "allowed": (4, 8, 16), "whole": 16}, "layers.0 takes 163,840 bits at width 8 and 131,072 at 16"),
+        ({"allowed": (4, 8)}, r"4 bits a weight are out of reach: with scales and zeros the least widths take 4\.375"),
+        ({"budget_of": "file"}, "bytes of a file need those of all that has no width"),
+    ],
+)
+def test_bits_that_cannot_be_stored_or_reached_are_refused_with_numbers(settings, match):
+    with pytest.raises(ValueError, match=match):
+        Bits(**{"budget": 4.0, "budget_of": "stored"} | settings).pose(STORED)

@@ -5,13 +5,14 @@ import pytest
 
 from curvjax.allocation import Bits, Sparsity
 from curvjax.data import Document
+from curvjax.layers import UnitShape
 from curvjax.records import Allocation, Descent
 from curvjax.runs import rounds
 from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import TextSettings, packed
-from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, Wanda
+from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, Wanda, projections
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)
@@ -196,3 +197,17 @@ def test_channels_go_by_mlps(shallow, parts):
 def test_methods_without_prices_of_a_target_are_refused(shallow, parts):
     with pytest.raises(ValueError, match="wanda takes sparsity, not bits"):
         descend(shallow, *parts, BITS, Wanda(), SETTINGS)
+
+
+def test_a_descent_of_stored_bits_never_exceeds_them(shallow, parts):
+    program = Bits(5.5, budget_of="stored", group=8, symmetric=True, allowed=(2, 3, 4, 16))
+    method = Nearest(group=8, symmetric=True)
+    found = descend(shallow, *parts, program, method, dataclasses.replace(MENU, iterations=1))
+    budget = found.allocation.budget
+    assert budget.planned <= budget.requested == 5.5 * sum(unit.size for unit in found.allocation.units)
+    assert len(found.iterates) > 1
+    kernels = projections(shallow.model)
+    posed = program.pose([UnitShape(name, 0, {name: kernels[name].kernel.shape}) for name in found.units])
+    assert all(posed.spent(np.asarray(look.amounts)) <= budget.requested for look in found.iterates)
+    with pytest.raises(ValueError, match="but nearest stores"):
+        descend(shallow, *parts, program, Nearest(group=8), MENU)

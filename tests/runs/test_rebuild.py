@@ -7,7 +7,7 @@ import pytest
 
 from curvjax.allocation import Bits, Experts, Ranks, Sparsity
 from curvjax.interop import require_new
-from curvjax.models import load_model, model_hash, parameters
+from curvjax.models import all_arrays, load_model, model_hash, parameters
 from curvjax.records import Allocation, Rebuilt, UnitAmount
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
@@ -300,3 +300,33 @@ def test_a_folder_with_anything_in_it_is_refused_before_any_work(tmp_path):
     (tmp_path / "precious").touch()
     with pytest.raises(FileExistsError, match="is not empty; name a new folder"):
         require_new(tmp_path)
+
+
+@pytest.mark.parametrize("of", ["stored", "file"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_checkpoint_takes_the_bytes_that_were_planned_with_scales_and_zeros(loaded, gains, tmp_path, of, symmetric):
+    form = {"group": 8, "symmetric": symmetric}
+    rest = gains.origin.model.parameters - 12 * WEIGHTS
+    budget = 8.0 if of == "stored" else 12 * WEIGHTS + 4 * rest
+    plan = allocate(gains, Bits(budget, budget_of=of, allowed=(2, 3, 4, 16), frozen=("layers.5",), **form))
+    assert set(plan.amounts.values()) == ({3, 4, 16} if symmetric else {2, 3, 16})
+    found = rebuild(loaded, plan, Nearest(**form))
+    saved = save(found, tmp_path / of, allocation=plan)
+    written = Allocation.load(tmp_path / of / "allocation.json").budget
+    assert written.realised == written.planned <= written.requested
+    again = open_model(str(saved.checkpoint)).model
+    total = sum(array.nbytes for array in all_arrays(again).values())
+    outside = sum(array.nbytes for path, array in all_arrays(again).items() if not coded_or_kernel(path))
+    assert written.realised == (total if of == "file" else 8 * (total - outside))
+    assert written.unit == {"stored": "bits with scales and zeros", "file": "bytes"}[of]
+
+
+def coded_or_kernel(path):
+    return path.startswith("layers.") and path.endswith((".kernel", ".codes", ".scales", ".zeros"))
+
+
+def test_a_budget_of_stored_bits_is_of_the_methods_own_grid(loaded, gains):
+    plan = allocate(gains, Bits(6.5, budget_of="stored", group=8))
+    for method in (Nearest(group=16), Nearest(group=8, symmetric=True), Nearest(group=8, scales="float32")):
+        with pytest.raises(ValueError, match=r"the budget counts Format\(group=8, .* but nearest stores Format\("):
+            rebuild(loaded, plan, method)
