@@ -21,13 +21,18 @@ class CodedExport(NamedTuple):
     change: float = 0.0
 
 
+def coded_modules(model: Decoder) -> dict[str, QuantizedLinear]:
+    """The projections that are stored as codes, by path."""
+    return {path: child for path, child in submodules(model).items() if isinstance(child, QuantizedLinear)}
+
+
 def coded_projections(model: Decoder) -> dict[str, QuantizedLinear]:
     """Every projection that is stored as codes, by path.
 
     Raises:
       ValueError: if there is none.
     """
-    found = {path: child for path, child in submodules(model).items() if isinstance(child, QuantizedLinear)}
+    found = coded_modules(model)
     if not found:
         msg = "no projection is stored as codes; quantise the model first (curvjax quantize), or export safetensors."
         raise ValueError(msg)

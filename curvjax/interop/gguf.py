@@ -1,20 +1,31 @@
-"""Codes as tensors of a GGUF file: another file's copy, in which the projections that are codes have a type each.
+"""Models as GGUF files: another file's copy, in which the projections that are codes have a type each.
 
 All else is carried over byte for byte: metadata, tokenizer, embeddings, norms, projections that were left as they are.
+Where the model has other sizes than the file, its tensors are written anew; see `curvjax.interop.gguf_layers`.
 
 Source: llama.cpp's `convert_hf_to_gguf.py` for names and the order of rows; `gguf.GGUFWriter` as of version 0.19.
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys
 
-from curvjax.interop.coded import CodedExport, coded_projections, counted, zeros
+from curvjax.interop.coded import CodedExport, coded_modules, coded_projections, counted, zeros
 from curvjax.interop.folder import new_folder
 from curvjax.interop.gguf_blocks import Grid, block_type, blocks, offset_change
-from curvjax.models import Decoder, config_from_gguf, decoder_from_gguf, gguf_rows, parameters, read_gguf
+from curvjax.interop.gguf_layers import (
+    SIZE_KEYS,
+    Stored,
+    add_sizes,
+    plain_tensors,
+    require_writable,
+    written_architecture,
+)
+from curvjax.models import Decoder, DecoderConfig, config_from_gguf, decoder_from_gguf, gguf_rows, parameters, read_gguf
 from curvjax.models.gguf_file import GGUFFile
 from curvjax.surgery import QuantizedLinear
 from curvjax.surgery.codes import unpacked
@@ -28,10 +39,11 @@ def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedE
     """Write `directory/model.gguf`: the file `base`, with the projections that are codes in their place.
 
     Codes and scales are as they are, and so are offsets but for those of Q4_1 and Q5_1, which have them in float16;
-    see `curvjax.interop.gguf_blocks` for what each type holds.
+    see `curvjax.interop.gguf_blocks` for what each type holds. A model with fewer layers, channels or heads than `base`
+    needs no codes; all its tensors are its own, and only tokenizer and other metadata are those of `base`.
 
     Args:
-      model: a decoder with projections stored as codes, of the model in `base`.
+      model: a decoder with projections stored as codes, of the model in `base`, or one cut out of it.
       base: a GGUF file of any types; of a model in parts any one.
       directory: must be new or empty; written whole or not at all.
 
@@ -41,10 +53,16 @@ def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedE
     Raises:
       FileExistsError: if `directory` holds anything.
       ValueError: if no projection is stored as codes, GGUF has no type for a grid, the scales are not float16, or the
-        rest of the model is not that of `base`.
+        rest of the model is not that of `base`; of a model of other sizes if its family has no place for them.
     """
-    found, file = coded_projections(model), read_gguf(base)
-    _require_base(model, file)
+    file = read_gguf(base)
+    cut = _sizes(model.config) != _sizes(config_from_gguf(file))
+    if cut:
+        require_writable(model, file)
+        found = coded_modules(model)
+    else:
+        found = coded_projections(model)
+        _require_base(model, file)
     kinds = {path: _kind(path, linear) for path, linear in found.items()}
     tensors: dict[str, dict[int, tuple[str, np.ndarray]]] = {}  # by name and first row
     size, change = 0, 0.0
@@ -56,10 +74,32 @@ def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedE
         placed[order - order.min()] = rows
         tensors.setdefault(name, {})[int(order.min())] = path, placed
         size, change = size + rows.nbytes, max(change, offset_change(grid, kinds[path]))
-    whole = {name: _whole(name, parts, kinds, file) for name, parts in tensors.items()}
+    if cut:
+        whole = plain_tensors(model, file) | {name: _only(parts, kinds) for name, parts in tensors.items()}
+    else:
+        coded = {name: _whole(name, parts, kinds, file) for name, parts in tensors.items()}
+        whole = {name: coded.get(name) or _carried(file, name) for name in file.tensors}
     with new_folder(directory) as new:
-        _write(file, whole, new / MODEL_FILE)
+        _write(file, whole, new / MODEL_FILE, model.config if cut else None)
     return counted(found, size, change)
+
+
+def _sizes(config: DecoderConfig) -> tuple[Any, ...]:
+    """What `gguf_layers` can change."""
+    one = config.intermediate_size, config.num_heads, config.num_kv_heads
+    return config.num_layers, *one, config.intermediate_sizes, config.kv_heads
+
+
+def _only(parts: dict[int, tuple[str, np.ndarray]], kinds: dict[str, GGMLQuantizationType]) -> Stored:
+    """A projection that is a tensor by itself."""
+    ((path, rows),) = parts.values()
+    return kinds[path], rows
+
+
+def _carried(file: GGUFFile, name: str) -> Stored:
+    """A tensor as it is."""
+    info = file.tensors[name]
+    return info.type, file.data[info.file][info.start : info.start + info.size].reshape(*info.shape[:-1], -1)
 
 
 def _require_base(model: Decoder, file: GGUFFile) -> None:
@@ -110,28 +150,31 @@ def _whole(
     return types.pop(), np.concatenate(rows)
 
 
-def _write(file: GGUFFile, coded: dict[str, tuple[GGMLQuantizationType, np.ndarray]], path: Path) -> None:
+def _write(file: GGUFFile, tensors: dict[str, Stored], path: Path, sizes: DecoderConfig | None) -> None:
+    """The metadata of `file`, with other `sizes` or its own, and these tensors."""
     reader = GGUFReader(next(iter(file.data)))  # knows the types that numbers are stored in
-    writer = GGUFWriter(path, str(file.metadata[Keys.General.ARCHITECTURE]))
+    before = str(file.metadata[Keys.General.ARCHITECTURE])
+    writer = GGUFWriter(path, before if sizes is None else written_architecture(sizes, file))
     alignment = file.metadata.get(Keys.General.ALIGNMENT)
     if isinstance(alignment, int):
         writer.add_custom_alignment(alignment)
+    left_out = _REPLACED | (set() if sizes is None else {f"{before}.{key}" for key in SIZE_KEYS})
     for field in reader.fields.values():
-        if field.name in _REPLACED or field.name.startswith("GGUF."):
+        if field.name in left_out or field.name.startswith("GGUF."):
             continue
         kind = field.types[0]
         inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+        name = re.sub(rf"^{before}\.", f"{writer.arch}.", field.name)
+        writer.add_key_value(name, field.contents(), kind, sub_type=inner)
+    if sizes is not None:
+        add_sizes(writer, sizes)
     if Keys.General.QUANTIZATION_VERSION not in file.metadata:
         writer.add_quantization_version(GGML_QUANT_VERSION)
-    rows = {}
-    for name, info in file.tensors.items():
-        stored = file.data[info.file][info.start : info.start + info.size].reshape(*info.shape[:-1], -1)
-        kind, rows[name] = coded.get(name, (info.type, stored))
-        writer.add_tensor_info(name, rows[name].shape, rows[name].dtype, rows[name].nbytes, kind)
+    for name, (kind, rows) in tensors.items():
+        writer.add_tensor_info(name, rows.shape, rows.dtype, rows.nbytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for value in rows.values():
-        writer.write_tensor_data(value)
+    for _, rows in tensors.values():
+        writer.write_tensor_data(rows)
     writer.close()

@@ -21,6 +21,7 @@ from curvjax.models.demo import Demonstration as Demonstration
 from curvjax.models.demo import demonstration_files as demonstration_files
 from curvjax.models.gguf import decoder_from_gguf as decoder_from_gguf
 from curvjax.models.gguf import gguf_rows as gguf_rows
+from curvjax.models.gguf import gguf_tensor as gguf_tensor
 from curvjax.models.gguf_config import config_from_gguf as config_from_gguf
 from curvjax.models.gguf_file import GGUFFile as GGUFFile
 from curvjax.models.gguf_file import read_gguf as read_gguf

@@ -30,7 +30,7 @@ class DecoderConfig:
     embedding_scale: factor on token embeddings (Gemma: sqrt of hidden_size).
     gated_mlp: down(act(gate) * up) or down(act(up)). tied: the head is the embedding transposed.
     intermediate_sizes, kv_heads: per layer, in place of `intermediate_size` and `num_kv_heads`; empty means all alike.
-      Each key head serves num_heads / num_kv_heads query heads in every layer. Only own checkpoints can hold them.
+      Each key head serves num_heads / num_kv_heads query heads in every layer. Own checkpoints can hold them, and GGUF.
     """
 
     architecture: str = "llama"
@@ -102,6 +102,11 @@ class DecoderConfig:
     def attention_scale(self) -> float:
         """The factor on q.k."""
         return (self.head_dim if self.query_scalar is None else self.query_scalar) ** -0.5
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether layers have sizes of their own."""
+        return bool(self.intermediate_sizes or self.kv_heads)
 
     def layer_intermediate_size(self, layer: int) -> int:
         """Channels of the MLP of `layer`."""

@@ -54,7 +54,7 @@ def decoder_from_gguf(file: GGUFFile, *, dtype: DTypeLike = jnp.float32) -> Deco
     """The decoder that a GGUF file holds, dequantised.
 
     Args:
-      file: of `read_gguf`; architectures llama (also Mistral), qwen2, qwen3, gemma2, gemma3 and gpt2.
+      file: of `read_gguf`; architectures llama (also Mistral), deci, qwen2, qwen3, gemma2, gemma3 and gpt2.
       dtype: of all parameters.
 
     Returns:
@@ -100,11 +100,11 @@ def _source(path: str, shape: tuple[int, ...], config: DecoderConfig) -> _Source
 
 
 def gguf_rows(path: str, shape: tuple[int, ...], config: DecoderConfig) -> tuple[str, np.ndarray]:
-    """The tensor that holds a kernel, and which of its rows each output of ours is.
+    """The tensor that holds a kernel, and which of its rows each output of ours is; of vectors each entry.
 
     Args:
-      path: of the kernel.
-      shape: ours, (in, out).
+      path: of the kernel, or of another parameter.
+      shape: ours, (in, out) of a kernel.
       config: of the model.
 
     Returns:
@@ -112,6 +112,24 @@ def gguf_rows(path: str, shape: tuple[int, ...], config: DecoderConfig) -> tuple
     """
     source = _source(path, shape, config)
     return source.name, _ordered(path, np.arange(source.shape[0])[source.rows], config)
+
+
+def gguf_tensor(path: str, value: np.ndarray, config: DecoderConfig) -> tuple[str, np.ndarray]:
+    """The tensor that holds a parameter by itself, and its values in the order in which they are stored there.
+
+    Args:
+      path: of the parameter; in families that fuse no projections and store norms as they are.
+      value: in our layout.
+      config: of the model.
+
+    Returns:
+      The tensor's name, and `[rows, ...]`.
+    """
+    name, order = gguf_rows(path, value.shape, config)
+    rows = value.T if path.endswith(".kernel") else value
+    placed = np.empty_like(rows)
+    placed[order] = rows
+    return name, placed
 
 
 def _value(path: str, source: _Source, file: GGUFFile, config: DecoderConfig) -> np.ndarray:
@@ -126,11 +144,12 @@ def _value(path: str, source: _Source, file: GGUFFile, config: DecoderConfig) ->
 
 def _ordered(path: str, rows: np.ndarray, config: DecoderConfig) -> np.ndarray:
     """Rows as they are stored in our order."""
-    if config.architecture in {"llama", "mistral"} and ".self_attn.q_proj." in path:
-        return halves_from_pairs(rows, config.num_heads)
-    if config.architecture in {"llama", "mistral"} and ".self_attn.k_proj." in path:
-        return halves_from_pairs(rows, config.num_kv_heads)
-    return rows
+    if config.architecture not in {"llama", "mistral"} and not config.per_layer:  # deci is Llama's order too
+        return rows
+    keys = config.layer_kv_heads(layer_index(path))
+    if ".self_attn.q_proj." in path:
+        return halves_from_pairs(rows, keys * (config.num_heads // config.num_kv_heads))
+    return halves_from_pairs(rows, keys) if ".self_attn.k_proj." in path else rows
 
 
 def halves_from_pairs(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ from curvjax.models.hf_names import listed
 from curvjax.models.rope import Llama3Bands, Rope
 
 ROPE_FACTORS = "rope_freqs.weight"
+DECI = "deci"
+"""Llama with sizes of their own for each layer."""
 
 _FAMILIES = {
     "llama": "llama",  # Mistral too
+    DECI: "llama",  # or Qwen 2, by its biases
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "gemma2": "gemma2",
@@ -69,6 +73,7 @@ _ROTARY_NUMBERS = (
     "rope.dimension_count",
 )
 _SCALES = ("rope.scaling.factor", "rope.scale_linear")  # the second is the name of 2023
+_QUERY_BIAS, _OUTPUT_BIAS = "blk.0.attn_q.bias", "blk.0.attn_output.bias"
 _PATTERN = "attention.sliding_window_pattern"
 _HARMLESS = {
     "vocab_size",  # the tokens are counted, and the table compared with them
@@ -129,6 +134,7 @@ def config_from_gguf(file: GGUFFile) -> DecoderConfig:
         for key, value in metadata.items()
         if key.startswith(f"{architecture}.")
     }
+    sizes = _layer_sizes(file, settings) if architecture == DECI else {}
     required = _GPT2 if architecture == "gpt2" else _ROTARY
     optional = _OPTIONAL.get(architecture, {})
     numbers = () if architecture == "gpt2" else (*_ROTARY_NUMBERS, *_SCALES)
@@ -144,7 +150,30 @@ def config_from_gguf(file: GGUFFile) -> DecoderConfig:
         **({} if architecture == "gpt2" else _rotary_entries(file, architecture, settings)),
     }
     family = "mistral" if architecture == "llama" and "sliding_window" in entries else _FAMILIES[architecture]
-    return config_from_hf({"model_type": family, **entries}, source=f"{file.path}: metadata")
+    if architecture == DECI and {_QUERY_BIAS, _OUTPUT_BIAS} & file.tensors.keys() == {_QUERY_BIAS}:
+        family = "qwen2"
+        del entries["attention_bias"], entries["mlp_bias"]
+    return replace(config_from_hf({"model_type": family, **entries}, source=f"{file.path}: metadata"), **sizes)
+
+
+def _layer_sizes(file: GGUFFile, settings: dict[str, Any]) -> dict[str, Any]:
+    """Each layer's sizes as fields of `DecoderConfig`; in `settings` the largest take their place."""
+    count, found = settings.get("block_count"), {}
+    for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+        value = settings.get(key)
+        whole = isinstance(value, np.ndarray) and value.dtype.kind in "iu"
+        if not whole or value.size != count or value.min() < 1:
+            msg = (
+                f"{file.path}: deci.{key} must be one number above 0 for each of the {count} layers, since layers "
+                f"without attention or MLP are not supported; found {value!r:.100}."
+            )
+            raise ValueError(msg)
+        found[key], settings[key] = value, int(value.max())
+    heads, keys, inner = found.values()
+    if np.unique(heads * keys[0] - keys * heads[0]).tolist() != [0]:
+        msg = f"{file.path}: every layer needs as many query heads for a key head; found {heads} for {keys}."
+        raise ValueError(msg)
+    return {"kv_heads": tuple(keys.tolist()), "intermediate_sizes": tuple(inner.tolist())}
 
 
 def _check_numbers(file: GGUFFile, architecture: str, settings: Mapping[str, Any], keys: list[str]) -> None:
@@ -224,7 +253,7 @@ def _rotary_entries(file: GGUFFile, architecture: str, settings: Mapping[str, An
             raise ValueError(msg)
     base = _decimal(settings.get("rope.freq_base", 10000.0))
     all_layers = settings["block_count"] == _GEMMA_27B_LAYERS.get(architecture)
-    biases = {"attention_bias": "blk.0.attn_output.bias" in file.tensors}
+    biases = {"attention_bias": _OUTPUT_BIAS in file.tensors}
     entries: dict[str, Any] = {
         "num_key_value_heads": settings.get("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -234,7 +263,7 @@ def _rotary_entries(file: GGUFFile, architecture: str, settings: Mapping[str, An
     if architecture.startswith("gemma"):
         entries |= {"query_pre_attn_scalar": width / heads if all_layers else head_dim}
         entries |= _pattern(file, architecture, settings)
-    if architecture == "llama" and "attention.sliding_window" not in settings:
+    if architecture in {"llama", DECI} and "attention.sliding_window" not in settings:
         entries |= biases | {"mlp_bias": "blk.0.ffn_up.bias" in file.tensors}
     return entries | (biases if architecture in {"qwen3", "gemma2", "gemma3"} else {})
 

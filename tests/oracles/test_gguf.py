@@ -3,6 +3,7 @@
 import json
 import urllib.request
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xllamacpp
@@ -13,8 +14,12 @@ from curvjax.interop import save_gguf
 from curvjax.models import gguf_rows, load_model
 from curvjax.models.demo import demonstration_files
 from curvjax.runs.export import ExportSettings, export_codes
-from curvjax.surgery import dequantized, projections
+from curvjax.surgery import dequantized, drop_layers, projections
+from curvjax.surgery.structured import prune_channels, prune_heads
 from tests.interop.coded_models import coded, logits
+from tests.interop.test_gguf_layers import CUT, smaller
+from tests.models.gguf_files import metadata, write_gguf
+from tests.models.test_gguf import CONFIGS, checkpoint
 
 pytestmark = pytest.mark.oracle
 SYMMETRIC = {2: "TQ2_0", 3: "Q3_K", 4: "Q4_0", 5: "Q5_0", 6: "Q6_K", 8: "Q8_0"}
@@ -106,3 +111,32 @@ def test_asymmetric_codes_move_by_less_than_a_step_of_their_grid(smollm2, tmp_pa
             linear = getattr(linear, name)
         steps = np.repeat(np.asarray(linear.scales[...], np.float32), 32, axis=0)
         assert 0 < (moved / steps).max() <= written.change + 1e-5
+
+
+@pytest.mark.parametrize("family", CUT)
+def test_llama_cpp_runs_layers_of_different_sizes(tmp_path, family):
+    base = write_gguf(tmp_path / "base.gguf", metadata(CONFIGS[family]), checkpoint(family)[1])
+    model = load_model(base).model
+    cut, tokens = smaller(model), np.random.default_rng(3).integers(4, 60, 20).tolist()
+    save_gguf(cut, base, tmp_path / "out")
+    found = log_probabilities(tmp_path / "out" / "model.gguf", tokens, cut.config.vocab_size)
+    reference = ours(cut, tokens)
+    assert np.ptp(reference) > 3
+    assert np.abs(found - reference).max() < 0.02  # it computes partly in float16
+    assert np.abs(found - ours(model, tokens)).max() > 0.2
+
+
+def test_smollm2_with_fewer_layers_heads_and_channels_in_llama_cpp(smollm2, tmp_path):
+    """As near to our logits as the untouched file."""
+    kernels = projections(smollm2.model)
+    inner = [path for path in kernels if path.endswith(("down_proj", "o_proj"))]
+    energies = {path: jnp.ones(kernels[path].kernel.shape[0]) for path in inner}
+    cut = prune_channels(smollm2.model, energies, {"layers.1": 100, "layers.10": 7, "layers.29": 333}).model
+    cut = drop_layers(prune_heads(cut, energies, {"layers.2": 1, "layers.20": 1}).model, [5])
+    base = demonstration_files("smollm2-135m")[0]
+    save_gguf(cut, base, tmp_path / "out")
+    tokens = smollm2.tokenizer.encode(TEXT)
+    found = log_probabilities(tmp_path / "out" / "model.gguf", tokens, cut.config.vocab_size)
+    noise = divergence(ours(smollm2.model, tokens), log_probabilities(base, tokens, cut.config.vocab_size))
+    changed = divergence(ours(cut, tokens), ours(smollm2.model, tokens))
+    assert divergence(ours(cut, tokens), found) < max(3 * noise, changed / 100)
