@@ -242,6 +242,7 @@ def save(
     allocation: Allocation | None = None,
     serve: Serve = "any",
     gguf: str | Path = "",
+    round_to: int = 0,
 ) -> Saved | Path:
     """Write a rebuilt model: in all forms that can hold it, its adapters for PEFT, or its codes for other programs.
 
@@ -250,10 +251,12 @@ def save(
       directory: new or empty.
       format: "curvjax": a dense Hugging Face directory where one exists, a checkpoint of ours, and the records; "peft":
         adapter_config.json and adapter_model.safetensors; "mlx", "compressed-tensors": a directory with codes, scales
-        and offsets as they are, for mlx-lm, and for transformers and vLLM; "gguf": a GGUF file with them.
+        and offsets as they are, for mlx-lm, and for transformers and vLLM; "gguf": a GGUF file with them, or with
+        layers of different sizes, which "nemotron-nas" can hold too, for mlx-lm.
       allocation: written beside it, with the budget realised; for "curvjax" only.
       serve: "vllm" refuses in compressed-tensors what vLLM does not run.
       gguf: for "gguf", the file that the original was read from, or the demonstration model that is one.
+      round_to: for "nemotron-nas", of which number the widths of MLPs are to be multiples, such as 256.
 
     Returns:
       What was written where.
@@ -276,7 +279,7 @@ def save(
     if format != "curvjax" and allocation is not None:
         msg = f"an allocation is written beside the format 'curvjax' only; leave it out for {format!r}."
         raise ValueError(msg)
-    settings = ExportSettings(serve=serve, gguf=str(gguf))
+    settings = ExportSettings(serve=serve, gguf=str(gguf), round_to=round_to)
     if format not in ("curvjax", "peft"):
         export_codes(rebuilt.model, rebuilt.source, format, settings, directory)
         return Path(directory)

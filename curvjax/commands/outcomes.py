@@ -56,14 +56,16 @@ class Export:
     """Write what other programs load: an allocation as their plan, an adapter, a dense model, or codes as they are."""
 
     source: Argument[str]
-    """allocation.json for peft-config and axolotl (target rank), recipe (sparsity), and auto-round, gptqmodel, torchao,
-    qwix and tensor-types (bits); else a model, as for `score`: for the last three a checkpoint of `quantize`."""
+    """allocation.json for peft-config, axolotl, lora-rules (target rank), recipe (sparsity), and auto-round, gptqmodel,
+    torchao, qwix, tensor-types (bits); else a model, as for `score`: for models with codes, or whose layers differ in
+    size, the checkpoint that `quantize` or `prune` wrote."""
     to: Kind
-    """adapter_config.json for training in PyTorch; axolotl's lora.yaml; llm-compressor's recipe.yaml; plans of widths,
-    tensor-types for llama-quantize; a PEFT adapter; a dense Hugging Face directory; and for models with codes a
-    directory for mlx-lm, one for transformers and vLLM, a GGUF file."""
+    """Ranks for training elsewhere: PEFT's adapter_config.json, axolotl's lora.yaml, qwix's LoraRules; llm-compressor's
+    recipe.yaml; plans of widths, tensor-types for llama-quantize; an adapter for PEFT, or for llama.cpp (gguf-lora); a
+    dense Hugging Face directory; for models with codes a directory for mlx-lm, one for transformers and vLLM, a GGUF
+    file; for models whose layers differ in size a GGUF file, or nemotron-nas for mlx-lm."""
     adapter: Path | None = None
-    """Adapter of `curvjax adapt`: what peft writes, and safetensors folds in."""
+    """Adapter of `curvjax adapt`: what peft and gguf-lora write, and safetensors folds in."""
     model: str = ""
     """The allocation's model, to check the allocation against; tensor-types needs it."""
     out: Path = Path("runs/export")
@@ -74,9 +76,10 @@ class Export:
         """Run the command."""
         written = export(self.source, self.to, self.settings, self.out, adapter=self.adapter, model=self.model)
         if isinstance(written, CodedExport):
-            widths = ", ".join(f"{count} of {bits} bits" for bits, count in written.modules.items())
-            moved = f"; offsets moved by at most {written.change:.2g} of a step" if written.change else ""
-            print(f"{sum(written.modules.values())} projections, {widths}; {written.size:,} bytes{moved}")
+            if written.modules:
+                widths = ", ".join(f"{count} of {bits} bits" for bits, count in written.modules.items())
+                moved = f"; offsets moved by at most {written.change:.2g} of a step" if written.change else ""
+                print(f"{sum(written.modules.values())} projections, {widths}; {written.size:,} bytes{moved}")
         elif written is not None:
             count = "" if written.parameters is None else f", {written.parameters:,} parameters"
             print(f"{written.modules} modules{count}; rank at most {written.max_rank}, to which engines pad the others")

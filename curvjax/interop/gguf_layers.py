@@ -16,7 +16,6 @@ import numpy as np
 from gguf import GGUFWriter
 from gguf.constants import GGMLQuantizationType as Type
 
-from curvjax.layers import layer_index
 from curvjax.models import Decoder, DecoderConfig, config_from_gguf, gguf_tensor, parameters
 from curvjax.models.gguf_config import DECI, ROPE_FACTORS
 from curvjax.models.gguf_file import GGUFFile
@@ -72,10 +71,9 @@ def written_architecture(config: DecoderConfig, file: GGUFFile) -> str:
 
 
 def plain_tensors(model: Decoder, file: GGUFFile) -> dict[str, Stored]:
-    """Tensors of all that is no code, as `name -> type and rows of bytes`, in layer order."""
+    """Tensors of all that is no code, as `name -> type and rows of bytes`."""
     found = {}
-    values = sorted(parameters(model).items(), key=lambda item: layer_index(item[0]))
-    for path, value in values:
+    for path, value in parameters(model).items():
         name, rows = gguf_tensor(path, np.asarray(value, np.float32), model.config)
         found[name] = narrowed(rows)
     if ROPE_FACTORS in file.tensors:

@@ -74,6 +74,42 @@ def lora_yaml(config: Mapping[str, Any]) -> str:
     return "".join(f"{key}: {json.dumps(value, indent=2)}\n" for key, value in entries.items())  # JSON is YAML
 
 
+def lora_rules(ranks: Mapping[str, int], scales: Mapping[str, float]) -> str:
+    """Fields of `qwix.LoraRule`s, one for each module, for `LoraProvider([LoraRule(**rule) for rule in rules])`.
+
+    A module is matched by its place in the layers, whatever holds these, and whether its attention is called
+    `self_attn`, as here and in Hugging Face's models, or `attn`, as in Tunix's. Its factor on A B is alpha / rank.
+
+    Args:
+      ranks: `module path -> rank`, of paths such as `layers.3.self_attn.q_proj`; those of rank 0 are left out.
+      scales: factor of each module that is not left out.
+
+    Returns:
+      The text of a JSON file.
+
+    Example:
+      >>> from curvjax.interop import lora_rules
+      >>> rules = lora_rules({"layers.3.self_attn.q_proj": 2}, {"layers.3.self_attn.q_proj": 0.5})
+      >>> " ".join(rules.split())
+      '[ { "module_path": "(.*/)?layers/3/(self_)?attn/q_proj", "rank": 2, "alpha": 1.0 } ]'
+
+    Source: qwix 0.1.8, `LoraProvider`; Tunix, `tunix/models/llama3/params.py` for its names.
+    """
+    return _json([
+        {
+            "module_path": f"(.*/)?{_rule_path(path)}",
+            "rank": int(rank),
+            "alpha": float(f"{scales[path] * rank:.15g}"),
+        }
+        for path, rank in ranks.items()
+        if rank
+    ])
+
+
+def _rule_path(path: str) -> str:
+    return "/".join("(self_)?attn" if part == "self_attn" else re.escape(part) for part in path.split("."))
+
+
 def _auto_round(widths: Widths, form: Format) -> str:
     """`AutoRound(layer_config=...)`: source auto-round 0.16, `layer_config_resolver`."""
     untouched = {"bits": UNTOUCHED, "data_type": "float"}

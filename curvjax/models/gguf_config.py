@@ -36,6 +36,8 @@ _FAMILIES = {
     "gemma3": "gemma3_text",
     "gpt2": "gpt2",
 }
+ARCHITECTURES = {family: name for name, family in _FAMILIES.items() if name != DECI} | {"mistral": "llama"}
+"""GGUF's name of each family."""
 _ROTARY = {  # metadata key under the architecture's name -> config.json's
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",

@@ -33,6 +33,7 @@ def save_hf(
     shard_bytes: int = 5_000_000_000,
     coded: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({}),
     entries: Mapping[str, Any] = MappingProxyType({}),
+    described: DecoderConfig | None = None,
 ) -> None:
     """Write `model` as config.json and safetensors that `load_hf` and transformers load with equal logits.
 
@@ -50,6 +51,7 @@ def save_hf(
       coded: `kernel path -> {suffix: array}`, written as `NAME.suffix` in place of the kernel's `NAME.weight`, for
         another program, which then is the one that loads it.
       entries: of config.json, over those that it would have.
+      described: what config.json is to say where `entries` say the rest, such as sizes of layers; None: the model's.
 
     Raises:
       FileExistsError: if `directory` holds files that this function did not write.
@@ -57,7 +59,7 @@ def save_hf(
     """
     directory, beside = Path(directory).resolve(), beside or SideFiles()
     require_replaceable(directory)
-    tensors, config = _stored(model, beside), hf_entries(model.config, beside)
+    tensors, config = _stored(model, beside), hf_entries(described or model.config, beside)
     config |= _dtype_entries(config, tensors) | dict(entries)
     tensors = _with_codes(tensors, model.config, coded)
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,9 @@ from curvjax.interop import (
     require_new,
     save_compressed_tensors,
     save_gguf,
+    save_gguf_lora,
     save_mlx,
+    save_nemotron,
     save_peft,
     save_peft_config,
 )
@@ -25,14 +27,15 @@ from curvjax.models.hf_names import stored_module
 from curvjax.models.hf_save import require_replaceable
 from curvjax.records import Allocation
 from curvjax.runs.adapt import ADAPTER_SCHEMA, adapted_model, load_adapter
-from curvjax.runs.export_plans import export_axolotl, export_widths
+from curvjax.runs.export_plans import export_axolotl, export_lora_rules, export_widths
 from curvjax.runs.open import open_model
 from curvjax.runs.stored_names import Family, amounts_of_projections, family_of, ordered_units, stored_unit
 from curvjax.surgery import SCALES, Format, by_projection, dense_equivalent, projections
 
-Coded = Literal["mlx", "compressed-tensors", "gguf"]
+Coded = Literal["mlx", "compressed-tensors", "gguf", "nemotron-nas"]
 Plan = Literal["auto-round", "gptqmodel", "torchao", "qwix", "tensor-types"]
-Kind = Literal["peft-config", "axolotl", "recipe", Plan, "peft", "safetensors", Coded]
+Config = Literal["peft-config", "axolotl", "lora-rules"]
+Kind = Literal[Config, "recipe", Plan, "peft", "gguf-lora", "safetensors", Coded]
 RECIPE_FILE = "recipe.yaml"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -58,7 +61,10 @@ class ExportSettings:
     serve: Serve = "any"
     """vllm: refuse in compressed-tensors what vLLM's kernels do not run."""
     gguf: str = ""
-    """GGUF file, or demonstration model that is one, that gguf copies all from but the codes."""
+    """GGUF file, or demonstration model that is one, that gguf copies all from but the codes; of a model that lost
+    layers, channels or heads since, all but its tensors."""
+    round_to: int = 0
+    """Of nemotron-nas: MLPs are filled up with channels of zeros to a multiple of this, such as 256."""
 
     def __post_init__(self):
         unknown = [name for name in self.projections if name not in _PROJECTIONS]
@@ -83,7 +89,7 @@ def export(
       to: the kind.
       settings: what the files say.
       directory: where they go.
-      adapter: of `adapt`; peft needs one, safetensors folds it in.
+      adapter: of `adapt`; peft and gguf-lora need one, safetensors folds it in.
       model: the allocation's model, where `source` is an allocation.
 
     Returns:
@@ -93,15 +99,19 @@ def export(
       FileExistsError: if `directory` holds files, which is seen before a model is read.
       ValueError: if an option does not belong to the kind, or is missing.
     """
-    of_model = to in ("peft", "safetensors", *get_args(Coded))
-    if (adapter is not None and to not in ("peft", "safetensors")) or (model and of_model):
-        msg = f"--adapter goes with peft, which needs it, and safetensors; --model with an allocation; not with {to}."
-        raise ValueError(msg)
-    if to == "peft" and adapter is None:
-        msg = "--adapter goes with peft, which needs it, and safetensors; without one it is not with peft."
+    of_model = to in ("peft", "gguf-lora", "safetensors", *get_args(Coded))
+    needed = to in ("peft", "gguf-lora")
+    other = adapter is not None and not (needed or to == "safetensors")
+    if other or (needed and adapter is None) or (model and of_model):
+        msg = (
+            f"--adapter goes with peft and gguf-lora, which need it, and safetensors; --model with an allocation; not "
+            f"with {to}."
+        )
         raise ValueError(msg)
     require_options(to, settings)
-    (require_replaceable if to in ("safetensors", "mlx", "compressed-tensors") else require_new)(directory)
+    (require_replaceable if to in ("safetensors", "mlx", "compressed-tensors", "nemotron-nas") else require_new)(
+        directory
+    )
     if adapter is not None:
         load_arrays(adapter, schema=ADAPTER_SCHEMA)  # what is no adapter is refused before a model is read
     if not of_model:
@@ -111,7 +121,9 @@ def export(
     loaded = open_model(source)
     if to == "peft" and adapter is not None:
         return export_peft(loaded, adapter, settings, directory)
-    if to in ("mlx", "compressed-tensors", "gguf"):
+    if to == "gguf-lora" and adapter is not None:
+        return export_gguf_lora(loaded, adapter, directory)
+    if to in ("mlx", "compressed-tensors", "gguf", "nemotron-nas"):  # get_args(Coded), for the checker
         return export_codes(loaded.model, loaded, to, settings, directory)
     return export_safetensors(loaded, adapter, directory)
 
@@ -119,8 +131,8 @@ def export(
 def _export_allocation(
     allocation: Allocation, to: Kind, settings: ExportSettings, directory: str | Path, loaded: Loaded | None
 ) -> PeftAdapter | None:
-    if to in ("peft-config", "axolotl"):
-        return export_peft_config(allocation, settings, directory, loaded=loaded, axolotl=to == "axolotl")
+    if to in ("peft-config", "axolotl", "lora-rules"):
+        return export_peft_config(allocation, settings, directory, loaded=loaded, to=to)
     if to == "recipe":
         export_recipe(allocation, settings, directory, loaded=loaded)
     else:
@@ -137,6 +149,9 @@ def require_options(to: str, settings: ExportSettings) -> None:
     if settings.serve != "any" and to != "compressed-tensors":
         msg = f"--serve goes with compressed-tensors; not with {to}."
         raise ValueError(msg)
+    if settings.round_to and to != "nemotron-nas":
+        msg = f"--round-to goes with nemotron-nas; not with {to}."
+        raise ValueError(msg)
     if bool(settings.gguf) != (to == "gguf"):
         msg = f"--gguf goes with gguf, which needs it: the file that the model was read from; not with {to}."
         raise ValueError(msg)
@@ -145,10 +160,11 @@ def require_options(to: str, settings: ExportSettings) -> None:
 def export_codes(
     model: Decoder, source: Loaded, to: Coded, settings: ExportSettings, directory: str | Path
 ) -> CodedExport:
-    """Write a model whose projections are codes, with codes, scales and offsets as they are.
+    """Write a model whose projections are codes, with codes, scales and offsets as they are, or whose layers differ.
 
     Args:
-      model: of `quantize`, or another surgery that leaves codes.
+      model: of `quantize`, or another surgery that leaves codes; for gguf and nemotron-nas of one that takes channels,
+        heads or layers out.
       source: the model that it was, for its tokenizer and what lay beside it.
       to: the kind.
       settings: `serve` and `gguf` are read.
@@ -165,6 +181,10 @@ def export_codes(
     if to == "gguf":
         base = demonstration_files(settings.gguf)[0] if settings.gguf in DEMONSTRATIONS else settings.gguf
         return save_gguf(model, base, directory)
+    if to == "nemotron-nas":
+        return save_nemotron(
+            model, directory, round_to=settings.round_to, tokenizer=source.tokenizer, beside=source.beside
+        )
     if to == "mlx":
         return save_mlx(model, directory, tokenizer=source.tokenizer, beside=source.beside)
     given = {"tokenizer": source.tokenizer, "beside": source.beside}
@@ -177,7 +197,7 @@ def export_peft_config(
     directory: str | Path,
     *,
     loaded: Loaded | None = None,
-    axolotl: bool = False,
+    to: Config = "peft-config",
 ) -> PeftAdapter:
     """Write adapter_config.json with an allocation's ranks, for training in PyTorch.
 
@@ -187,7 +207,7 @@ def export_peft_config(
       directory: must be new or empty.
       loaded: the allocation's model: checks it, and tells shapes and names. None: names are those of the architecture
         that the allocation says its model has.
-      axolotl: write the same as entries of axolotl's configuration, lora.yaml.
+      to: write the same as entries of axolotl's configuration, lora.yaml, or as rules of qwix, lora_rules.json.
 
     Returns:
       How much it adapts; parameters are None without `loaded` where layers have projections that are not adapted, or
@@ -211,11 +231,19 @@ def export_peft_config(
         shapes = {path: linear.kernel.shape for path, linear in projections(loaded.model).items()}
         _require_sides(ranks, {path: min(shapes[path]) for path in ranks})
         parameters = sum(rank * sum(shapes[path]) for path, rank in ranks.items())
-    ranks = {stored_module(family, path): rank for path, rank in ranks.items()}
-    scales = {name: SCALES[settings.scaling](settings.alpha, rank) for name, rank in ranks.items() if rank}
+    scales = {path: SCALES[settings.scaling](settings.alpha, rank) for path, rank in ranks.items() if rank}
+    names = {path: stored_module(family, path) for path in ranks}
     base = settings.base or allocation.origin.model.name
-    config = peft_config(ranks, scales, base=base, rank_stabilised=settings.scaling == "rank-stabilised")
-    (export_axolotl if axolotl else save_peft_config)(config, directory)
+    config = peft_config(  # refuses ranks that are none
+        {names[path]: rank for path, rank in ranks.items()},
+        {names[path]: scale for path, scale in scales.items()},
+        base=base,
+        rank_stabilised=settings.scaling == "rank-stabilised",
+    )
+    if to == "lora-rules":
+        export_lora_rules(ranks, scales, directory)
+    else:
+        (export_axolotl if to == "axolotl" else save_peft_config)(config, directory)
     return PeftAdapter(len(scales), max(ranks.values()), parameters)
 
 
@@ -263,6 +291,18 @@ def export_peft(loaded: Loaded, adapter: str | Path, settings: ExportSettings, d
     require_own_weights(model, loaded, source=adapter)
     stabilised = adapted.settings.get("scaling") == "rank-stabilised"
     return save_peft(model, directory, base=settings.base or loaded.name, rank_stabilised=stabilised)
+
+
+def export_gguf_lora(loaded: Loaded, adapter: str | Path, directory: str | Path) -> PeftAdapter:
+    """Write an adapter of `adapt` as a GGUF file, with the scale that it was trained with; see `save_gguf_lora`.
+
+    Raises:
+      FileExistsError: if `directory` holds anything.
+      ValueError: if the adapter belongs to other weights or changes them, or llama.cpp has no place for it.
+    """
+    model = load_adapter(loaded, adapter).model
+    require_own_weights(model, loaded, source=adapter)
+    return save_gguf_lora(model, directory)
 
 
 def require_own_weights(model: Decoder, loaded: Loaded, *, source: str | Path) -> None:

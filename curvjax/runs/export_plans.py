@@ -1,8 +1,9 @@
 """A plan of widths or ranks alone, written as the text in which another program takes it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from curvjax.interop import lora_yaml, new_folder, plan_text
+from curvjax.interop import lora_rules, lora_yaml, new_folder, plan_text
 from curvjax.models import Loaded, gguf_rows
 from curvjax.models.hf_names import stored_module
 from curvjax.records import Allocation
@@ -55,6 +56,15 @@ def export_axolotl(config: dict, directory: str | Path) -> Path:
       FileExistsError: if `directory` holds anything.
     """
     return _written(directory, "lora.yaml", lora_yaml(config))
+
+
+def export_lora_rules(ranks: Mapping[str, int], scales: Mapping[str, float], directory: str | Path) -> Path:
+    """Write lora_rules.json, the fields of qwix's rules.
+
+    Raises:
+      FileExistsError: if `directory` holds anything.
+    """
+    return _written(directory, "lora_rules.json", lora_rules(ranks, scales))
 
 
 def _written(directory: str | Path, name: str, text: str) -> Path:

@@ -8,6 +8,7 @@ NEEDS = {  # the others: torch
     "test_mlx.py": "mlx_lm",
     "test_compressed_tensors.py": "compressed_tensors",
     "test_gguf.py": "xllamacpp",
+    "test_qwix.py": "qwix",
 }
 
 collect_ignore = [

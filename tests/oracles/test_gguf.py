@@ -10,13 +10,14 @@ import xllamacpp
 from gguf import GGUFReader, quants
 
 import curvjax as cj
-from curvjax.interop import save_gguf
+from curvjax.interop import save_gguf, save_gguf_lora
 from curvjax.models import gguf_rows, load_model
 from curvjax.models.demo import demonstration_files
 from curvjax.runs.export import ExportSettings, export_codes
 from curvjax.surgery import dequantized, drop_layers, projections
 from curvjax.surgery.structured import prune_channels, prune_heads
 from tests.interop.coded_models import coded, logits
+from tests.interop.problems import layer_ranks, with_adapters
 from tests.interop.test_gguf_layers import CUT, smaller
 from tests.models.gguf_files import metadata, write_gguf
 from tests.models.test_gguf import CONFIGS, checkpoint
@@ -31,11 +32,15 @@ def smollm2():
     return cj.load("smollm2-135m")
 
 
-def log_probabilities(path, tokens, vocabulary):
+def log_probabilities(path, tokens, vocabulary, *, adapter=None):
     """`[V]` of what llama.cpp writes next."""
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel, settings.warmup = str(path), 256, 1, False
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    if adapter is not None:
+        over = xllamacpp.CommonAdapterLoraInfo()
+        over.path, over.scale = str(adapter), 1.0
+        settings.lora_adapters = [over]
     server = xllamacpp.Server(settings)
     body = {"prompt": tokens, "n_predict": 1, "n_probs": vocabulary, "temperature": 1.0}
     request = urllib.request.Request(
@@ -140,3 +145,15 @@ def test_smollm2_with_fewer_layers_heads_and_channels_in_llama_cpp(smollm2, tmp_
     noise = divergence(ours(smollm2.model, tokens), log_probabilities(base, tokens, cut.config.vocab_size))
     changed = divergence(ours(cut, tokens), ours(smollm2.model, tokens))
     assert divergence(ours(cut, tokens), found) < max(3 * noise, changed / 100)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_llama_cpp_lays_our_adapters_over_the_file(tmp_path, family):
+    base = write_gguf(tmp_path / "base.gguf", metadata(CONFIGS[family]), checkpoint(family)[1])
+    model = load_model(base).model
+    adapted = with_adapters(model, layer_ranks(model), alpha=0.7)
+    save_gguf_lora(adapted, tmp_path / "out")
+    tokens, vocabulary = np.random.default_rng(3).integers(4, 60, 20).tolist(), model.config.vocab_size
+    found = log_probabilities(base, tokens, vocabulary, adapter=tmp_path / "out" / "adapter.gguf")
+    assert np.abs(found - ours(adapted, tokens)).max() < 0.03  # it computes partly in float16
+    assert np.abs(found - ours(model, tokens)).max() > 0.3

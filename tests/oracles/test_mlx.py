@@ -10,11 +10,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 import curvjax as cj
-from curvjax.interop import save_mlx
+from curvjax.interop import save_mlx, save_nemotron
 from curvjax.models import load_hf
 from curvjax.models.side_files import read_side_files
 from curvjax.runs.export import ExportSettings, export_codes
+from curvjax.surgery.structured import prune_channels
 from tests.interop.coded_models import TOKENS, coded, decoder, logits, widths_of
+from tests.interop.test_nemotron import narrower
 from tests.models.families import FAMILIES, golden, tokens, weights, write_checkpoint
 
 pytestmark = pytest.mark.oracle
@@ -116,3 +118,26 @@ def test_smollm2_by_mlx_lm_load_writes_the_same_tokens(tmp_path):
     assert mine[0, -9:-1].argmax(axis=-1).tolist() == ids[-8:]  # so ours writes the same
     entries = json.loads((tmp_path / "out" / "config.json").read_text())
     assert len(entries["quantization"]) == 2 + 7 * 30
+
+
+def test_mlx_runs_layers_of_different_widths(tmp_path):
+    model = narrower()
+    save_nemotron(model, tmp_path / "out", round_to=256)
+    loaded, _ = load_model(tmp_path / "out")
+    np.testing.assert_allclose(theirs(loaded), logits(model), rtol=0, atol=1e-4)
+    assert np.abs(theirs(loaded) - logits(decoder())).max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated")  # transformers' of the tokenizer's model
+def test_smollm2_with_narrower_mlps_by_mlx_lm_load_has_equal_logits(tmp_path):
+    source = cj.load("smollm2-135m")
+    energies = {f"layers.{layer}.mlp.down_proj": np.ones(1536) for layer in range(30)}
+    removed = {"layers.1": 512, "layers.10": 100, "layers.29": 7}
+    model = prune_channels(source.model, energies, removed).model
+    export_codes(model, source, "nemotron-nas", ExportSettings(round_to=256), tmp_path / "out")
+    loaded, tokenizer = mlx_lm.load(str(tmp_path / "out"))
+    widths = [layer.mlp.up_proj.weight.shape[0] for layer in loaded.layers]
+    assert (widths[0], widths[1], widths[10], widths[29]) == (1536, 1024, 1536, 1536)
+    ids = np.array([tokenizer.encode("The capital of France is")])
+    mine, other = logits(model, ids), theirs(loaded, ids)
+    np.testing.assert_allclose(other, mine, rtol=0, atol=1e-5 * np.abs(mine).max())

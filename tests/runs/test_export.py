@@ -15,6 +15,7 @@ from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.export import (
     ExportSettings,
     export,
+    export_gguf_lora,
     export_peft,
     export_peft_config,
     export_recipe,
@@ -294,6 +295,15 @@ def test_an_adapter_that_took_over_a_part_of_the_weights_is_refused(loaded, stra
         export_peft(loaded, tmp_path / "adapter", SETTINGS, tmp_path / "out")
 
 
+def test_an_adapter_for_llama_cpp_has_the_ranks_that_were_trained(loaded, adapted, tmp_path, monkeypatch):
+    adapted()
+    written = export_gguf_lora(loaded, tmp_path / "adapter", tmp_path / "out")
+    assert (written.modules, written.max_rank) == (2, 3)
+    assert (tmp_path / "out" / "adapter.gguf").is_file()
+    monkeypatch.setattr(exporting, "open_model", lambda _: loaded)
+    assert export("tiny", "gguf-lora", SETTINGS, tmp_path / "again", adapter=tmp_path / "adapter") == written
+
+
 def test_saving_for_peft_refuses_a_start_that_took_from_the_weights(loaded, tmp_path):
     found = replace(LoRA(start="principal")(loaded.model, {Q1: 2}), source=loaded)
     with pytest.raises(ValueError, match=r"^lora began as a part of the weights"):
@@ -340,13 +350,14 @@ def test_every_kind_is_reached_by_its_name(loaded, allocation, sparsities, adapt
     [
         ("peft", {}),
         ("peft", {"adapter": "there", "model": "tiny"}),
+        ("gguf-lora", {}),
         ("recipe", {"adapter": "there"}),
         ("peft-config", {"adapter": "there"}),
         ("safetensors", {"model": "tiny"}),
     ],
 )
 def test_options_of_another_kind_are_refused(tmp_path, kind, options):
-    with pytest.raises(ValueError, match=rf"--adapter goes with peft, which needs it.*not with {kind}\."):
+    with pytest.raises(ValueError, match=rf"--adapter goes with peft and gguf-lora, which need it.*not with {kind}\."):
         export("nowhere", kind, SETTINGS, tmp_path / "out", **options)
 
 

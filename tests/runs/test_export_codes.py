@@ -1,15 +1,21 @@
 """Codes and plans of widths, by `curvjax export` and `cj.save`."""
 
 import json
+import math
+import re
 from dataclasses import replace
 
 import pytest
+from flax import nnx
 
 import curvjax as cj
+from curvjax.models import Decoder
 from curvjax.runs import export as exporting
 from curvjax.runs.export import ExportSettings, export
-from curvjax.surgery import Nearest
+from curvjax.surgery import Channels, Nearest
+from curvjax.testing import CONFIG, tiny_model
 from tests.runs.test_export import LAYER_RANKS, configuration, of
+from tests.runs.tiny import rows
 
 SETTINGS = ExportSettings(symmetric=True)
 
@@ -68,6 +74,22 @@ def test_axolotl_takes_the_ranks_of_a_peft_config(loaded, tmp_path):
     assert json.loads(ranks) == configuration(tmp_path / "p")["rank_pattern"]
 
 
+def test_rules_of_qwix_have_the_ranks_and_factors_of_a_peft_config(loaded, tmp_path):
+    allocation = of(loaded, "rank", {f"layers.{layer}": rank for layer, rank in enumerate(LAYER_RANKS)}, maximum=8.0)
+    path, settings = str(allocation.save(tmp_path / "ranks.json")), replace(SETTINGS, scaling="rank-stabilised")
+    written = [export(path, kind, settings, tmp_path / kind) for kind in ("lora-rules", "peft-config")]
+    assert written[0] == written[1]
+    rules = json.loads((tmp_path / "lora-rules" / "lora_rules.json").read_text())
+    config = configuration(tmp_path / "peft-config")
+    for name, rank in config["rank_pattern"].items():
+        at = name.replace(".", "/")
+        (rule,) = [rule for rule in rules if re.fullmatch(rule["module_path"], at)]
+        assert rule == next(r for r in rules if re.fullmatch(r["module_path"], at.replace("self_attn", "attn")))
+        assert rule["rank"] == rank
+        assert rule["alpha"] / rank == pytest.approx(2.0 / math.sqrt(rank), rel=1e-14)
+    assert len(rules) == len(config["rank_pattern"])
+
+
 @pytest.fixture(scope="module")
 def quantised(loaded):
     method = Nearest(group=-1, symmetric=True)
@@ -103,6 +125,30 @@ def test_options_of_another_form_are_refused(quantised, bits, tmp_path):
         cj.save(quantised, tmp_path / "out", format="peft", gguf="base.gguf")
     with pytest.raises(ValueError, match="--gguf goes with gguf, which needs it"):
         export("nowhere", "gguf", SETTINGS, tmp_path / "out")
+    with pytest.raises(ValueError, match="--round-to goes with nemotron-nas; not with mlx"):
+        cj.save(quantised, tmp_path / "out", format="mlx", round_to=256)
     with pytest.raises(ValueError, match="an allocation is written beside the format 'curvjax' only"):
         cj.save(quantised, tmp_path / "out", format="mlx", allocation=bits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def narrow():
+    """A model of 2 layers, 256 and 200 channels wide."""
+    config = replace(CONFIG, num_layers=2, intermediate_size=256)
+    model = Decoder(config, rngs=nnx.Rngs(1))
+    loaded = tiny_model(layers=1)
+    source = loaded._replace(model=model, config=config)
+    made = Channels(rows=2)(model, {"layers.1.mlp": 3 * 56 * config.hidden_size}, rows(loaded).batch)
+    return replace(made, source=source)
+
+
+def test_layers_of_different_widths_leave_by_save_and_by_export(narrow, tmp_path):
+    cj.save(narrow, tmp_path / "own")
+    assert not (tmp_path / "own" / "config.json").exists()
+    sized = replace(SETTINGS, round_to=256)
+    written = export(str(tmp_path / "own" / "checkpoint"), "nemotron-nas", sized, tmp_path / "exported")
+    assert written.modules == {}
+    cj.save(narrow, tmp_path / "saved", format="nemotron-nas", round_to=256)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
