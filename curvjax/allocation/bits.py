@@ -31,8 +31,8 @@ class Bits:
 
     Example:
       >>> import curvjax as cj
-      >>> cj.Bits(3).allowed, cj.Bits(4.5, budget_of="stored", group=32, symmetric=True).form
-      ((2, 3, 4, 8), Format(group=32, symmetric=True, scales='float16'))
+      >>> cj.Bits(3).allowed, cj.Bits(4.5, budget_of="stored", stored_group=32).form
+      ((2, 3, 4, 8), Format(group=32, symmetric=False, scales='float16'))
     """
 
     target: ClassVar[str] = "bits"
@@ -43,13 +43,13 @@ class Bits:
     _: KW_ONLY
     budget_of: Literal["weights", "stored", "file"] = "weights"
     """What is counted: bits of codes (weights); scales and zeros too (stored); bytes of the whole model (file)."""
-    group: int = 64
+    stored_group: int = 64
     """Of stored and file: inputs that share a scale, as the method that quantises has it; -1: all."""
-    symmetric: bool = False
+    stored_symmetric: bool = False
     """Of stored and file: no zeros are stored."""
-    scales: Literal["float16", "float32"] = "float16"
+    stored_scales: Literal["float16", "float32"] = "float16"
     """Of stored and file: the type of the scales."""
-    whole: Literal[16, 32] = 32
+    stored_whole: Literal[16, 32] = 32
     """Of stored and file: bits of a number that is no code, of width 16 and outside: 32 in checkpoints, 16 in MLX's,
     compressed-tensors' and most GGUF files."""
     beside: int | None = None
@@ -84,17 +84,17 @@ class Bits:
             raise ValueError(msg)
 
         other = sorted(set(self.allowed) - {*WIDTHS, UNTOUCHED})
-        if self.budget_of != "weights" and (other or self.scales not in ("float16", "float32")):
+        if self.budget_of != "weights" and (other or self.stored_scales not in ("float16", "float32")):
             msg = (
                 f"stored are widths of {WIDTHS[0]} to {WIDTHS[-1]} bits, or {UNTOUCHED}, with float16 or float32 "
-                f"scales; got {self.allowed} and {self.scales!r}."
+                f"scales; got {self.allowed} and {self.stored_scales!r}."
             )
             raise ValueError(msg)
 
     @property
     def form(self) -> Format:
         """Groups and grid by which stored bits are counted."""
-        return Format(self.group, self.symmetric, self.scales)
+        return Format(self.stored_group, self.stored_symmetric, self.stored_scales)
 
     def pose(self, units: Sequence[UnitShape]) -> Posed:
         """The program over these units; see `Program.pose`."""
@@ -148,12 +148,13 @@ class Bits:
 
     def _stored(self, unit: UnitShape, width: int) -> int:
         """Bits of all that a unit's weights take."""
-        apart = [name for name, (inputs, _) in unit.projections.items() if self.group > 0 and inputs % self.group]
-        if self.group == 0 or self.group < -1 or apart:
-            msg = f"a group must divide the inputs of {apart[:1] or [unit.name]}, or be -1 for all; got {self.group}."
+        group = self.stored_group
+        apart = [name for name, (inputs, _) in unit.projections.items() if group > 0 and inputs % group]
+        if group == 0 or group < -1 or apart:
+            msg = f"a group must divide the inputs of {apart[:1] or [unit.name]}, or be -1 for all; got {group}."
             raise ValueError(msg)
         if width == UNTOUCHED:
-            return self.whole * unit.weights
+            return self.stored_whole * unit.weights
         return 8 * sum(sum(stored_bytes(shape, width, self.form)) for shape in unit.projections.values())
 
     def _beside(self) -> int:

@@ -33,6 +33,7 @@ from curvjax.surgery.codes import unpacked
 MODEL_FILE = "model.gguf"
 _REPLACED = {Keys.General.ARCHITECTURE, Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT}
 _REPLACED |= {Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, Keys.General.ALIGNMENT}
+_OF_SIZES = {Keys.General.FILE_TYPE, Keys.General.SIZE_LABEL}
 
 
 def save_gguf(model: Decoder, base: str | Path, directory: str | Path) -> CodedExport:
@@ -158,7 +159,7 @@ def _write(file: GGUFFile, tensors: dict[str, Stored], path: Path, sizes: Decode
     alignment = file.metadata.get(Keys.General.ALIGNMENT)
     if isinstance(alignment, int):
         writer.add_custom_alignment(alignment)
-    left_out = _REPLACED | (set() if sizes is None else {f"{before}.{key}" for key in SIZE_KEYS})
+    left_out = _REPLACED | (set() if sizes is None else _OF_SIZES | {f"{before}.{key}" for key in SIZE_KEYS})
     for field in reader.fields.values():
         if field.name in left_out or field.name.startswith("GGUF."):
             continue

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from curvjax.records import Allocation, Rebuilt
+from curvjax.records import Allocation, Budget, Rebuilt
 from curvjax.report import style
 from curvjax.report.numbers import Real, amount, count, fixed, listed, percent
 from curvjax.report.parts import Bullets, Part, Picture, Section
@@ -56,12 +56,18 @@ def rebuilt_figure(rebuilt: Rebuilt, *, allocation: Allocation | None = None, wi
 def rebuilt_words(rebuilt: Rebuilt, allocation: Allocation | None = None) -> str:
     """What the surgery did, in a sentence or two."""
     of = f" of {rebuilt.origin.model.name}" if rebuilt.origin else ""
-    total = amount(rebuilt.total) + ("" if allocation is None else f" {allocation.budget.unit}")
+    budget = None if allocation is None else allocation.budget
+    total = amount(rebuilt.total) if budget is None else f"{amount(_in_budget(rebuilt, budget))} {budget.unit}"
     told = f"By {rebuilt.method}, {_met(rebuilt)} units{of} have what was planned for them, {total} in all."
     changed = [
         f"{name} from {before} to {after} ({part})" for name, before, after, part in _sizes(rebuilt) if before != after
     ]
     return told + (f" These units went in {listed(changed)}." if changed else " Their sizes are what they were.")
+
+
+def _in_budget(rebuilt: Rebuilt, budget: Budget) -> float:
+    """What the model has of a budget, which may count more than amounts; as saved, where it was."""
+    return rebuilt.total if budget.realised is None else budget.realised
 
 
 def size_table(rebuilt: Rebuilt) -> Table:

@@ -134,7 +134,7 @@ def with_beside(program: Anything, parameters: int, shapes: Sequence[UnitShape])
         msg = "the scores do not say how many parameters the model has: give the bytes `beside`, or score again."
         raise ValueError(msg)
     rest = parameters - sum(shape.weights for shape in shapes)
-    return replace(program, beside=rest * program.whole // 8)
+    return replace(program, beside=rest * program.stored_whole // 8)
 
 
 def rules_of(target: str) -> list[str]:

@@ -23,6 +23,7 @@ from curvjax.runs.draft import drafts, rebuilt_densely
 from curvjax.runs.evaluate import known, text_outcome
 from curvjax.runs.measure import unit_shapes
 from curvjax.runs.progress import Progress, silent
+from curvjax.runs.rebuild import require_counted
 from curvjax.runs.rounds import DescendSettings, Memory
 from curvjax.runs.searches import searched
 from curvjax.runs.text import Text, require_apart
@@ -120,6 +121,7 @@ def _court(
     directory: str | Path | None,
 ) -> Court:
     program = msgspec.convert(comparison.program, PROGRAMS[comparison.target])
+    require_counted(program, surgery)
     units = kernel_units(loaded.model, [unit.name for unit in comparison.units])
     shapes = unit_shapes(loaded.model, units)
     posed = program.pose(shapes)

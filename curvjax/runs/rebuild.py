@@ -171,7 +171,7 @@ def realised(found: Rebuilt, allocation: Allocation) -> float:
     program = program_of(allocation) if allocation.target == Bits.target else None
     if not isinstance(program, Bits) or program.budget_of == "weights":
         return found.total + allocation.dropped_weights
-    bits = found.stored_bits(program.whole)
+    bits = found.stored_bits(program.stored_whole)
     return bits if program.budget_of == "stored" else bits / 8 + (program.beside or 0)
 
 

@@ -259,7 +259,11 @@ STORED = tuple(UnitShape(f"layers.{k}", k, {f"layers.{k}.mlp.up_proj": side}) fo
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(
     ("settings", "overhead"),
-    [({}, 24 / 64), ({"symmetric": True, "group": 32}, 0.5), ({"scales": "float32", "group": 16}, 2.5)],
+    [
+        ({}, 24 / 64),
+        ({"stored_symmetric": True, "stored_group": 32}, 0.5),
+        ({"stored_scales": "float32", "stored_group": 16}, 2.5),
+    ],
 )
 def test_stored_bits_count_scales_and_zeros_and_are_the_best_within_the_budget(seed, settings, overhead):
     program = Bits(4.9, budget_of="stored", allowed=(2, 3, 4, 8), **settings)
@@ -278,7 +282,7 @@ def test_stored_bits_count_scales_and_zeros_and_are_the_best_within_the_budget(s
 
 def test_a_file_has_room_for_its_widths_beside_what_has_none():
     weights = sum(a * b for a, b in SIDES)
-    given = {"budget_of": "file", "beside": 1000, "allowed": (4, 8, 16), "whole": 16, "frozen": ("layers.1",)}
+    given = {"budget_of": "file", "beside": 1000, "allowed": (4, 8, 16), "stored_whole": 16, "frozen": ("layers.1",)}
     least = 1000 + (8192 * 16 + 24576 * 4.375) / 8
     posed = Bits(least, **given).pose(STORED)
     assert posed.whole(np.ones(3)).amount.tolist() == [4, 16, 4]
@@ -294,10 +298,16 @@ def test_a_file_has_room_for_its_widths_beside_what_has_none():
     ("settings", "match"),
     [
         ({"allowed": (4, 12)}, r"stored are widths of 2 to 8 bits, or 16, with .* got \(4, 12\)"),
-        ({"scales": "int8"}, "float16 or float32 scales; got .*'int8'"),
-        ({"group": 48}, r"a group must divide the inputs of \['layers.0.mlp.up_proj'\], or be -1 for all; got 48"),
-        ({"group": 0}, r"inputs of \['layers.0'\], or be -1 for all; got 0"),
-        ({"group": 2, "allowed": (4, 8, 16), "whole": 16}, "layers.0 takes 163,840 bits at width 8 and 131,072 at 16"),
+        ({"stored_scales": "int8"}, "float16 or float32 scales; got .*'int8'"),
+        (
+            {"stored_group": 48},
+            r"must divide the inputs of \['layers.0.mlp.up_proj'\], or be -1 for all; got 48",
+        ),
+        ({"stored_group": 0}, r"inputs of \['layers.0'\], or be -1 for all; got 0"),
+        (
+            {"stored_group": 2, "allowed": (4, 8, 16), "stored_whole": 16},
+            "layers.0 takes 163,840 bits at width 8 and 131,072 at 16",
+        ),
         ({"allowed": (4, 8)}, r"4 bits a weight are out of reach: with scales and zeros the least widths take 4\.375"),
         ({"budget_of": "file"}, "bytes of a file need those of all that has no width"),
     ],

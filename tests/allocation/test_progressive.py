@@ -86,3 +86,17 @@ def test_what_cannot_be_raised_is_refused(changes, settings, message):
     menu = Menu(np.array([2, 3]), np.ones(3), np.zeros(3, bool))
     with pytest.raises(ValueError, match=message):
         raise_in_batches(lambda _: np.full((3, 2), changes), menu, **settings)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_entries_are_raised_by_what_they_take_in_all(seed):
+    """Extra costs that are the same for all entries change nothing; a dear last entry is taken where it is paid for."""
+    menu, a = problem(seed)
+    more = menu._replace(extra=np.ones((5, 4)) * 0.5 * menu.size[:, None])
+    budget = 3.4 * float(menu.size.sum())
+    found = raise_in_batches(exact(a), more, budget=budget + 0.5 * float(menu.size.sum()), rounds=3)
+    np.testing.assert_array_equal(found.amounts, raise_in_batches(exact(a), menu, budget=budget, rounds=3).amounts)
+    dear = menu._replace(extra=np.array([0.0, 0.0, 0.0, 3.0]) * menu.size[:, None])
+    rising = raise_in_batches(exact(a), dear, budget=budget, rounds=3).amounts
+    assert dear.spent(rising) <= budget
+    assert set(rising) <= {2.0, 3.0, 4.0, 5.0}

@@ -86,6 +86,24 @@ def test_every_question_is_of_the_menu_and_within_the_budget(name, seed):
     assert found.loss <= harm(a)(start)
 
 
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_entries_take_beside_their_amounts_is_within_the_budget(name):
+    menu, _, a = problem(1)
+    menu = menu._replace(extra=np.array([0.5, 0.5, 0.5, 2.0]) * menu.size[:, None])
+    start, asked = np.full(COUNT, 3.0), []
+    budget = menu.spent(start)
+    assert budget == pytest.approx(3.5 * menu.size.sum())
+
+    def loss(x):
+        asked.append(menu.spent(x))
+        return harm(a)(x)
+
+    SEARCHES[name](loss, Entries(start, menu, budget), 80)
+    assert max(asked) <= budget * (1 + 1e-12)
+    with pytest.raises(ValueError, match="a search starts from entries of the menu"):
+        Entries(start, menu, budget - 1)
+
+
 def test_switches_between_units_of_one_size_keep_the_total():
     menu, budget, _ = problem(1, equal=True)
     space, draw = Entries(np.full(COUNT, 3.0), menu, budget), np.random.default_rng(1)

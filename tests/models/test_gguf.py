@@ -150,7 +150,7 @@ class TestConfig:
 
     def test_an_unknown_architecture_is_refused(self, file):
         with pytest.raises(
-            ValueError, match=r"model\.gguf: general.architecture 'mamba' is not supported; known: \['g"
+            ValueError, match=r"model\.gguf: general.architecture 'mamba' is not supported; known: \['deci', 'g"
         ):
             config_from_gguf(self.changed(file, general__architecture="mamba"))
         with pytest.raises(ValueError, match=r"general\.architecture None is not supported"):

@@ -57,6 +57,8 @@ def test_the_words_have_units_total_and_what_became_smaller():
         "By magnitude, all 2 units of tiny have what was planned for them, 100 weights removed in all. These units "
         "went in bytes from 1,600 to 400 (25.0%) and flops from 800 to 0 (0%)."
     )
+    stored = replace(allocation_of(), budget=Budget(requested=99.0, planned=98.0, unit="bytes", realised=97.0))
+    assert "planned for them, 97 bytes in all." in rebuilt_words(rebuilt_of(), stored)
     same = replace(rebuilt_of(realised=(40, 61)), after=rebuilt_of().before, origin=None)
     assert rebuilt_words(same) == (
         "By magnitude, 1 of 2 units have what was planned for them, 101 in all. Their sizes are what they were."

@@ -359,12 +359,12 @@ def test_scores_come_back_from_json(gains):
 
 
 def test_a_file_needs_the_number_of_the_models_parameters(gains):
-    found = allocate(gains, Bits(80_000, budget_of="file", group=8))
+    found = allocate(gains, Bits(80_000, budget_of="file", stored_group=8))
     rest = gains.origin.model.parameters - 12 * LAYER_WEIGHTS
     assert program_of(found).beside == 4 * rest
     assert 4 * rest < found.budget.planned <= found.budget.requested == 80_000
     unknown = replace(gains, origin=replace(gains.origin, model=replace(gains.origin.model, parameters=0)))
     with pytest.raises(ValueError, match="do not say how many parameters the model has"):
-        allocate(unknown, Bits(80_000, budget_of="file", group=8))
-    given = allocate(unknown, Bits(80_000, budget_of="file", group=8, beside=4 * rest))
+        allocate(unknown, Bits(80_000, budget_of="file", stored_group=8))
+    given = allocate(unknown, Bits(80_000, budget_of="file", stored_group=8, beside=4 * rest))
     assert given.amounts == found.amounts

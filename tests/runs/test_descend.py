@@ -200,7 +200,7 @@ def test_methods_without_prices_of_a_target_are_refused(shallow, parts):
 
 
 def test_a_descent_of_stored_bits_never_exceeds_them(shallow, parts):
-    program = Bits(5.5, budget_of="stored", group=8, symmetric=True, allowed=(2, 3, 4, 16))
+    program = Bits(5.5, budget_of="stored", stored_group=8, stored_symmetric=True, allowed=(2, 3, 4, 16))
     method = Nearest(group=8, symmetric=True)
     found = descend(shallow, *parts, program, method, dataclasses.replace(MENU, iterations=1))
     budget = found.allocation.budget

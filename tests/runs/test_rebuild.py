@@ -308,7 +308,8 @@ def test_a_checkpoint_takes_the_bytes_that_were_planned_with_scales_and_zeros(lo
     form = {"group": 8, "symmetric": symmetric}
     rest = gains.origin.model.parameters - 12 * WEIGHTS
     budget = 8.0 if of == "stored" else 12 * WEIGHTS + 4 * rest
-    plan = allocate(gains, Bits(budget, budget_of=of, allowed=(2, 3, 4, 16), frozen=("layers.5",), **form))
+    counted = {f"stored_{name}": value for name, value in form.items()}
+    plan = allocate(gains, Bits(budget, budget_of=of, allowed=(2, 3, 4, 16), frozen=("layers.5",), **counted))
     assert plan.amounts["layers.5"] == 16
     assert len(set(plan.amounts.values())) >= 3
     found = rebuild(loaded, plan, Nearest(**form))
@@ -327,7 +328,7 @@ def coded_or_kernel(path):
 
 
 def test_a_budget_of_stored_bits_is_of_the_methods_own_grid(loaded, gains):
-    plan = allocate(gains, Bits(6.5, budget_of="stored", group=8))
+    plan = allocate(gains, Bits(6.5, budget_of="stored", stored_group=8))
     for method in (Nearest(group=16), Nearest(group=8, symmetric=True), Nearest(group=8, scales="float32")):
         with pytest.raises(ValueError, match=r"the budget counts Format\(group=8, .* but nearest stores Format\("):
             rebuild(loaded, plan, method)

@@ -104,3 +104,15 @@ def test_a_negative_trace_has_no_distortion():
     evidence = problem(1)[0]._replace(traces=jnp.asarray([1.0, -1.0, 1.0, 1.0]))
     with pytest.raises(ValueError, match=r"reads traces of a mean square, at least 0; that of 'layers\.1' is -"):
         radio(evidence, total=4.0)
+
+
+@pytest.mark.parametrize("plan", [hawq, radio])
+@pytest.mark.parametrize("total", [3.4, 4.0, 5.5])
+def test_what_entries_take_beside_their_bits_counts(plan, total):
+    evidence, _, size = problem(3)
+    extra = np.where(np.array(WIDTHS) < 8, 0.75, 2.0) * size[:, None]
+    menu = Menu(np.array(WIDTHS), size, np.zeros(4, bool), None, extra)
+    found = np.asarray(plan(evidence, total=total, menu=menu))
+    assert menu.spent(found) <= total * size.sum() * (1 + 1e-12)
+    same = Menu(np.array(WIDTHS), size, np.zeros(4, bool), None, 0.75 * np.ones((4, len(WIDTHS))) * size[:, None])
+    np.testing.assert_array_equal(plan(evidence, total=total, menu=same), plan(evidence, total=total - 0.75))

@@ -80,3 +80,14 @@ def test_slopes_at_another_low_width_and_budgets_out_of_reach_are_refused():
         dynamic_quant(evidence, total=3.0, menu=menu)
     with pytest.raises(ValueError, match=r"a number for each of the widths \(2, 3, 4, 8\), got an array of \(6, 3\)"):
         dynamic_quant(evidence._replace(low_slopes=evidence.low_slopes[:, 1:]), total=3.0)
+
+
+@pytest.mark.parametrize("total", [2.6, 3.4, 4.6])
+def test_what_every_entry_takes_beside_its_bits_is_left_out_of_the_total(total):
+    evidence, size = problem(1, 2 if total < 3.6 else 3)
+    menu = Menu(np.array([2, 3, 4, 8]), size, np.zeros(6, bool))
+    more = menu._replace(extra=0.5 * np.ones((6, 4)) * size[:, None])
+    assert two_widths(more, total) == two_widths(menu, total - 0.5)
+    np.testing.assert_array_equal(
+        dynamic_quant(evidence, total=total, menu=more), dynamic_quant(evidence, total=total - 0.5, menu=menu)
+    )
