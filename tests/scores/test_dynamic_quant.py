@@ -84,7 +84,7 @@ def test_slopes_at_another_low_width_and_budgets_out_of_reach_are_refused():
 
 @pytest.mark.parametrize("total", [2.6, 3.4, 4.6])
 def test_what_every_entry_takes_beside_its_bits_is_left_out_of_the_total(total):
-    evidence, size = problem(1, 2 if total < 3.6 else 3)
+    evidence, size = problem(1, 2 if total < 3.6 else 4)
     menu = Menu(np.array([2, 3, 4, 8]), size, np.zeros(6, bool))
     more = menu._replace(extra=0.5 * np.ones((6, 4)) * size[:, None])
     assert two_widths(more, total) == two_widths(menu, total - 0.5)
