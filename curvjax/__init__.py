@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from curvjax.records import Scores as Scores
     from curvjax.runs.text import Text as Text
     from curvjax.surgery import GPTQ as GPTQ
+    from curvjax.surgery import RSQ as RSQ
+    from curvjax.surgery import AdaQuant as AdaQuant
     from curvjax.surgery import Channels as Channels
     from curvjax.surgery import Factorize as Factorize
     from curvjax.surgery import Heads as Heads
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from curvjax.surgery import LoRAMixture as LoRAMixture
     from curvjax.surgery import Magnitude as Magnitude
     from curvjax.surgery import Nearest as Nearest
+    from curvjax.surgery import SliderQuant as SliderQuant
     from curvjax.surgery import SparseGPT as SparseGPT
     from curvjax.surgery import Structured as Structured
     from curvjax.surgery import Upcycle as Upcycle
@@ -75,8 +78,8 @@ _HOME = {
     "curvjax.records": ("Allocation", "Comparison", "Outcome", "Promise", "Rebuilt", "Scores"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
-        *("GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "SparseGPT"),
-        *("Structured", "Upcycle", "Wanda"),
+        *("AdaQuant", "GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "RSQ"),
+        *("SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "DeepZero", "LoRAPro", "NoiseAdaptive"),
     "curvjax.trials": ("compare", "descend", "judge", "promise"),

@@ -158,8 +158,8 @@ class Descend:
     the budget is a mean rank, s sum(in out) / sum(in + out) for a share s of the parameters. Its settings are flags."""
     method: str = "wanda"
     """What rebuilds, and so is priced: of sparsity magnitude, wanda, channels (by one gradient a round), sparsegpt and
-    all N:M (by measured moves); nearest, gptq of bits; factorize of rank. Its settings are flags after a dot, such as
-    --method.group."""
+    all N:M (by measured moves); nearest, gptq, adaquant, rsq (--method.no-rotate) of bits; factorize of rank. Its
+    settings are flags after a dot, such as --method.group."""
     start: Path | None = None
     """allocation.json to begin with; uniform without."""
     out: Path = Path("runs/descent")

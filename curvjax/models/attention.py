@@ -50,6 +50,11 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segments_BT: Segments) -> jax.Array:
         """`[B, T, D]` to `[B, T, D]`; see `visible_BTS` for who sees whom."""
+        mixed = self.mix(*self.heads(x_BTD, positions_BT), segments_BT)
+        return self.o_proj(mixed.reshape(*x_BTD.shape[:2], -1))
+
+    def heads(self, x_BTD: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, H, h]`, keys and values `[B, T, K, h]`, normalised and rotated."""
         B, T, _ = x_BTD.shape
         q_BTHh = self.q_proj(x_BTD).reshape(B, T, -1, self.head_dim)
         k_BTHh = self.k_proj(x_BTD).reshape(B, T, self.num_kv_heads, self.head_dim)
@@ -59,15 +64,12 @@ class Attention(nnx.Module):
         if self.rope is not None:
             q_BTHh = rotated(q_BTHh, positions_BT, self.rope)
             k_BTHh = rotated(k_BTHh, positions_BT, self.rope)
-        mixed = attended(
-            q_BTHh,
-            k_BTHh,
-            v_BTHh,
-            visible_BTS(segments_BT, self.window),
-            scale=self.scale,
-            softcap=self.softcap,
-        )
-        return self.o_proj(mixed.reshape(B, T, -1))
+        return q_BTHh, k_BTHh, v_BTHh
+
+    def mix(self, q_BTHh: jax.Array, k_BTHh: jax.Array, v_BTHh: jax.Array, segments_BT: Segments) -> jax.Array:
+        """Values `[B, T, H, h]` averaged by this layer's attention; see `attended`."""
+        visible = visible_BTS(segments_BT, self.window)
+        return attended(q_BTHh, k_BTHh, v_BTHh, visible, scale=self.scale, softcap=self.softcap)
 
 
 def _head_norm(config: DecoderConfig, *, dtype: DTypeLike) -> RMSNorm:

@@ -165,7 +165,9 @@ def _rounds(program: Program, method: Surgery) -> Rounds:
     """
     require_target(method, program.target)
     if not isinstance(method, Stepwise) and not (program.target == "sparsity" and isinstance(method, Ordered)):
-        there = "wanda, magnitude, sparsegpt, channels of sparsity; nearest, gptq of bits; factorize of rank"
+        there = (
+            "wanda, magnitude, sparsegpt, channels of sparsity; nearest, gptq, rsq, adaquant of bits; factorize of rank"
+        )
         msg = f"{method.name} has no prices of {program.target}: there are {there}."
         raise ValueError(msg)
     if isinstance(program, Sparsity):

@@ -76,14 +76,21 @@ def require_format(shape: tuple[int, ...], bits: object, form: Format) -> None:
         raise ValueError(msg)
 
 
-def grid(weights: Float[Array, "*n I O"], bits: int | Int[Array, ""], form: Format) -> tuple[Array, Array]:
-    """Scale and zero of each column, `[*n, out]`.
+def grid(
+    weights: Float[Array, "*n I O"],
+    bits: int | Int[Array, ""],
+    form: Format,
+    *,
+    clip: tuple[Array | float, Array | float] = (1.0, 1.0),
+) -> tuple[Array, Array]:
+    """Scale and zero of each column, `[*n, out]`; clip: shares of its least and greatest weight that the grid reaches.
 
     As in the published program, but where no weight of a column is negative its symmetric grid starts at zero and yet
     puts code 0 at -2^(bits - 1), so that it cuts off the upper half of the range. Ours is symmetric always.
     """
     most = 2**bits - 1
-    low, high = jnp.minimum(jnp.min(weights, axis=-2), 0.0), jnp.maximum(jnp.max(weights, axis=-2), 0.0)
+    low = clip[0] * jnp.minimum(jnp.min(weights, axis=-2), 0.0)
+    high = clip[1] * jnp.maximum(jnp.max(weights, axis=-2), 0.0)
     if form.symmetric:
         high = jnp.maximum(-low, high)
         low = -high
@@ -101,6 +108,17 @@ def encoded(weights: Array, scale: Array, zero: Array, bits: int | Int[Array, ""
     """Codes nearest to weights; ties to the even multiple of the scale."""
     code = jnp.round(weights / scale.astype(weights.dtype)) + zero.astype(weights.dtype)
     return jnp.clip(code, 0, 2**bits - 1).astype(jnp.uint8)
+
+
+def straight_codes(scaled: Array, zero: Array, bits: int | Int[Array, ""]) -> Array:
+    """Codes nearest to weights / scale, in their dtype, with a gradient as if nothing had been rounded.
+
+    It is one from the first to the last code of the grid, both included, and zero beyond; that of `jnp.clip` is a half
+    at both, where rounded weights often are.
+    """
+    free = scaled + jax.lax.stop_gradient(jnp.round(scaled) - scaled) + zero
+    most = 2**bits - 1
+    return jnp.where((free < 0) | (free > most), jnp.clip(jax.lax.stop_gradient(free), 0, most), free)
 
 
 def weight_of(code: Array, scale: Array, zero: Array) -> Array:

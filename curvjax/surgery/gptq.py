@@ -28,7 +28,7 @@ from curvjax.surgery.second_moment import (
     require_hessian,
     visited,
 )
-from curvjax.surgery.sequential import edit_in_order, residual_streams
+from curvjax.surgery.sequential import Weighing, edit_in_order, residual_streams
 
 
 class Sweep(NamedTuple):
@@ -65,6 +65,7 @@ def quantize_gptq(
     *,
     rows_at_once: int,
     sweep: Sweep = AS_PUBLISHED,
+    weigh: Weighing | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
     """A copy of `model` with each projection rounded and refitted to what it receives on `batch`.
@@ -78,6 +79,7 @@ def quantize_gptq(
       plan: widths and grid.
       rows_at_once: rows in one forward pass; bounds the memory, does not change the result beyond rounding.
       sweep: order, blocks and damping.
+      weigh: factors on the inputs, token by token, before H is summed; None: as published, all count alike.
       progress: called with (layers done, layers in all).
 
     Returns:
@@ -99,7 +101,7 @@ def quantize_gptq(
 
     paths = [path for path, bits in plan.bits.items() if bits != UNTOUCHED]
     streams = residual_streams(model, batch, rows_at_once)
-    found = edit_in_order(model, streams, paths, edit, statistic=moments_of, progress=progress)
+    found = edit_in_order(model, streams, paths, edit, statistic=moments_of, weigh=weigh, progress=progress)
     return quantized(model, {path: rounded.codes for path, rounded in found.items()}, plan)
 
 

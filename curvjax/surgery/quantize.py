@@ -278,22 +278,11 @@ def quantized_units(method: Surgery, model: Decoder, widths: Mapping[str, int], 
     return account(method, method.targets[0], (model, found.model), counts, remarks=remarks, evidence=plain(evidence))
 
 
-@surgery
 @dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """Every weight at the nearest point of its grid; see `quantize_nearest`.
+class Grids:
+    """Settings of all surgeries that round to grids."""
 
-    Example:
-      >>> import curvjax as cj
-      >>> from curvjax.testing import tiny_model
-      >>> model = tiny_model(layers=1).model
-      >>> cj.Nearest(group=8)(model, {"layers.0.mlp": 4}).remarks
-      ('1,008 bytes, 7.000 bits per weight with scales and zeros',)
-    """
-
-    name: ClassVar[str] = "nearest"
     targets: ClassVar[tuple[str, ...]] = ("bits",)
-    reads_text: ClassVar[bool] = False
 
     group: int = 64
     """Inputs that share a scale; -1: all inputs of a projection."""
@@ -306,6 +295,23 @@ class Nearest:
     def form(self) -> Format:
         """Groups and grid."""
         return Format(self.group, self.symmetric, self.scales)
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Nearest(Grids):
+    """Every weight at the nearest point of its grid; see `quantize_nearest`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> from curvjax.testing import tiny_model
+      >>> model = tiny_model(layers=1).model
+      >>> cj.Nearest(group=8)(model, {"layers.0.mlp": 4}).remarks
+      ('1,008 bytes, 7.000 bits per weight with scales and zeros',)
+    """
+
+    name: ClassVar[str] = "nearest"
+    reads_text: ClassVar[bool] = False
 
     def __call__(
         self,

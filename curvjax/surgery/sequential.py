@@ -24,10 +24,13 @@ from curvjax.surgery.sparsity import SparsityPlan
 Statistic = Callable[[jax.Array], jax.Array]
 """What is kept of a projection's inputs `[N, in]`, one row for each token, zero on padding; summed over batches."""
 
+Weighing = Callable[[Block, "Stream"], jax.Array]
+"""`[B, T]` factors on what all projections of a layer receive, token by token; hashable, and called in a trace."""
+
 
 @runtime_checkable
 class _HasKernel(Protocol):
-    """What becomes of a projection; the layers after it see `kernel`, `[in, out]`."""
+    """What becomes of a projection; the layers after it see `kernel`, `[in, out]`, and `bias`, `[out]`, if any."""
 
     @property
     def kernel(self) -> jax.Array: ...
@@ -72,10 +75,12 @@ def residual_streams(model: Decoder, batch: Batch, rows_at_once: int) -> list[St
     return [Stream(model.embed(part.tokens, part.positions), part.positions, part.segments) for part in parts]
 
 
-def recorded(block: Block, streams: list[Stream], statistic: Statistic) -> tuple[dict[str, jax.Array], list[Stream]]:
+def recorded(
+    block: Block, streams: list[Stream], statistic: Statistic, weigh: Weighing | None = None
+) -> tuple[dict[str, jax.Array], list[Stream]]:
     """The statistic of each projection of `block` by its path in there, and the streams after the layer."""
     graph, state = nnx.split(block)
-    outputs = [_record(graph, statistic, state, *stream) for stream in streams]
+    outputs = [_record(graph, statistic, weigh, state, stream) for stream in streams]
     after = [stream._replace(x=x) for stream, (x, _) in zip(streams, outputs, strict=True)]
     paths = projections(block)
     return {path: functools.reduce(jnp.add, [found[path] for _, found in outputs]) for path in paths}, after
@@ -88,6 +93,7 @@ def edit_in_order(
     edit: Callable[[str, jax.Array, jax.Array], Edited],
     *,
     statistic: Statistic,
+    weigh: Weighing | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Edited]:
     """What `edit` makes of each kernel, each layer judged by what it receives from the edited layers before it.
@@ -99,8 +105,9 @@ def edit_in_order(
       model: a decoder.
       streams: what enters its first layer.
       paths: of kernels in decoder layers.
-      edit: `(path, kernel, statistic of its inputs) -> ` something with the new `kernel`.
+      edit: `(path, kernel, statistic of its inputs) -> ` something with the new `kernel`, and `bias` where it is new.
       statistic: what `edit` wants to know of a projection's inputs.
+      weigh: factors on these inputs before the statistic; None: all tokens count alike.
       progress: called with (layers done, layers in all).
 
     Returns:
@@ -113,7 +120,7 @@ def edit_in_order(
     layers = max(map(layer_index, paths), default=-1) + 1
     for index in range(layers):
         block = model.layers[index]
-        found, _ = recorded(block, streams, statistic)
+        found, _ = recorded(block, streams, statistic, weigh)
         kernels = parameters(block)
         inside = [path for path in paths if layer_index(path) == index]
         for path in inside:
@@ -121,6 +128,9 @@ def edit_in_order(
             require_finite(path, kept)
             edits[path] = edit(path, kernels[within_layer(path)], kept)
         edited = kernels | {within_layer(path): edits[path].kernel for path in inside}
+        for path in inside:
+            if (bias := getattr(edits[path], "bias", None)) is not None:
+                edited[f"{module_path(within_layer(path))}.bias"] = bias
         graph, state = nnx.split(with_parameters(block, edited))
         streams = [stream._replace(x=_run(graph, state, *stream)) for stream in streams]
         if progress is not None:
@@ -176,21 +186,26 @@ def require_finite(path: str, statistic: jax.Array) -> None:
 class _Recorder(nnx.Module):
     """A projection that also keeps a statistic of its inputs over the tokens that count."""
 
-    def __init__(self, projection: Linear, counts_BT: jax.Array, statistic: Statistic):
+    def __init__(self, projection: Linear, counts_BT: jax.Array, weights_BT: jax.Array | None, statistic: Statistic):
         self.projection, self.counts, self.statistic = projection, nnx.Variable(counts_BT), statistic
+        self.weights = None if weights_BT is None else nnx.Variable(weights_BT)
         self.kept = nnx.Variable(jnp.zeros(()))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.weights is not None:
+            wide *= self.weights[...][:, :, None].astype(wide.dtype)
         real = jnp.where(self.counts[...][:, :, None], wide, 0.0)
         self.kept.set_value(self.statistic(real.reshape(-1, x.shape[-1])))
         return self.projection(x)
 
 
-@jax.jit(static_argnums=(0, 1))
-def _record(graph, statistic, state, x, positions, segments):
-    block = nnx.merge(graph, state)
-    edits = dict.fromkeys(projections(block), lambda projection: _Recorder(projection, segments > 0, statistic))
+@jax.jit(static_argnums=(0, 1, 2))
+def _record(graph, statistic, weigh, state, stream):
+    block, (x, positions, segments) = nnx.merge(graph, state), stream
+    weights = None if weigh is None else weigh(block, stream)
+    recorder = functools.partial(_Recorder, counts_BT=segments > 0, weights_BT=weights, statistic=statistic)
+    edits = dict.fromkeys(projections(block), recorder)
     recording = rebuilt(block, edits)
     y = recording(x, positions, segments)
     modules = submodules(recording).items()
