@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.runs.moves import Move, measure_moves
 from curvjax.runs.objective import Objective
 from curvjax.scores.evidence import Widths
 from curvjax.storage import UNTOUCHED, Format
@@ -75,6 +76,19 @@ def low_slopes(
         )
 
     return _table(kernels, units, (lambda path, bits=bits: fall(path, bits) for bits in widths.menu))
+
+
+def bit_losses(
+    model: Decoder, loss: Objective, kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group: int
+) -> Float[Array, "K W"]:
+    """The change of the mean loss by each unit alone at each width: on average half a forward pass each."""
+
+    def move(unit: Unit, bits: int) -> Move:
+        paths = tuple(path for path in unit.paths if path in kernels)
+        return Move(unit.index, paths, lambda path, _: rounded(kernels[path], bits, group=group))
+
+    found = measure_moves(model, loss, [move(unit, bits) for unit in units for bits in widths.menu])
+    return jnp.asarray(found.change.reshape(len(units), len(widths.menu)))
 
 
 def _edited(model: Decoder, kernels: Kernels) -> Decoder:

@@ -29,7 +29,7 @@ from curvjax.models import Decoder, model_hash, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import FieldCost, Scores
 from curvjax.runs.activations import input_moments, sampled_stream
-from curvjax.runs.bit_evidence import bit_errors, bit_harms, low_slopes, require_group
+from curvjax.runs.bit_evidence import bit_errors, bit_harms, bit_losses, low_slopes, require_group
 from curvjax.runs.measure import (
     BY_STEPS,
     ScoreSettings,
@@ -49,7 +49,7 @@ from curvjax.scores.evidence import Evidence, Widths
 
 OF_TWO_TEXTS = {"grams", "held_out"}
 """Fields that need validation rows too."""
-OF_ROUNDING = {"bit_harms", "bit_errors", "low_slopes"}
+OF_ROUNDING = {"bit_harms", "bit_errors", "bit_losses", "low_slopes"}
 """Fields that look at rounding to the widths."""
 
 
@@ -341,6 +341,9 @@ FIELDS: Mapping[str, Callable[[_Subject], Any]] = MappingProxyType({
     "traces": _traces,
     "interactions": _interactions,
     "bit_harms": lambda subject: bit_harms(
+        *_objective(subject, "loss"), *_rounding(subject), group=subject.settings.group
+    ),
+    "bit_losses": lambda subject: bit_losses(
         *_objective(subject, "loss"), *_rounding(subject), group=subject.settings.group
     ),
     "bit_errors": lambda subject: bit_errors(*_rounding(subject), group=subject.settings.group),

@@ -36,7 +36,8 @@ class Evidence(NamedTuple):
     rounded to b bits, a column for each width of `widths.menu`: bit_harms: `[K, W]` nats, sum |g (w_b - w)| with the
     gradient g of the mean loss where all units are rounded so; bit_errors: `[K, W]` |w_b - w|^2; low_slopes: `[K, W]`
     nats, g' (w_low - w_b) with the gradient g of the mean KL divergence from the model's predictions to those of the
-    model where all units have `widths.low` bits.
+    model where all units have `widths.low` bits; bit_losses: `[K, W]` nats, the change of the mean loss where
+    unit k alone is rounded so.
     """
 
     units: tuple[Unit, ...]
@@ -56,4 +57,5 @@ class Evidence(NamedTuple):
     bit_harms: Float[Array, "K W"] | None = None
     bit_errors: Float[Array, "K W"] | None = None
     low_slopes: Float[Array, "K W"] | None = None
+    bit_losses: Float[Array, "K W"] | None = None
     widths: Widths = Widths()

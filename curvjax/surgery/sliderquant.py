@@ -268,7 +268,7 @@ def _passed(
     block, kernels = model.layers[layer], parameters(model.layers[layer])
     for path, width in mine.items():
         of = learned[f"{layer_prefix(layer)}.{path}"]
-        kernels[path] = _rounded(kernels[path], of, width, share, form=form)
+        kernels[path] = _rounded(kernels[path], of, width, share, form=form).kernel
     graph, state = nnx.split(with_parameters(block, kernels))
     return _Side(exact, [stream._replace(x=_run(graph, state, stream)) for stream in side.rounded])
 
@@ -302,7 +302,7 @@ def _learned(
 
 def _final(path: str, kernel: jax.Array, learned: Learned, bits: int, form: Format) -> Codes:
     try:
-        return finite(Codes(*rounded_kernel(kernel, learned, bits, share=1.0, form=form)[1:], bits))
+        return finite(Codes(*_rounded(kernel, learned, bits, 1.0, form=form)[1:], bits))
     except ValueError as error:
         msg = f"{path}: {error}"
         raise ValueError(msg) from error
@@ -310,7 +310,7 @@ def _final(path: str, kernel: jax.Array, learned: Learned, bits: int, form: Form
 
 @functools.partial(jax.jit, static_argnames="form")
 def _rounded(kernel, learned, bits, share, *, form):
-    return rounded_kernel(kernel, learned, bits, share=share, form=form).kernel
+    return rounded_kernel(kernel, learned, bits, share=share, form=form)
 
 
 @jax.jit(static_argnums=0)

@@ -174,7 +174,9 @@ def test_capacity_is_shared_out_by_every_rule(loaded, text, program):
     assert found.unit == {"rank": "adapter parameters", "experts": "experts", "bits": "bits"}[program.target]
 
 
-BITS = CompareSettings(scores=(), rules=("uniform",), plans=("autoscheme", "dynamic-quant", "hawq", "radio"))
+BITS = CompareSettings(
+    scores=(), rules=("uniform",), plans=("adaquant", "autoscheme", "dynamic-quant", "hawq", "radio")
+)
 
 
 @pytest.fixture
@@ -186,7 +188,7 @@ def rounded_at(monkeypatch):
         asked.append(widths)
         rng, columns = np.random.default_rng(1), np.asarray(widths.menu)
         table = rng.uniform(1, 2, (len(units), 1)) * 4.0**-columns
-        fields = dict.fromkeys(["bit_harms", "bit_errors", "low_slopes"], jnp.asarray(table))
+        fields = dict.fromkeys(["bit_harms", "bit_errors", "bit_losses", "low_slopes"], jnp.asarray(table))
         kernels = {path: jnp.ones((2, 2)) for unit in units for path in unit.paths}
         found = Evidence(units, kernels=kernels, traces=jnp.ones(len(units)), widths=widths, **fields)
         costs = tuple(FieldCost(field=name, seconds=1.0, gradient_equivalents=1.0) for name in needs)
@@ -321,6 +323,6 @@ def test_gains_of_another_model_are_refused(loaded, text, gains, stranger):
 
 def test_plans_of_a_target_say_what_they_remove():
     sparsity = {"lamp", "magnitude-global", "wanda-global", "gradient-global"}
-    bits = {"autoscheme", "dynamic-quant", "hawq", "radio"}
+    bits = {"adaquant", "autoscheme", "dynamic-quant", "hawq", "radio"}
     assert {name for name, plan in PLANS.items() if plan.target} == sparsity | bits | {"eva"}
     assert all("to remove" in plan.amount for plan in PLANS.values() if plan.target == "sparsity")

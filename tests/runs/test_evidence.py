@@ -395,6 +395,18 @@ def test_harms_and_errors_are_of_each_width_at_the_model_rounded_to_it(decoder, 
         np.testing.assert_allclose(evidence.bit_errors[:, column], errors, rtol=1e-12)
 
 
+def test_losses_are_those_of_the_model_with_one_unit_rounded(decoder, texts, units):
+    values, batch = parameters(decoder), texts[0].batch
+    measured = measure_evidence(decoder, texts[0], units, ["bit_losses"], SETTINGS, widths=Widths((2, 4)))
+    loss = jax.jit(lambda values: jnp.sum(row_losses(decoder, values, batch)) / jnp.sum(batch.weights))
+    for column, bits in enumerate((2, 4)):
+        for k in (0, len(units) - 1):
+            inside = [path for path in units[k].paths if path.endswith("kernel")]
+            low = {path: rounded(values[path], bits, group=4) for path in inside}
+            change = loss(values | low) - loss(values)
+            np.testing.assert_allclose(measured.evidence.bit_losses[k, column], change, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("low", [2, 3])
 def test_low_slopes_are_of_the_divergence_at_the_low_model(low, decoder, texts, evidence, units, quick_gradients):
     """By central differences along each unit's own change of width."""

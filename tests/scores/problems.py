@@ -55,6 +55,7 @@ def draw(seed, layers=LAYERS):
         bit_harms=jnp.asarray(rng.uniform(1, 2, size=(layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8])),
         bit_errors=jnp.asarray(rng.uniform(1, 2, size=(layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8])),
         low_slopes=jnp.asarray(rng.normal(1, 1, size=(layers, 4))),
+        bit_losses=jnp.asarray(rng.uniform(1, 2, size=(layers, 1)) * 4.0 ** -np.array([2, 3, 4, 8])),
     )
 
 
@@ -75,6 +76,7 @@ def reordered(evidence, order):
         bit_harms=evidence.bit_harms[index],
         bit_errors=evidence.bit_errors[index],
         low_slopes=evidence.low_slopes[index],
+        bit_losses=evidence.bit_losses[index],
     )
 
 

@@ -1,4 +1,4 @@
-"""HAWQ's and Radio's widths, against enumeration and the closed form."""
+"""HAWQ's, Radio's and AdaQuant's widths, against enumeration and the closed form."""
 
 from itertools import product
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from curvjax.allocation import Menu
+from curvjax.scores.adaquant import adaquant
 from curvjax.scores.evidence import WIDTHS
 from curvjax.scores.hawq import hawq
 from curvjax.scores.radio import radio
@@ -35,6 +36,29 @@ def test_no_other_widths_perturb_less(seed, total):
     evidence, _, size = problem(seed)
     omega = np.asarray(evidence.traces / size)[:, None] * np.asarray(evidence.bit_errors)
     np.testing.assert_array_equal(hawq(evidence, total=total), least(omega, size, total))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("total", [2.0, 2.7, 4.0, 5.5, 9.0])
+def test_no_other_widths_degrade_less(seed, total):
+    evidence, _, size = problem(seed)
+    losses = np.asarray(evidence.bit_errors) - 0.05  # of some units rounding lowers the loss: that is not believed
+    assert (losses < 0).any()
+    found = adaquant(evidence._replace(bit_losses=jnp.asarray(losses)), total=total)
+    harm = np.maximum(losses, 1e-6)
+    columns = [WIDTHS.index(int(width)) for width in found]
+    best = [WIDTHS.index(int(width)) for width in least(harm, size, total)]
+    assert size @ np.asarray(found) <= total * size.sum() + 1e-9
+    assert np.isclose(harm[np.arange(4), columns].sum(), harm[np.arange(4), best].sum(), rtol=1e-12)
+
+
+def test_degradations_of_other_widths_and_totals_out_of_reach_are_refused():
+    evidence, _, _ = problem(1)
+    table = evidence.bit_errors
+    with pytest.raises(ValueError, match=r"a number for each of the widths \(2, 3, 4, 8\), got an array of \(4, 3\)"):
+        adaquant(evidence._replace(bit_losses=table[:, 1:]), total=4.0)
+    with pytest.raises(ValueError, match="is out of reach"):
+        adaquant(evidence._replace(bit_losses=table), total=1.9)
 
 
 def distortion(evidence, kernels, size):

@@ -16,6 +16,7 @@ TOTALS = {
     **{
         "welore": 90.0,
         "eva": 90.0,
+        "adaquant": 3.5,
         "autoscheme": 3.5,
         "dynamic-quant": 3.0,
         "hawq": 3.5,
