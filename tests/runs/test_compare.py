@@ -174,9 +174,8 @@ def test_capacity_is_shared_out_by_every_rule(loaded, text, program):
     assert found.unit == {"rank": "adapter parameters", "experts": "experts", "bits": "bits"}[program.target]
 
 
-BITS = CompareSettings(
-    scores=(), rules=("uniform",), plans=("adaquant", "autoscheme", "dynamic-quant", "hawq", "radio")
-)
+OF_BITS = ("adaquant", "autoscheme", "dynamic-quant", "hawq", "radio")
+BITS = CompareSettings(scores=(), rules=("uniform",), plans=OF_BITS)
 
 
 @pytest.fixture
@@ -323,6 +322,6 @@ def test_gains_of_another_model_are_refused(loaded, text, gains, stranger):
 
 def test_plans_of_a_target_say_what_they_remove():
     sparsity = {"lamp", "magnitude-global", "wanda-global", "gradient-global"}
-    bits = {"adaquant", "autoscheme", "dynamic-quant", "hawq", "radio"}
+    bits = set(OF_BITS)
     assert {name for name, plan in PLANS.items() if plan.target} == sparsity | bits | {"eva"}
     assert all("to remove" in plan.amount for plan in PLANS.values() if plan.target == "sparsity")
