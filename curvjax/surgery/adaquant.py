@@ -18,17 +18,8 @@ from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder, parameters, with_parameters
 from curvjax.records import Rebuilt
-from curvjax.surgery.codes import (
-    UNTOUCHED,
-    Codes,
-    Format,
-    decoded,
-    finite,
-    grid,
-    group_count,
-    require_format,
-    straight_codes,
-)
+from curvjax.storage import UNTOUCHED, Format, group_count
+from curvjax.surgery.codes import Codes, decoded, finite, grid, require_format, straight_codes
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
 from curvjax.surgery.second_moment import moments_of, output_error, require_hessian

@@ -20,7 +20,8 @@ from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, within_layer
 from curvjax.models import Block, Decoder, parameters, with_parameters
 from curvjax.records import Rebuilt
-from curvjax.surgery.codes import UNTOUCHED, Codes, Format, finite, grid, group_count, straight_codes
+from curvjax.storage import UNTOUCHED, Format, group_count
+from curvjax.surgery.codes import Codes, finite, grid, straight_codes
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
 from curvjax.surgery.sequential import Stream, residual_streams
