@@ -91,7 +91,8 @@ class Report:
     """Draw a run directory as one HTML page, figures and a summary."""
 
     directory: Argument[Path]
-    """Directory with records: gains.json, allocation*.json, run.json, descent.json, compare.json, rebuilt.json."""
+    """Directory with records: gains.json, allocation*.json, run.json, descent.json, compare.json, transfer.json,
+    rebuilt.json, evaluation*.json."""
 
     def __call__(self) -> None:
         """Run the command."""

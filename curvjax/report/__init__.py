@@ -14,6 +14,7 @@ from curvjax.report.curvature_figures import bootstrap_figure as bootstrap_figur
 from curvjax.report.curvature_figures import convergence_figure as convergence_figure
 from curvjax.report.curvature_figures import density_figure as density_figure
 from curvjax.report.descent import descent_figure as descent_figure
+from curvjax.report.evaluation import evaluation_figure as evaluation_figure
 from curvjax.report.gain_figures import damping_figure as damping_figure
 from curvjax.report.gain_figures import gains_figure as gains_figure
 from curvjax.report.gain_figures import gradient_figure as gradient_figure
@@ -31,3 +32,4 @@ from curvjax.report.rebuilt import rebuilt_figure as rebuilt_figure
 from curvjax.report.run_directory import RunDirectory as RunDirectory
 from curvjax.report.run_directory import read_run as read_run
 from curvjax.report.style import save_figure as save_figure
+from curvjax.report.transfer import regret_figure as regret_figure

@@ -1,17 +1,33 @@
 """What a run directory holds, as typed values that are checked against each other: all that a report knows."""
 
 from collections.abc import Iterator, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Num
 
-from curvjax.records import Adaptation, Allocation, Comparison, Descent, Origin, Pruning, Rebuilt, Run, Scores, Value
+from curvjax.records import (
+    Adaptation,
+    Allocation,
+    Comparison,
+    Descent,
+    Origin,
+    Outcome,
+    Pruning,
+    Rebuilt,
+    Run,
+    Scores,
+    Transfer,
+    Value,
+)
 from curvjax.report.profile import gain_profile
 
-FILES = ("gains.json", "allocation*.json", "run.json", "descent.json", "compare.json", "rebuilt.json")
+FILES = (
+    *("gains.json", "allocation*.json", "run.json", "descent.json", "compare.json", "transfer.json", "rebuilt.json"),
+    "evaluation*.json",
+)
 """What a report draws of a directory."""
 
 Kind = TypeVar("Kind", bound=Value)
@@ -22,6 +38,7 @@ class RunDirectory:
     """What is there, None and () for what is not.
 
     gains: the scores. allocations: capacities first, then sparsities by rising budget, but for the one of the descent.
+    evaluations: by file name without suffix; also of other weights, of what was made of the model.
     """
 
     gains: Scores | None = None
@@ -29,7 +46,9 @@ class RunDirectory:
     run: Run | None = None
     descent: Descent | None = None
     comparison: Comparison | None = None
+    transfer: Transfer | None = None
     rebuilt: Rebuilt | None = None
+    evaluations: Mapping[str, Outcome] = field(default_factory=dict)
 
     def of(self, *targets: str) -> tuple[Allocation, ...]:
         """The allocations of these targets."""
@@ -57,7 +76,8 @@ class RunDirectory:
     @property
     def origin(self) -> Origin | None:
         """Of the run, or of the first that is there and knows it."""
-        every = (self.run, self.gains, self.descent, self.comparison, *self.allocations, self.rebuilt)
+        first = (self.run, self.gains, self.descent, self.comparison, *self.allocations, self.transfer, self.rebuilt)
+        every = (*first, *self.evaluations.values())
         return next((each.origin for each in every if each and each.origin), None)
 
     @property
@@ -68,7 +88,8 @@ class RunDirectory:
     @property
     def title(self) -> str:
         """Of the page."""
-        return f"Layer {'gains' if self.gains else 'budgets'} of {self.model}"
+        budgets = (self.run, self.descent, self.comparison, *self.allocations, self.transfer, self.rebuilt)
+        return f"{'Layer gains' if self.gains else 'Layer budgets' if any(budgets) else 'Measurements'} of {self.model}"
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -113,12 +134,15 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     folder = Path(run_dir)
     gains, run = _loaded(folder / "gains.json", Scores), _loaded(folder / "run.json", Run)
     descent, rebuilt = _loaded(folder / "descent.json", Descent), _loaded(folder / "rebuilt.json", Rebuilt)
-    comparison = _loaded(folder / "compare.json", Comparison)
+    comparison, transfer = _loaded(folder / "compare.json", Comparison), _loaded(folder / "transfer.json", Transfer)
+    measured = sorted(folder.glob("evaluation*.json"), key=lambda path: path.stem)
+    evaluations = {path.stem: Outcome.load(path) for path in measured}
     allocations = {path.name: Allocation.load(path) for path in sorted(folder.glob("allocation*.json"))}
-    if not (gains or run or descent or rebuilt or comparison or allocations):
+    if not (gains or run or descent or rebuilt or comparison or transfer or allocations or evaluations):
         msg = f"{folder} holds none of {', '.join(FILES)}; `curvjax run`, `score` and others write them."
         raise FileNotFoundError(msg)
-    whose = {"gains.json": gains, **allocations, "run.json": run, "descent.json": descent, "compare.json": comparison}
+    stages = {"run.json": run, "descent.json": descent, "compare.json": comparison, "transfer.json": transfer}
+    whose = {"gains.json": gains, **allocations, **stages}
     _require_one_model({file: each.origin for file, each in whose.items() if each}, rebuilt)
     if gains:
         gain_profile(gains)  # refuses what no figure can show
@@ -128,7 +152,14 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     own = [each for each in allocations.values() if descent is None or each != descent.allocation]
     own.sort(key=lambda each: (each.target == "sparsity", each.budget.requested * (each.target == "sparsity")))
     records = RunDirectory(
-        gains=gains, allocations=tuple(own), run=run, descent=descent, comparison=comparison, rebuilt=rebuilt
+        gains=gains,
+        allocations=tuple(own),
+        run=run,
+        descent=descent,
+        comparison=comparison,
+        transfer=transfer,
+        rebuilt=rebuilt,
+        evaluations=evaluations,
     )
     _require_whole(records)
     return records

@@ -8,6 +8,7 @@ from curvjax.report import gain_tables, outcome_tables, words
 from curvjax.report.allocation_figures import amounts_figure
 from curvjax.report.comparison import comparison_section
 from curvjax.report.descent import descent_section
+from curvjax.report.evaluation import evaluation_section
 from curvjax.report.gain_figures import damping_figure, gains_figure, gradient_figure, share_figure, step_figure
 from curvjax.report.numbers import Real, fixed, listed, memory, percent
 from curvjax.report.outcome_figures import adaptation_figure, paired_figure, pruning_figure
@@ -17,6 +18,7 @@ from curvjax.report.promise import promise_figure, promise_table, promise_words,
 from curvjax.report.rebuilt import rebuilt_section
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.settings import Measurement
+from curvjax.report.transfer import transfer_section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -226,7 +228,9 @@ SECTIONS: tuple[Callable[[RunDirectory], Section | None], ...] = (
     allocation,
     descent_section,
     comparison_section,
+    transfer_section,
     rebuilt_section,
+    evaluation_section,
     outcomes,
     cost,
     limits,

@@ -8,7 +8,7 @@ from curvjax.report.parts import Picture, Section
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.tables import Table, markdown_table
 
-_SECTIONS = ("outcomes", "descent", "comparison", "rebuilt", "allocation", "cost")
+_SECTIONS = ("outcomes", "evaluation", "descent", "comparison", "rebuilt", "allocation", "cost")
 
 
 def summary_markdown(records: RunDirectory, sections: Sequence[Section]) -> str:

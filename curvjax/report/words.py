@@ -8,6 +8,7 @@ import numpy as np
 from curvjax.records import Adaptation, Allocation, Pruning, Scores, TextOrigin
 from curvjax.report.comparison import comparison_words
 from curvjax.report.descent import descent_words
+from curvjax.report.evaluation import evaluation_words
 from curvjax.report.gain_tables import allocation_name
 from curvjax.report.metrics import METRICS, PairedDifference, paired_differences
 from curvjax.report.numbers import (
@@ -26,6 +27,7 @@ from curvjax.report.profile import Profile, extent, gain_profile, leading, rank_
 from curvjax.report.rebuilt import rebuilt_words
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.settings import Measurement, Program
+from curvjax.report.transfer import transfer_words
 
 _CURVATURES = {
     "ggn": "the generalised Gauss-Newton matrix (for this loss, the true Fisher information)",
@@ -70,7 +72,9 @@ def headline(records: RunDirectory) -> list[str]:
     told = [_scored(records.gains), _ordered(records.gains)] if records.gains else []
     told += [descent_words(records.descent)] if records.descent else []
     told += [comparison_words(records.comparison)] if records.comparison else []
+    told += [transfer_words(records.transfer)] if records.transfer else []
     told += [rebuilt_words(records.rebuilt, records.rebuilt_from)] if records.rebuilt else []
+    told += evaluation_words(records.evaluations)
     told += [_shared_out(records.allocations)] if not told and records.allocations else []
     told += _adapted(records.adaptation) if records.adaptation else []
     return told + (_pruned(records.pruning) if records.pruning else [])
@@ -173,6 +177,11 @@ def limits(records: RunDirectory) -> list[str]:
         told.append(
             "The comparison shows what methods give, and at what cost; which of them loses least, only rebuilt models "
             "and texts that chose nothing can show."
+        )
+    if records.transfer:
+        told.append(
+            "The regret of a transfer, and what bounds it, are a surrogate cost in units of the program's objective; "
+            "no accuracy or loss follows from them."
         )
     if records.rebuilt:
         told.append("That a rebuilt model has what was planned says nothing of how well it does.")

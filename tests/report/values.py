@@ -93,7 +93,9 @@ def write(folder, records):
         "gains": records.gains,
         "descent": records.descent,
         "compare": records.comparison,
+        "transfer": records.transfer,
         "rebuilt": records.rebuilt,
+        **records.evaluations,
     }
     for name, value in files.items():
         if value:
