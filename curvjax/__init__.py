@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from curvjax.models import wrap as wrap
     from curvjax.records import Allocation as Allocation
     from curvjax.records import Comparison as Comparison
+    from curvjax.records import LayerCard as LayerCard
     from curvjax.records import Outcome as Outcome
     from curvjax.records import Promise as Promise
     from curvjax.records import Rebuilt as Rebuilt
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from curvjax.verbs import adapt as adapt
     from curvjax.verbs import allocate as allocate
     from curvjax.verbs import evaluate as evaluate
+    from curvjax.verbs import layer_card as layer_card
     from curvjax.verbs import load as load
     from curvjax.verbs import read as read
     from curvjax.verbs import rebuild as rebuild
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
 _HOME = {
     "curvjax.allocation": ("Bits", "Experts", "Ranks", "Sparsity", "control", "program", "rule"),
     "curvjax.models": ("Loaded", "Wrapped", "load_model", "wrap"),
-    "curvjax.records": ("Allocation", "Comparison", "Outcome", "Promise", "Rebuilt", "Scores"),
+    "curvjax.records": ("Allocation", "Comparison", "LayerCard", "Outcome", "Promise", "Rebuilt", "Scores"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
         *("AdaQuant", "GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "RSQ"),
@@ -87,6 +89,7 @@ _HOME = {
         "adapt",
         "allocate",
         "evaluate",
+        "layer_card",
         "load",
         "read",
         "rebuild",

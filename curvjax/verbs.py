@@ -9,8 +9,9 @@ from curvjax.data import read_documents
 from curvjax.interop import save_peft
 from curvjax.interop.compressed_tensors import Serve
 from curvjax.models import BeginOfText, Loaded, Wrapped, require_decoder
-from curvjax.records import Allocation, Outcome, Rebuilt, Scores
+from curvjax.records import Allocation, LayerCard, Outcome, Promise, Rebuilt, Scores
 from curvjax.runs import adapt as _adapt
+from curvjax.runs import card as _card
 from curvjax.runs import evaluate as _evaluate
 from curvjax.runs import refine as _refine
 from curvjax.runs.allocate import allocate
@@ -35,6 +36,7 @@ __all__ = [
     "adapt",
     "allocate",
     "evaluate",
+    "layer_card",
     "load",
     "read",
     "rebuild",
@@ -114,6 +116,43 @@ def score(
     text, judging = with_validation_for(model, text, SCORES[name].needs)
     given: dict[str, Any] = {"validation": judging, "fresh": fresh, "directory": directory, "progress": progress}
     return _score(model, text, name, chosen, **given)
+
+
+def layer_card(
+    model: Loaded,
+    text: Text,
+    *,
+    rank: int = 8,
+    tried: Scores | Promise | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> LayerCard:
+    """The Layer Card: what each unit has to correct, what adapting it costs, and what came of moving it.
+
+    Args:
+      model: of `load`.
+      text: calibration rows.
+      rank: of the adapters whose cost is counted.
+      tried: gains whose steps were tried, or a `promise` of any edit, for the outcome.
+      progress: told (what, done, all).
+      **settings: fields of `curvjax.runs.measure.ScoreSettings`.
+
+    Returns:
+      The card: residual norm, energy, coupling, counted costs, and the decrease of the loss where it was tried.
+
+    Raises:
+      ValueError: if the rank or a setting is out of range, or what was tried is of another model or other units.
+
+    Example:
+      >>> import curvjax as cj
+      >>> model = cj.load("glassllm")
+      >>> text = cj.read("demo:squad", model, tokens=64, length=64)
+      >>> cj.layer_card(model, text, rank=4).units[0].cost.optimizer_bytes
+      86016
+    """
+    require_decoder(model, "layer_card")
+    chosen = changed(ScoreSettings, settings)
+    return _card.layer_card(model, text, chosen, rank=rank, tried=tried, progress=progress)
 
 
 def refine(

@@ -12,14 +12,15 @@ from curvjax.commands.choice import Choice
 from curvjax.commands.printed import allocation_table, tell
 from curvjax.data import read_documents
 from curvjax.models import Loaded
-from curvjax.records import Scores
-from curvjax.report import gains_table, scores_table
+from curvjax.records import LayerCard, Scores
+from curvjax.report import card_table, gains_table, scores_table
 from curvjax.runs.allocate import allocate
+from curvjax.runs.card import layer_card
 from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
 from curvjax.runs.processes import ProcessSettings, join
-from curvjax.runs.progress import bars
+from curvjax.runs.progress import Progress, bars
 from curvjax.runs.refine import RefineSettings, refine
 from curvjax.runs.score import score
 from curvjax.runs.text import Text, TextSettings, read, with_validation
@@ -46,6 +47,11 @@ class Score:
     """Which score; `curvjax methods` lists them."""
     fresh: str = ""
     """A second text on which the steps behind the gains are tried too; the same as --data: every fourth document."""
+    card: bool = False
+    """Write the Layer Card too -> card.json: residual norm, energy, coupling, costs, and of gains what their steps
+    did."""
+    card_rank: int = 8
+    """Rank of the adapters whose cost the card counts."""
     out: Path = Path("runs/score")
     """Directory for gains.json, or NAME.json of another score."""
     reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
@@ -73,8 +79,18 @@ class Score:
                 "team": team,
             }
             scores = score(loaded, text, self.score, self.settings, **chosen)
+            card = self._card(loaded, text, scores, progress) if self.card and not team.index else None
         Console().print(gains_table(scores) if self.score == "gain" else scores_table(scores))
         tell(self.out / ("gains.json" if self.score == "gain" else f"{self.score}.json"))
+        if card is not None:
+            Console().print(card_table(card))
+            tell(card.save(self.out / "card.json"))
+
+    def _card(self, loaded: Loaded, text: Text, scores: Scores, progress: Progress) -> LayerCard:
+        """The card, with what became of the gains' steps where they were tried."""
+        stepped = all(unit.gain and unit.gain.steps for unit in scores.units)
+        tried = scores if stepped else None
+        return layer_card(loaded, text, self.settings, rank=self.card_rank, tried=tried, progress=progress)
 
     def _with_fresh(self, text: Text, loaded: Loaded) -> tuple[Text, Text | None]:
         if not self.fresh:

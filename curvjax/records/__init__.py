@@ -6,6 +6,9 @@ from curvjax.records.allocation import Ranges as Ranges
 from curvjax.records.allocation import SweepPoint as SweepPoint
 from curvjax.records.allocation import UnitAmount as UnitAmount
 from curvjax.records.allocation import WholeEvidence as WholeEvidence
+from curvjax.records.card import AdapterCost as AdapterCost
+from curvjax.records.card import CardUnit as CardUnit
+from curvjax.records.card import LayerCard as LayerCard
 from curvjax.records.comparison import Arm as Arm
 from curvjax.records.comparison import ComparedScore as ComparedScore
 from curvjax.records.comparison import ComparedUnit as ComparedUnit

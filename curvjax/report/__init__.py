@@ -6,6 +6,8 @@ from curvjax.report.allocation_figures import ranges_figure as ranges_figure
 from curvjax.report.allocation_figures import transfer_figure as transfer_figure
 from curvjax.report.arms import arms_figure as arms_figure
 from curvjax.report.arms import arms_table as arms_table
+from curvjax.report.card import card_figure as card_figure
+from curvjax.report.card import card_table as card_table
 from curvjax.report.comparison import comparison_figure as comparison_figure
 from curvjax.report.comparison import comparison_table as comparison_table
 from curvjax.report.comparison import correlation_figure as correlation_figure

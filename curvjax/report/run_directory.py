@@ -13,6 +13,7 @@ from curvjax.records import (
     Allocation,
     Comparison,
     Descent,
+    LayerCard,
     Origin,
     Outcome,
     Pruning,
@@ -26,7 +27,7 @@ from curvjax.report.profile import gain_profile
 
 FILES = (
     *("gains.json", "allocation*.json", "run.json", "descent.json", "compare.json", "transfer.json", "rebuilt.json"),
-    "evaluation*.json",
+    *("evaluation*.json", "card.json"),
 )
 """What a report draws of a directory."""
 
@@ -49,6 +50,7 @@ class RunDirectory:
     transfer: Transfer | None = None
     rebuilt: Rebuilt | None = None
     evaluations: Mapping[str, Outcome] = field(default_factory=dict)
+    card: LayerCard | None = None
 
     def of(self, *targets: str) -> tuple[Allocation, ...]:
         """The allocations of these targets."""
@@ -77,7 +79,7 @@ class RunDirectory:
     def origin(self) -> Origin | None:
         """Of the run, or of the first that is there and knows it."""
         first = (self.run, self.gains, self.descent, self.comparison, *self.allocations, self.transfer, self.rebuilt)
-        every = (*first, *self.evaluations.values())
+        every = (*first, self.card, *self.evaluations.values())
         return next((each.origin for each in every if each and each.origin), None)
 
     @property
@@ -135,13 +137,15 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     gains, run = _loaded(folder / "gains.json", Scores), _loaded(folder / "run.json", Run)
     descent, rebuilt = _loaded(folder / "descent.json", Descent), _loaded(folder / "rebuilt.json", Rebuilt)
     comparison, transfer = _loaded(folder / "compare.json", Comparison), _loaded(folder / "transfer.json", Transfer)
+    card = _loaded(folder / "card.json", LayerCard)
     measured = sorted(folder.glob("evaluation*.json"), key=lambda path: path.stem)
     evaluations = {path.stem: Outcome.load(path) for path in measured}
     allocations = {path.name: Allocation.load(path) for path in sorted(folder.glob("allocation*.json"))}
-    if not (gains or run or descent or rebuilt or comparison or transfer or allocations or evaluations):
+    if not (gains or run or descent or rebuilt or comparison or transfer or card or allocations or evaluations):
         msg = f"{folder} holds none of {', '.join(FILES)}; `curvjax run`, `score` and others write them."
         raise FileNotFoundError(msg)
     stages = {"run.json": run, "descent.json": descent, "compare.json": comparison, "transfer.json": transfer}
+    stages["card.json"] = card
     whose = {"gains.json": gains, **allocations, **stages}
     _require_one_model({file: each.origin for file, each in whose.items() if each}, rebuilt)
     if gains:
@@ -160,6 +164,7 @@ def read_run(run_dir: str | Path) -> RunDirectory:
         transfer=transfer,
         rebuilt=rebuilt,
         evaluations=evaluations,
+        card=card,
     )
     _require_whole(records)
     return records

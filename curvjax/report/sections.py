@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from curvjax.records import Allocation, Pair, plain
 from curvjax.report import gain_tables, outcome_tables, words
 from curvjax.report.allocation_figures import amounts_figure
+from curvjax.report.card import card_section
 from curvjax.report.comparison import comparison_section
 from curvjax.report.descent import descent_section
 from curvjax.report.evaluation import evaluation_section
@@ -225,6 +226,7 @@ SECTIONS: tuple[Callable[[RunDirectory], Section | None], ...] = (
     damping,
     promise,
     gradient_norm,
+    card_section,
     allocation,
     descent_section,
     comparison_section,

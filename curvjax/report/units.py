@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from curvjax.layers import within_layer
-from curvjax.records import Allocation, Comparison, Rebuilt, Transfer
+from curvjax.records import Allocation, Comparison, LayerCard, Rebuilt, Transfer
 
 _GAP = 2  # places between two kinds
 
@@ -77,7 +77,7 @@ def arranged(index: Sequence[int] | Int[np.ndarray, " K"], names: Sequence[str] 
     return Units(tuple(names), place, index, _short(kinds), len(kinds) * (layers + _GAP) - _GAP)
 
 
-def units_of(value: Allocation | Rebuilt | Comparison | Transfer) -> Units:
+def units_of(value: Allocation | Rebuilt | Comparison | Transfer | LayerCard) -> Units:
     """The units of a value, arranged."""
     return arranged([unit.index for unit in value.units], [unit.name for unit in value.units])
 

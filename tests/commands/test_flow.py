@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from curvjax.commands import budgets
+from curvjax.commands import budgets, scoring
 from curvjax.models import load_arrays, load_model, weights_hash
-from curvjax.records import Allocation, Comparison, ModelOrigin, Origin, Outcome, Rebuilt, Scores
+from curvjax.records import Allocation, Comparison, LayerCard, ModelOrigin, Origin, Outcome, Rebuilt, Scores
 from curvjax.runs import evidence as measuring
 from curvjax.runs.adapt import ADAPTER_SCHEMA
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.text import require_apart
 from tests.commands.running import an_allocation, refused
+from tests.report.test_card import card_of
 
 
 def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, tmp_path, stand_ins):
@@ -225,6 +226,22 @@ def test_scores_and_rules_are_compared_in_a_record_a_table_and_a_figure(command,
     assert [found.rule for found in record.methods] == ["program", "owl"] * 2 + ["uniform", "lamp"]
     assert all(found.spent == pytest.approx(0.4 * 12 * 1920) for found in record.methods)
     assert all(rule in output for rule in ("layer-card-energy", "erk", "lamp"))
+
+
+def test_a_card_stands_beside_the_scores(command, model, data, tmp_path, monkeypatch, stand_ins):
+    asked = []
+
+    def card(loaded, text, settings, *, rank, tried, progress):
+        asked.append((rank, tried))
+        return card_of("", layers=2)
+
+    monkeypatch.setattr(scoring, "layer_card", card)
+    words = ("--data", data, "--tokens", 32, "--length", 16, "--policy", "trust-radius", "--out", tmp_path)
+    status, output, _ = command("score", model, *words, "--card", "--card-rank", 4)
+    assert (status, output.splitlines()[-1]) == (0, str(tmp_path / "card.json"))
+    assert "The Layer Card" in output
+    assert asked == [(4, None)]
+    assert LayerCard.load(tmp_path / "card.json") == card_of("", layers=2)
 
 
 @pytest.mark.parametrize(("words", "group"), [((), 64), (("--group", 16), 16), (("--group", 16, "--outcome"), 8)])

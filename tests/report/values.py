@@ -95,6 +95,7 @@ def write(folder, records):
         "compare": records.comparison,
         "transfer": records.transfer,
         "rebuilt": records.rebuilt,
+        "card": records.card,
         **records.evaluations,
     }
     for name, value in files.items():
