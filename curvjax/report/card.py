@@ -26,21 +26,24 @@ _PANELS = (
 
 @style.styled
 def card_figure(card: LayerCard, *, width: Real = style.WIDE) -> "Figure":
-    """Bars of residual norm, energy, coupling, training cost, and the decrease where one was measured.
+    """Residual norm, energy, coupling, training cost, and the decrease where one was measured.
 
     Args:
       card: at least one unit.
       width: inches.
 
     Returns:
-      A Figure of four or five panels with one axis of units; energies on a logarithmic axis.
+      A Figure of four or five panels with one axis of units; residual norms and energies on logarithmic axes.
     """
     units, tried = units_of(card), bool(card.tried)
     figure, panels = style.rows(width, [1.25] * (len(_PANELS) + 1 + tried))
     for axes, (name, title) in zip(panels, _PANELS, strict=False):
-        axes.bar(units.place, _column(card, name), width=0.72, color=style.WASH)
+        values = _column(card, name)
+        axes.plot(units.place, values, "o", color=style.BLUE, markersize=3.5)
         axes.set_title(title)
-    panels[1].set_yscale("log")
+        if name != "coupling" and np.nanmin(values) > 0:  # which may span decades
+            axes.set_yscale("log")
+            style.few_ticks(axes.yaxis)
     training = [unit.cost.training_flops / 1e6 for unit in card.units]
     panels[3].bar(units.place, training, width=0.72, color=style.WASH)
     panels[3].set_title(f"Training an adapter of rank {card.rank} there (Mflop a token)")
@@ -110,8 +113,8 @@ def card_section(records: RunDirectory) -> Section | None:
     )
     picture = Picture(
         "card",
-        f"Bars of every unit: residual norm, energy, coupling and cost. {told}",
-        "Every unit's residual norm, activation energy (logarithmic), coupling to the others, and what training an "
+        f"Of every unit: residual norm, energy, coupling and cost. {told}",
+        "Every unit's residual norm and activation energy (logarithmic), coupling to the others, and what training an "
         "adapter there costs" + (f"; what moving it alone by {found.tried} did to the loss." if found.tried else "."),
         lambda width: card_figure(found, width=width),
     )

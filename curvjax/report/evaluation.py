@@ -7,8 +7,9 @@ import numpy as np
 
 from curvjax.records import Outcome, TaskOutcome, TextOutcome
 from curvjax.report import style
-from curvjax.report.metrics import METRICS, OF_TASKS, known_error
+from curvjax.report.metrics import known_error
 from curvjax.report.numbers import UNKNOWN, Real, count, fixed, listed, plus_minus, significant
+from curvjax.report.outcome_tables import task_cells
 from curvjax.report.parts import Part, Picture, Section
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.tables import Table, table
@@ -86,14 +87,9 @@ def tasks_table(evaluations: Mapping[str, Outcome]) -> Table:
     rows = []
     for label, outcome in evaluations.items():
         for name, found in outcome.tasks.items():
-            shown = []
-            for metric, measured in OF_TASKS.items():
-                scale, (value, error) = METRICS[metric].scale, measured(found)
-                error = known_error(error)
-                shown.append(plus_minus(scale * value, None if error is None else scale * error, 1 if scale > 1 else 3))
-            rows.append((label, name, count(found.questions), count(found.shots), *shown))
+            rows.append((label, name, count(found.questions), count(found.shots), *task_cells(found)))
     caption = (
-        f"Ranked choice. Loss of the right answer in {METRICS['gold_nll'].unit}; accuracy by the answer's summed "
+        "Ranked choice. Loss of the right answer in nats per question; accuracy by the answer's summed "
         "log-probability, and by that per character; ± one standard error over the questions."
     )
     columns = ("evaluation", "task", "questions", "shots", "loss of right answer", "accuracy (%)", "per char. (%)")

@@ -11,9 +11,9 @@ from curvjax.report.tables import Table, table
 
 def adaptation_table(adaptation: Adaptation) -> Table:
     """Every arm and seed of the fine-tuning, and the model before it."""
-    rows = [("before training", UNKNOWN, UNKNOWN, UNKNOWN, *_measured(adaptation.base))]
+    rows = [("before training", UNKNOWN, UNKNOWN, UNKNOWN, *task_cells(adaptation.base))]
     rows += [
-        (arm.arm, count(arm.seed), count(arm.parameters), count(arm.max_rank), *_measured(arm.outcome))
+        (arm.arm, count(arm.seed), count(arm.parameters), count(arm.max_rank), *task_cells(arm.outcome))
         for arm in adaptation.arms
     ]
     caption = (
@@ -97,6 +97,16 @@ def flattened(settings: Mapping[str, object], prefix: str = "") -> Iterator[tupl
             yield name, _plain(value)
 
 
+def task_cells(outcome: TaskOutcome) -> list[str]:
+    """Loss of the right answer and both accuracies, each with its standard error."""
+    shown = []
+    for metric, measured in OF_TASKS.items():
+        scale, (value, error) = METRICS[metric].scale, measured(outcome)
+        error = known_error(error)
+        shown.append(plus_minus(scale * value, None if error is None else scale * error, 1 if scale > 1 else 3))
+    return shown
+
+
 def _evidence(allocation: Allocation) -> dict[str, object]:
     """What the program was, in the order in which it is shown, and what is proved of its result."""
     found: dict[str, object] = {"program": allocation.program, "rule": allocation.rule}
@@ -114,15 +124,6 @@ def _plain(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: UNKNOWN, True: "yes", False: "no"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value) or UNKNOWN
-
-
-def _measured(outcome: TaskOutcome) -> list[str]:
-    shown = []
-    for metric, measured in OF_TASKS.items():
-        scale, (value, error) = METRICS[metric].scale, measured(outcome)
-        error = known_error(error)
-        shown.append(plus_minus(scale * value, None if error is None else scale * error, 1 if scale > 1 else 3))
-    return shown
 
 
 def _losses(outcome: TextOutcome) -> tuple[str, str]:

@@ -37,6 +37,7 @@ class Measurement(_Chosen):
 
 @dataclass(frozen=True, kw_only=True)
 class Program(_Chosen):
-    """Of an allocation program. alpha: price of a unit of capacity, one for all or `[K]`."""
+    """Of an allocation program. target: what units receive. alpha: price of a unit of it, one or `[K]`."""
 
     alpha: float | tuple[float, ...] | None = None
+    target: str = "amount"

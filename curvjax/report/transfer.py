@@ -9,6 +9,7 @@ from curvjax.report import style
 from curvjax.report.numbers import Real, fixed, significant
 from curvjax.report.parts import Picture, Section
 from curvjax.report.run_directory import RunDirectory
+from curvjax.report.settings import Program
 from curvjax.report.tables import Table, table
 from curvjax.report.units import units_of
 
@@ -62,7 +63,7 @@ def regret_figure(transfer: Transfer, *, width: Real = style.WIDE) -> "Figure":
     two = np.array([unit.amount for unit in transfer.units]).T
     labels = [f"by {text}" for text in _texts(transfer)]
     style.unit_moves(amounts, units_of(transfer), two, labels=labels, colours=(style.ORANGE, style.BLUE))
-    amounts.set(ylabel=str(transfer.program.get("target", "amount")), title="The two optima, before rounding")
+    amounts.set(ylabel=Program.of(transfer.program).target, title="The two optima, before rounding")
     style.legend_below(amounts)
     return figure
 

@@ -76,8 +76,10 @@ def layer_card(
     outcomes, told = _outcomes(loaded, tried, [unit.name for unit in units])
     needs = {field for name in _QUANTITIES.values() for field in SCORES[name].needs}
     found = measure_evidence(loaded.model, text, units, needs, settings, progress=progress)
-    values = {what: np.asarray(SCORES[name].of(found.evidence), np.float64) for what, name in _QUANTITIES.items()}
-    values["coupling"] = -values["coupling"]  # the score is larger where a unit is coupled less
+    values = {  # a score's sign is -1 where it is larger for a unit that has less of what it measures
+        what: SCORES[name].sign * np.asarray(SCORES[name].of(found.evidence), np.float64)
+        for what, name in _QUANTITIES.items()
+    }
     weights = _layer_weights(loaded.model)
     rows = tuple(
         CardUnit(

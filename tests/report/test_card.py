@@ -31,8 +31,8 @@ def card_of(tried="the Newton step of the gain", *, fresh=None, layers=12):
 def test_every_quantity_has_its_panel_over_one_axis_of_units(width):
     panels = card_figure(card_of(fresh=0.005), width=width).axes
     assert len(panels) == 5
-    np.testing.assert_allclose([bar.get_height() for bar in panels[0].patches], 0.1 * np.arange(1, 13))
-    assert panels[1].get_yscale() == "log"
+    np.testing.assert_allclose(panels[0].lines[0].get_ydata(), 0.1 * np.arange(1, 13))
+    assert [axes.get_yscale() for axes in panels[:3]] == ["log", "log", "linear"]
     assert [bar.get_height() for bar in panels[3].patches] == [30 - k for k in range(12)]
     np.testing.assert_allclose(panels[4].lines[0].get_ydata(), 0.01 * (12 - np.arange(12)))
     np.testing.assert_allclose(panels[4].lines[1].get_ydata(), 0.005)
