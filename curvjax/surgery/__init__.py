@@ -83,6 +83,10 @@ from curvjax.surgery.quantize import dequantized as dequantized
 from curvjax.surgery.quantize import measured_storage as measured_storage
 from curvjax.surgery.quantize import quantization_plan as quantization_plan
 from curvjax.surgery.quantize import quantize_nearest as quantize_nearest
+from curvjax.surgery.r_sparse import Reading as Reading
+from curvjax.surgery.r_sparse import RSparse as RSparse
+from curvjax.surgery.r_sparse import reading as reading
+from curvjax.surgery.r_sparse_linear import RSparseLinear as RSparseLinear
 from curvjax.surgery.rerank import Rerank as Rerank
 from curvjax.surgery.rotation import rotated as rotated
 from curvjax.surgery.router import Router as Router
@@ -122,6 +126,7 @@ from curvjax.surgery.structured import Shrunk as Shrunk
 from curvjax.surgery.structured import input_scores as input_scores
 from curvjax.surgery.structured import prune_channels as prune_channels
 from curvjax.surgery.structured import prune_heads as prune_heads
+from curvjax.surgery.trained import train_factors as train_factors
 from curvjax.surgery.trained import train_only as train_only
 from curvjax.surgery.trained import trained_parameters as trained_parameters
 from curvjax.surgery.trained import with_trained_parameters as with_trained_parameters

@@ -7,16 +7,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from curvjax.models import Linear, affine
-from curvjax.models.rebuilt import Facts, rebuilt_module
+from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
 from curvjax.surgery.projections import linear_with
 
 
 @rebuilt_module
 class FactorizedLinear(nnx.Module):
-    """y = (x A) B + bias. first: `[in, r]` A. second: `[r, out]` B. No `Linear`: what edits kernels refuses it."""
+    """y = (x A) B + bias. first: `[in, r]` A. second: `[r, out]` B. No `Linear`: what edits kernels refuses it.
 
-    def __init__(self, base: Linear, first: jax.Array, second: jax.Array):
+    trained: whether the factors learn; unlike an adapter's matrices they do not by themselves.
+    """
+
+    def __init__(self, base: Linear, first: jax.Array, second: jax.Array, *, trained: bool = False):
         self.first, self.second, self.bias = nnx.Param(first), nnx.Param(second), base.bias
+        self.trained = trained
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., in]` to `[..., out]`, in x's dtype."""
@@ -31,11 +35,16 @@ class FactorizedLinear(nnx.Module):
         return linear_with(self.dense(), self.bias)
 
     def facts(self) -> dict[str, Any]:
-        """The rank."""
-        return {"rank": self.first.shape[1]}
+        """The rank, and whether the factors learn."""
+        return {"rank": self.first.shape[1], TRAINED: self.trained}
 
     @classmethod
     def blank(cls, plain: Linear, facts: Facts) -> Self:
         """Factors of zeros."""
         (inputs, outputs), rank = plain.kernel.shape, facts["rank"]
-        return cls(plain, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)))
+        factors = jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs))
+        return cls(plain, *factors, trained=facts.get(TRAINED, False))  # which older checkpoints do not say
+
+    def matrices(self) -> dict[str, nnx.Variable]:
+        """What learns, by name."""
+        return {"first": self.first, "second": self.second}

@@ -86,6 +86,12 @@ def recorded(
     return {path: functools.reduce(jnp.add, [found[path] for _, found in outputs]) for path in paths}, after
 
 
+def after(block: Block, streams: list[Stream]) -> list[Stream]:
+    """The streams after a layer."""
+    graph, state = nnx.split(block)
+    return [stream._replace(x=_run(graph, state, *stream)) for stream in streams]
+
+
 def edit_in_order(
     model: Decoder,
     streams: list[Stream],
@@ -131,8 +137,7 @@ def edit_in_order(
         for path in inside:
             if (bias := getattr(edits[path], "bias", None)) is not None:
                 edited[f"{module_path(within_layer(path))}.bias"] = bias
-        graph, state = nnx.split(with_parameters(block, edited))
-        streams = [stream._replace(x=_run(graph, state, *stream)) for stream in streams]
+        streams = after(with_parameters(block, edited), streams)
         if progress is not None:
             progress(index + 1, layers)
     return edits

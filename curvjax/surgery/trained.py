@@ -1,4 +1,4 @@
-"""What learns: adapters, and the experts and routers of upcycled MLPs. Everything else of a model is frozen."""
+"""What learns: adapters, experts and routers of upcycled MLPs, factors where asked. All else of a model is frozen."""
 
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -8,6 +8,7 @@ from flax import nnx
 
 from curvjax.layers import layer_index
 from curvjax.models import submodules
+from curvjax.surgery.factorized_linear import FactorizedLinear
 from curvjax.surgery.lora import LoRALinear, adapters
 from curvjax.surgery.upcycle import ExpertMLP
 
@@ -38,10 +39,35 @@ def train_only(model: Module, layers: Iterable[int]) -> Module:
     return copy
 
 
+def train_factors(model: Module) -> Module:
+    """A copy of `model` whose factors learn, in their low-rank form; projections of full rank are frozen, as all else.
+
+    Args:
+      model: a model with factors, and without adapters or experts that would learn beside them.
+
+    Returns:
+      A new model; arrays are shared.
+
+    Raises:
+      ValueError: if the model has no factors, or something else learns.
+
+    Source: Jaiswal et al. (2024), arXiv 2407.11239: what WeLore cuts to low rank is what it fine-tunes.
+    """
+    copy = nnx.clone(model)
+    factors = [child for child in submodules(copy).values() if isinstance(child, FactorizedLinear)]
+    if not factors or _trained(model):
+        why = "has adapters or experts that learn" if factors else "has no factors; factorise it first"
+        msg = f"factors learn alone, and this model {why}."
+        raise ValueError(msg)
+    for factor in factors:
+        factor.trained = True
+    return copy
+
+
 def trained_parameters(model: nnx.Module) -> dict[str, jax.Array]:
     """Arrays that learn by path, `layers.3.self_attn.q_proj.lora_a` or `layers.3.mlp.router.weight`.
 
-    All of adapters and upcycled MLPs, until `train_only`.
+    All of adapters and upcycled MLPs, until `train_only`; of factors, after `train_factors`.
     """
     return {path: variable[...] for path, variable in _trained(model).items()}
 
@@ -79,6 +105,8 @@ def _trained(model: nnx.Module) -> dict[str, nnx.Variable]:
     }
 
 
-def _learners(model: nnx.Module) -> dict[str, LoRALinear | ExpertMLP]:
-    experts = {path: child for path, child in submodules(model).items() if isinstance(child, ExpertMLP)}
-    return {**adapters(model), **experts}
+def _learners(model: nnx.Module) -> dict[str, LoRALinear | ExpertMLP | FactorizedLinear]:
+    modules = submodules(model).items()
+    experts = {path: child for path, child in modules if isinstance(child, ExpertMLP)}
+    factors = {path: child for path, child in modules if isinstance(child, FactorizedLinear) and child.trained}
+    return {**adapters(model), **experts, **factors}

@@ -25,6 +25,7 @@ from curvjax.models import (
 from curvjax.surgery import (
     Format,
     QuantizedLinear,
+    RSparseLinear,
     add_experts,
     add_lora,
     add_magnitudes,
@@ -41,12 +42,14 @@ from curvjax.surgery import (
     prune_magnitude,
     quantization_plan,
     quantize_nearest,
+    reading,
     save_rebuilt,
     train_only,
     upcycle,
     watched,
     with_lora_parameters,
 )
+from curvjax.surgery.projections import replaced
 from curvjax.surgery.saved import REBUILT_SCHEMA
 from tests.surgery.conftest import CONFIG
 
@@ -98,6 +101,20 @@ def shrunk(model):
     return prune_heads(prune_channels(model, energies, {"layers.1": 5}).model, energies, {"layers.2": 1}).model
 
 
+def sparse(model):
+    """Two projections that read sparsely, one with a low-rank part."""
+    inputs = np.random.default_rng(6).normal(size=(20, 8))
+
+    def edit(ratio):
+        def of(base):
+            how = reading(base.kernel[...], inputs, 30, ratio=ratio)
+            return RSparseLinear(base, how.first, how.second, how.cuts, jnp.asarray(how.reads, jnp.float32))
+
+        return of
+
+    return replaced(model, {"layers.0.mlp.up_proj": edit(0.4), "layers.2.mlp.up_proj": edit(1.0)})
+
+
 REBUILT = {
     "plain": lambda model: model,
     "masked": lambda model: prune_magnitude(model, {"layers.1.mlp.up_proj": 0.5}).model,
@@ -111,6 +128,7 @@ REBUILT = {
     ),
     "upcycled": lambda model: upcycle(model, {"layers.1": 3}, key=KEY, top_k=1),
     "factors": lambda model: factorize_svd(model, RANKS).model,
+    "sparse reads": sparse,
     "codes": lambda model: coded(
         model, {"layers.0.mlp.up_proj": 3, "layers.1.mlp.up_proj": 5}, Format(4, False, "float16")
     ),
@@ -127,7 +145,7 @@ REBUILT = {
 }
 
 
-COMPUTED = {"dora", "experts", "upcycled", "factors", "codes", "lora on a shrunk model"}
+COMPUTED = {"dora", "experts", "sparse reads", "upcycled", "factors", "codes", "lora on a shrunk model"}
 
 
 @pytest.mark.parametrize("kind", REBUILT)

@@ -3,7 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.surgery import add_lora, train_only, trained_parameters, upcycle, with_trained_parameters
+from curvjax.models import model_hash, parameters
+from curvjax.surgery import (
+    add_lora,
+    factorize_svd,
+    train_factors,
+    train_only,
+    trained_parameters,
+    upcycle,
+    with_trained_parameters,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +32,29 @@ def test_adapters_and_experts_learn_until_layers_are_chosen(grown):
     assert set(trained_parameters(held)) == experts[10] | adapter
     assert set(trained_parameters(train_only(held, [2]))) == experts[2]
     assert trained_parameters(grown)["layers.10.mlp.up_proj.kernel"].shape == (3, 8, 12)
+
+
+def test_factors_learn_where_they_are_asked_to_and_full_ranks_stay_frozen(model):
+    factored = factorize_svd(model, {"layers.1.mlp.up_proj": 2, "layers.10.self_attn.q_proj": 3}).model
+    assert trained_parameters(factored) == {}
+    learning = train_factors(factored)
+    names = {"layers.1.mlp.up_proj.first", "layers.1.mlp.up_proj.second"}
+    other = {f"layers.10.self_attn.q_proj.{one}" for one in ("first", "second")}
+    assert set(trained_parameters(learning)) == names | other
+    assert set(trained_parameters(train_only(learning, [1]))) == names
+    assert model_hash(learning) == model_hash(factored)
+    changed = with_trained_parameters(learning, {p: a + 1 for p, a in trained_parameters(learning).items()})
+    moved = {path for path, a in parameters(changed).items() if not np.array_equal(a, parameters(factored)[path])}
+    assert moved == names | other
+
+
+def test_factors_that_are_not_there_or_not_alone_do_not_learn(model):
+    with pytest.raises(ValueError, match="this model has no factors; factorise it first"):
+        train_factors(model)
+    factored = factorize_svd(model, {"layers.1.mlp.up_proj": 2}).model
+    adapted = add_lora(factored, {"layers.2.mlp.up_proj": 2}, key=jax.random.key(1))
+    with pytest.raises(ValueError, match="this model has adapters or experts that learn"):
+        train_factors(adapted)
 
 
 def test_layers_with_neither_adapter_nor_experts_cannot_learn(grown):

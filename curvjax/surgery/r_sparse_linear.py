@@ -1,0 +1,78 @@
+"""A projection that reads its weights for large inputs only, and a low-rank part of them for the rest."""
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from curvjax.models import Linear, affine
+from curvjax.models.rebuilt import Facts, ModuleSize, rebuilt_module
+
+
+class SparseRead(nnx.Variable):
+    """What says how a kernel is read. Not an `nnx.Param`: parameters are those of the plain model."""
+
+
+@rebuilt_module
+class RSparseLinear(nnx.Module):
+    """y = (x m) W + ((x (1 - m)) A) B + bias with m_i = 1 where |x_i| > cuts_i, token by token.
+
+    kernel: `[in, out]` W. cuts: `[in]`. first, second: `[in, r]`, `[r, out]`, A B a low-rank part of W; r may be 0.
+    reads: `[]` mean number of inputs above their cuts, on the tokens that the cuts were chosen on. No `Linear`: what
+    edits kernels refuses it.
+    """
+
+    def __init__(self, base: Linear, first: jax.Array, second: jax.Array, cuts: jax.Array, reads: jax.Array):
+        self.kernel, self.bias = base.kernel, base.bias
+        self.first, self.second = SparseRead(first), SparseRead(second)
+        self.cuts, self.reads = SparseRead(cuts), SparseRead(reads)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., in]` to `[..., out]`, in x's dtype."""
+        large = self.mask(x)
+        bias = None if self.bias is None else self.bias[...]
+        y = affine(jnp.where(large, x, 0), self.kernel[...], bias)
+        if not self.first.shape[1]:
+            return y
+        rest = affine(jnp.where(large, 0, x), self.first[...], None)
+        return y + affine(rest, self.second[...], None)
+
+    def mask(self, x: jax.Array) -> jax.Array:
+        """`[..., in]`, True where the whole of an input's weights is read."""
+        return jnp.abs(x.astype(self.cuts.dtype)) > self.cuts[...]
+
+    def read(self) -> float:
+        """Weights read for one token, on average over the tokens that the cuts were chosen on: c out + r (in + out)."""
+        (inputs, outputs), rank = self.kernel.shape, self.first.shape[1]
+        return float(self.reads[...]) * outputs + rank * (inputs + outputs)
+
+    def size(self) -> ModuleSize:
+        """All arrays as they lie in memory, which is more than before; of the products, those that are made."""
+        arrays = jax.tree.leaves(nnx.state(self))
+        return ModuleSize(
+            sum(array.size for array in arrays), sum(array.nbytes for array in arrays), round(2 * self.read())
+        )
+
+    def bytes_read(self) -> int:
+        """Of weights, for one token; an engine that loads whole rows of `[in, out]` loads no more."""
+        return round(self.read() * self.kernel[...].dtype.itemsize)
+
+    def plain(self) -> Linear:
+        """None computes the same.
+
+        Raises:
+          ValueError: always: which weights are read depends on the input.
+        """
+        msg = "which weights are read depends on the input; no single kernel equals it."
+        raise ValueError(msg)
+
+    def facts(self) -> dict[str, Any]:
+        """The rank."""
+        return {"rank": self.first.shape[1]}
+
+    @classmethod
+    def blank(cls, plain: Linear, facts: Facts) -> Self:
+        """Cuts and factors of zeros."""
+        (inputs, outputs), rank = plain.kernel.shape, facts["rank"]
+        return cls(plain, jnp.zeros((inputs, rank)), jnp.zeros((rank, outputs)), jnp.zeros(inputs), jnp.zeros(()))
