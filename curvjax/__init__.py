@@ -29,11 +29,15 @@ if TYPE_CHECKING:
     from curvjax.models import wrap as wrap
     from curvjax.records import Allocation as Allocation
     from curvjax.records import Comparison as Comparison
+    from curvjax.records import Landscape as Landscape
     from curvjax.records import LayerCard as LayerCard
     from curvjax.records import Outcome as Outcome
     from curvjax.records import Promise as Promise
     from curvjax.records import Rebuilt as Rebuilt
     from curvjax.records import Scores as Scores
+    from curvjax.runs.landscape import FilterNoise as FilterNoise
+    from curvjax.runs.landscape import NewtonStep as NewtonStep
+    from curvjax.runs.landscape import RitzVector as RitzVector
     from curvjax.runs.text import Text as Text
     from curvjax.surgery import GPTQ as GPTQ
     from curvjax.surgery import RSQ as RSQ
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from curvjax.surgery import LoRAMixture as LoRAMixture
     from curvjax.surgery import Magnitude as Magnitude
     from curvjax.surgery import Nearest as Nearest
+    from curvjax.surgery import RSparse as RSparse
     from curvjax.surgery import SliderQuant as SliderQuant
     from curvjax.surgery import SparseGPT as SparseGPT
     from curvjax.surgery import Structured as Structured
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
     from curvjax.trials import compare as compare
     from curvjax.trials import descend as descend
     from curvjax.trials import judge as judge
+    from curvjax.trials import landscape as landscape
     from curvjax.trials import promise as promise
     from curvjax.verbs import adapt as adapt
     from curvjax.verbs import allocate as allocate
@@ -77,14 +83,24 @@ if TYPE_CHECKING:
 _HOME = {
     "curvjax.allocation": ("Bits", "Experts", "Ranks", "Sparsity", "control", "program", "rule"),
     "curvjax.models": ("Loaded", "Wrapped", "load_model", "wrap"),
-    "curvjax.records": ("Allocation", "Comparison", "LayerCard", "Outcome", "Promise", "Rebuilt", "Scores"),
+    "curvjax.records": (
+        "Allocation",
+        "Comparison",
+        "Landscape",
+        "LayerCard",
+        "Outcome",
+        "Promise",
+        "Rebuilt",
+        "Scores",
+    ),
+    "curvjax.runs.landscape": ("FilterNoise", "NewtonStep", "RitzVector"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
         *("AdaQuant", "GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "RSQ"),
-        *("SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
+        *("RSparse", "SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "DeepZero", "LoRAPro", "NoiseAdaptive"),
-    "curvjax.trials": ("compare", "descend", "judge", "promise"),
+    "curvjax.trials": ("compare", "descend", "judge", "landscape", "promise"),
     "curvjax.verbs": (
         "adapt",
         "allocate",

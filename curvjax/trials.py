@@ -6,14 +6,16 @@ from typing import Any
 
 from curvjax.allocation import Bits, Program, Ranks, Sparsity
 from curvjax.models import Loaded, Wrapped, require_decoder
-from curvjax.records import Allocation, Comparison, Descent, Promise, Rebuilt, Scores
+from curvjax.records import Allocation, Comparison, Descent, Landscape, Promise, Rebuilt, Scores
 from curvjax.runs import compare as _compare
 from curvjax.runs import descend as _descend
 from curvjax.runs import judge as _judge
+from curvjax.runs import landscape as _landscape
 from curvjax.runs import promise as _promise
 from curvjax.runs.batches import as_text
 from curvjax.runs.compare import CompareSettings
 from curvjax.runs.judge import JudgeSettings
+from curvjax.runs.landscape import Direction
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rounds import DescendSettings
@@ -22,7 +24,7 @@ from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import Surgery
 from curvjax.verbs import with_validation_for
 
-__all__ = ["compare", "descend", "judge", "promise"]
+__all__ = ["compare", "descend", "judge", "landscape", "promise"]
 
 
 def compare(
@@ -211,3 +213,48 @@ def promise(
     if isinstance(model, Wrapped):
         text, fresh = as_text(model, text), None if fresh is None else as_text(model, fresh)
     return _promise.promise(model, text, edit, chosen, fresh=fresh, progress=progress)
+
+
+def landscape(
+    model: Loaded | Wrapped,
+    text: Any,
+    first: Direction | Mapping[str, Any] | Rebuilt,
+    second: Direction | Mapping[str, Any] | Rebuilt | None = None,
+    *,
+    span: tuple[float, float] = (-1.0, 2.0),
+    points: int = 13,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Landscape:
+    """The loss along a line or over a plane through the weights, and the quadratic models there [M20].
+
+    Each point costs one forward pass through the blocks from the first moved one on.
+
+    Args:
+      model: of `load` or `wrap`, at 0.
+      text: tokens of the loss; for a model of `wrap` a batch of its own.
+      first: `NewtonStep`, `RitzVector`, `FilterNoise`, `{path: delta}`, or what `rebuild` made, which is then at 1.
+      second: of a plane.
+      span: first and last place of either axis, in units of the directions.
+      points: on each axis.
+      progress: told (what, done, all).
+      **settings: fields of `curvjax.runs.measure.ScoreSettings`.
+
+    Returns:
+      Losses, and slope and curvature at 0 by the ggn and by the Hessian.
+
+    Raises:
+      KeyError: if a unit is not in the model.
+      ValueError: if the grid is empty, or a direction changes nothing or refuses its settings.
+
+    Example:
+      >>> import curvjax as cj
+      >>> model = cj.load("glassllm")
+      >>> text = cj.read("demo:squad", model, tokens=64, length=64)
+      >>> line = cj.landscape(model, text, cj.RitzVector("layers.3", steps=8), points=3, span=(0.0, 1.0))
+      >>> len(line.losses), line.forward_passes
+      (3, 0.5)
+    """
+    chosen = changed(ScoreSettings, settings)
+    text = as_text(model, text) if isinstance(model, Wrapped) else text
+    return _landscape.landscape(model, text, first, second, chosen, span=span, points=points, progress=progress)

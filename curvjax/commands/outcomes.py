@@ -92,7 +92,7 @@ class Report:
 
     directory: Argument[Path]
     """Directory with records: gains.json, allocation*.json, run.json, descent.json, compare.json, transfer.json,
-    rebuilt.json, evaluation*.json, card.json."""
+    rebuilt.json, evaluation*.json, card.json, landscape*.json."""
 
     def __call__(self) -> None:
         """Run the command."""

@@ -17,6 +17,7 @@ from curvjax.curvature.factors import Factors, empirical_fisher, empirical_fishe
 from curvjax.curvature.fisher import UnitGram, each_gram, fisher_gains
 from curvjax.curvature.gain import Gain, Status, continued, gain_of, layer_gain, run_lanczos
 from curvjax.curvature.hessian import hessian_product
+from curvjax.curvature.landscape import LineSeries, line_series
 from curvjax.curvature.layer_gains import LayerGains, UnitGain, each_layer_gain, layer_gains
 from curvjax.curvature.layered import (
     LayeredLoss,
@@ -39,7 +40,14 @@ from curvjax.curvature.promise import (
     passed_streams,
     promised,
 )
-from curvjax.curvature.spectrum import EigenvalueRange, Spectrum, eigenvalue_range, spectral_density
+from curvjax.curvature.spectrum import (
+    EigenvalueRange,
+    RitzPair,
+    Spectrum,
+    eigenvalue_range,
+    ritz_pair,
+    spectral_density,
+)
 from curvjax.curvature.woodbury import LowRank, gram_spectrum, low_rank_gain, woodbury_gain
 
 __all__ = [
@@ -54,10 +62,12 @@ __all__ = [
     "LayerGains",
     "LayeredLoss",
     "LayeredModel",
+    "LineSeries",
     "LowRank",
     "MeanDiagonals",
     "OfLargestEigenvalue",
     "Promised",
+    "RitzPair",
     "Spectrum",
     "Status",
     "StepPromise",
@@ -91,6 +101,7 @@ __all__ = [
     "layer_gain",
     "layer_gains",
     "layer_gains_over_devices",
+    "line_series",
     "low_rank_gain",
     "mean_diagonals",
     "newton_edit",
@@ -99,6 +110,7 @@ __all__ = [
     "of_mean_eigenvalue",
     "passed_streams",
     "promised",
+    "ritz_pair",
     "run_lanczos",
     "run_passes",
     "sampled_diagonals",

@@ -120,7 +120,7 @@ def promised(model: LayeredModel, passes: Passes, edit: Edit) -> Promised:
 
     Source: [M20]; as the predicted reduction of trust-region methods, Conn, Gould & Toint (2000), section 6.1.
     """
-    changes = _by_layer(model, edit)
+    changes = by_layer(model, edit)
     linear, quadratic = 0.0, 0.0
     for part in passes.parts:
         tangent = None
@@ -153,7 +153,7 @@ def decrease(model: LayeredModel, streams: Sequence[Streams], edit: Edit) -> Dec
 
     Source: Cochran (1977), "Sampling Techniques", section 6.4, for the ratio's standard error.
     """
-    changes = _by_layer(model, edit)
+    changes = by_layer(model, edit)
     first, blocks = min(changes), list(model.blocks)
     for j, change in changes.items():
         moved = {path: blocks[j][path] for path in change}
@@ -265,7 +265,7 @@ def held_out_place(fresh: Float[np.ndarray, "*K n"]) -> int:
     return int(np.argmax(np.where(np.isnan(total), -np.inf, total)))
 
 
-def _by_layer(model: LayeredModel, edit: Edit) -> dict[int, dict[str, Array]]:
+def by_layer(model: LayeredModel, edit: Edit) -> dict[int, dict[str, Array]]:
     """`layer -> path within it -> delta`, checked."""
     if not edit:
         msg = "the edit is empty: give at least one {path: delta}."

@@ -11,10 +11,11 @@ every vector is made orthogonal to all of it: without that, converged outliers w
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -152,6 +153,59 @@ def spectral_density(
         parameters=jnp.asarray(size, values.dtype),
         rounding=jnp.asarray(vectors.rounding(like), values.dtype),
     )
+
+
+class RitzPair(NamedTuple):
+    """An approximate eigenpair of C.
+
+    value: v'C v, units of C. residual: |C v - value v|, within which an eigenvalue lies. vector: v, of length 1, shaped
+    like `like`. steps: products taken.
+    """
+
+    value: float
+    residual: float
+    vector: Any
+    steps: int
+
+
+def ritz_pair(
+    matvec: Matvec, like: Any, *, key: Key[Array, ""], end: Literal["largest", "least"] = "largest", steps: int = 32
+) -> RitzPair:
+    """The Ritz pair at one end of C's spectrum, from one Lanczos run with full reorthogonalisation.
+
+        T y = theta y,    v = V y,    |C v - theta v| = b_m |y_m|
+
+    Args:
+      matvec: `v -> C v`, C symmetric, on pytrees shaped like `like`.
+      like: a pytree of arrays with the shapes and dtypes of v.
+      key: of the start vector.
+      end: of the spectrum.
+      steps: most products; as many vectors are kept.
+
+    Returns:
+      The `RitzPair`; read `residual` before taking `value` for an eigenvalue.
+
+    Raises:
+      ValueError: if `steps` is not from 2 to the number of parameters, or a product is not finite.
+
+    Source: Golub & Van Loan (2013), "Matrix Computations", section 10.1; Parlett (1980), section 13.
+    """
+    if not 2 <= steps <= vectors.size(like):
+        msg = f"need 2 to p = {vectors.size(like)} steps, got {steps}."
+        raise ValueError(msg)
+    basis, run = _start(key, like, steps)
+    while bool(run.unfinished):
+        basis, run = _advance(basis, run, matvec(run.current))
+    count = int(run.count)
+    diagonal, coupling = (np.asarray(x, np.float64)[:count] for x in (run.diagonal, run.coupling))
+    if not np.isfinite([*diagonal, *coupling]).all():
+        msg = f"a product with C is not finite within {count} steps, so there is no Ritz pair."
+        raise ValueError(msg)
+    values, vecs = np.linalg.eigh(np.diag(diagonal) + np.diag(coupling[:-1], 1) + np.diag(coupling[:-1], -1))
+    place = -1 if end == "largest" else 0
+    weights = jnp.asarray(vecs[:, place])
+    found = jax.tree.map(lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows[:count], 1), basis)
+    return RitzPair(float(values[place]), float(coupling[-1] * abs(vecs[-1, place])), vectors.unit(found), count)
 
 
 def eigenvalue_range(spectrum: Spectrum, *, failure: float = 1e-6) -> EigenvalueRange:

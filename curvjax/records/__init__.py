@@ -23,6 +23,8 @@ from curvjax.records.comparison import Trial as Trial
 from curvjax.records.descent import Descent as Descent
 from curvjax.records.descent import Iterate as Iterate
 from curvjax.records.descent import PriceCheck as PriceCheck
+from curvjax.records.landscape import Axis as Axis
+from curvjax.records.landscape import Landscape as Landscape
 from curvjax.records.origin import Cost as Cost
 from curvjax.records.origin import ModelOrigin as ModelOrigin
 from curvjax.records.origin import Origin as Origin

@@ -25,6 +25,7 @@ from curvjax.report.gain_figures import share_figure as share_figure
 from curvjax.report.gain_figures import step_figure as step_figure
 from curvjax.report.gain_tables import gains_table as gains_table
 from curvjax.report.gain_tables import scores_table as scores_table
+from curvjax.report.landscape import landscape_figure as landscape_figure
 from curvjax.report.outcome_figures import adaptation_figure as adaptation_figure
 from curvjax.report.outcome_figures import paired_figure as paired_figure
 from curvjax.report.outcome_figures import pruning_figure as pruning_figure

@@ -13,6 +13,7 @@ from curvjax.records import (
     Allocation,
     Comparison,
     Descent,
+    Landscape,
     LayerCard,
     Origin,
     Outcome,
@@ -27,7 +28,7 @@ from curvjax.report.profile import gain_profile
 
 FILES = (
     *("gains.json", "allocation*.json", "run.json", "descent.json", "compare.json", "transfer.json", "rebuilt.json"),
-    *("evaluation*.json", "card.json"),
+    *("evaluation*.json", "card.json", "landscape*.json"),
 )
 """What a report draws of a directory."""
 
@@ -39,7 +40,7 @@ class RunDirectory:
     """What is there, None and () for what is not.
 
     gains: the scores. allocations: capacities first, then sparsities by rising budget, but for the one of the descent.
-    evaluations: by file name without suffix; also of other weights, of what was made of the model.
+    evaluations, landscapes: by file name without suffix; evaluations also of other weights, made of the model.
     """
 
     gains: Scores | None = None
@@ -51,6 +52,7 @@ class RunDirectory:
     rebuilt: Rebuilt | None = None
     evaluations: Mapping[str, Outcome] = field(default_factory=dict)
     card: LayerCard | None = None
+    landscapes: Mapping[str, Landscape] = field(default_factory=dict)
 
     def of(self, *targets: str) -> tuple[Allocation, ...]:
         """The allocations of these targets."""
@@ -79,7 +81,7 @@ class RunDirectory:
     def origin(self) -> Origin | None:
         """Of the run, or of the first that is there and knows it."""
         first = (self.run, self.gains, self.descent, self.comparison, *self.allocations, self.transfer, self.rebuilt)
-        every = (*first, self.card, *self.evaluations.values())
+        every = (*first, self.card, *self.landscapes.values(), *self.evaluations.values())
         return next((each.origin for each in every if each and each.origin), None)
 
     @property
@@ -138,15 +140,15 @@ def read_run(run_dir: str | Path) -> RunDirectory:
     descent, rebuilt = _loaded(folder / "descent.json", Descent), _loaded(folder / "rebuilt.json", Rebuilt)
     comparison, transfer = _loaded(folder / "compare.json", Comparison), _loaded(folder / "transfer.json", Transfer)
     card = _loaded(folder / "card.json", LayerCard)
-    measured = sorted(folder.glob("evaluation*.json"), key=lambda path: path.stem)
-    evaluations = {path.stem: Outcome.load(path) for path in measured}
+    evaluations, landscapes = _by_stem(folder, "evaluation", Outcome), _by_stem(folder, "landscape", Landscape)
     allocations = {path.name: Allocation.load(path) for path in sorted(folder.glob("allocation*.json"))}
-    if not (gains or run or descent or rebuilt or comparison or transfer or card or allocations or evaluations):
+    there = (gains, run, descent, rebuilt, comparison, transfer, card, allocations, evaluations, landscapes)
+    if not any(there):
         msg = f"{folder} holds none of {', '.join(FILES)}; `curvjax run`, `score` and others write them."
         raise FileNotFoundError(msg)
     stages = {"run.json": run, "descent.json": descent, "compare.json": comparison, "transfer.json": transfer}
-    stages["card.json"] = card
-    whose = {"gains.json": gains, **allocations, **stages}
+    measured = {"card.json": card, **{f"{name}.json": found for name, found in landscapes.items()}}
+    whose = {"gains.json": gains, **allocations, **stages, **measured}
     _require_one_model({file: each.origin for file, each in whose.items() if each}, rebuilt)
     if gains:
         gain_profile(gains)  # refuses what no figure can show
@@ -165,6 +167,7 @@ def read_run(run_dir: str | Path) -> RunDirectory:
         rebuilt=rebuilt,
         evaluations=evaluations,
         card=card,
+        landscapes=landscapes,
     )
     _require_whole(records)
     return records
@@ -190,6 +193,11 @@ def _require_units(allocation: Allocation, gains: Scores, *, source: str) -> Non
 
 def _loaded(path: Path, kind: type[Kind]) -> Kind | None:
     return kind.load(path) if path.is_file() else None
+
+
+def _by_stem(folder: Path, name: str, kind: type[Kind]) -> dict[str, Kind]:
+    """All records `NAME*.json`, by file name without suffix."""
+    return {path.stem: kind.load(path) for path in sorted(folder.glob(f"{name}*.json"), key=lambda path: path.stem)}
 
 
 def _require_one_model(origins: Mapping[str, Origin], rebuilt: Rebuilt | None) -> None:

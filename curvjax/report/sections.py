@@ -11,6 +11,7 @@ from curvjax.report.comparison import comparison_section
 from curvjax.report.descent import descent_section
 from curvjax.report.evaluation import evaluation_section
 from curvjax.report.gain_figures import damping_figure, gains_figure, gradient_figure, share_figure, step_figure
+from curvjax.report.landscape import landscape_section
 from curvjax.report.numbers import Real, fixed, listed, memory, percent
 from curvjax.report.outcome_figures import adaptation_figure, paired_figure, pruning_figure
 from curvjax.report.parts import Bullets, Heading, Part, Picture, Section
@@ -225,6 +226,7 @@ SECTIONS: tuple[Callable[[RunDirectory], Section | None], ...] = (
     gains,
     damping,
     promise,
+    landscape_section,
     gradient_norm,
     card_section,
     allocation,

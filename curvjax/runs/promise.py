@@ -73,7 +73,7 @@ def promise(
     if radius is not None and not 0 < radius < np.inf:
         msg = f"a radius must be a positive share of |theta_k|, got {radius!r}."
         raise ValueError(msg)
-    deltas = _deltas(loaded, edit) if isinstance(edit, (Mapping, Rebuilt)) else None
+    deltas = edit_deltas(loaded, edit) if isinstance(edit, (Mapping, Rebuilt)) else None
     parts = None if deltas is None else _by_unit(units, deltas)
     model, split = layered_model(loaded.model), split_rows(text.batch, settings.rows)
     passes = run_passes(model, split, keep_maps=not settings.recompute)
@@ -93,7 +93,12 @@ def promise(
     return Promise(units=tuple(rows), joint=joint, origin=origin, fresh=None if fresh is None else fresh.origin)
 
 
-def _deltas(loaded: Loaded | Wrapped, edit: Edit | Rebuilt) -> dict[str, Any]:
+def edit_deltas(loaded: Loaded | Wrapped, edit: Edit | Rebuilt) -> dict[str, Any]:
+    """`path -> delta` of an edit, of what a surgery made the change of each parameter that it changed.
+
+    Raises:
+      ValueError: if what a surgery made has other parameters.
+    """
     if not isinstance(edit, Rebuilt):
         return dict(edit)
     require_decoder(loaded, "promise of what rebuild made")

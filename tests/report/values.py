@@ -97,6 +97,7 @@ def write(folder, records):
         "rebuilt": records.rebuilt,
         "card": records.card,
         **records.evaluations,
+        **records.landscapes,
     }
     for name, value in files.items():
         if value:
