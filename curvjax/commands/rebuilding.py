@@ -155,7 +155,7 @@ class Adapt:
     data: str = "task:sciq"
     """Training text, or prompts and completions; as for `curvjax score`."""
     method: str = "lora"
-    """lora (ranks), lora-mixture (experts). Its settings are flags."""
+    """lora, factorize (ranks), lora-mixture (experts). Its settings are flags."""
     out: Path = Path("runs/adapted")
     """Directory for adapter/, checkpoints and metrics.jsonl."""
     merge: bool = False

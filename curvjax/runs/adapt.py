@@ -12,7 +12,18 @@ from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import Text, text_origin
-from curvjax.surgery import SURGERIES, LoRA, Surgery, lora_parameters, with_lora_parameters, with_moved_bases
+from curvjax.surgery import (
+    SURGERIES,
+    Factorize,
+    LoRA,
+    Surgery,
+    lora_parameters,
+    train_factors,
+    trained_parameters,
+    with_lora_parameters,
+    with_moved_bases,
+    with_trained_parameters,
+)
 from curvjax.training import OPTIMIZERS, Optimizer, described, fit
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
@@ -81,7 +92,7 @@ def adapt(
     Args:
       loaded: the base model and its tokenizer.
       allocation: ranks or experts of that model.
-      method: `LoRA` or `LoRAMixture`, with which adapters are born.
+      method: `LoRA` or `LoRAMixture`, with which adapters are born; or `Factorize`, whose factors learn.
       documents: training documents.
       settings: how to train.
       directory: receives training/ with checkpoints and metrics.jsonl, and adapter/.
@@ -101,6 +112,8 @@ def adapt(
     training, selection = _batches(loaded, documents, settings)
     text = _start_text(loaded, documents, training, settings) if method.reads_text else None
     born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
+    if isinstance(method, Factorize):  # WeLore: what was cut to low rank learns, full ranks are frozen
+        born = replace(born, model=train_factors(born.model))
     own = asdict(settings)
     own.pop("optimizer")
     rows, seed, _ = own.pop("rows"), own.pop("order_seed"), [own.pop(k) for k in ("length", "selection", "start_rows")]
@@ -128,7 +141,7 @@ def adapt(
     found = replace(born, model=fitted.model, evidence=born.evidence | plain(evidence))
     if not is_checkpoint(directory / "adapter"):  # one that is there is of this run: `fit` refuses any other
         description = {"schema": ADAPTER_SCHEMA, "amounts": allocation.amounts, "rebuilt": found.to_json()}
-        arrays = lora_parameters(fitted.model)
+        arrays = (trained_parameters if isinstance(method, Factorize) else lora_parameters)(fitted.model)
         if isinstance(method, LoRA) and method.moves_base:  # a text made the base: it comes back from what was taken
             arrays |= {f"{_START}{path}": matrix for path, matrix in lora_parameters(born.model).items()}
         save_arrays(arrays, directory / "adapter", description=description)
@@ -147,6 +160,9 @@ def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:
         saved.origin.require_model(loaded.sha256, source=directory)
     method = SURGERIES.named(saved.method)(**saved.settings)
     amounts = description["amounts"]
+    if isinstance(method, Factorize):  # any factors of these ranks: the learned ones take their place
+        factored = train_factors(Factorize(metric="svd")(loaded.model, amounts).model)
+        return replace(saved, model=with_trained_parameters(factored, arrays), source=loaded)
     born = method.unstarted(loaded.model, amounts) if isinstance(method, LoRA) else method(loaded.model, amounts).model
     learned = {path: array for path, array in arrays.items() if not path.startswith(_START)}
     if len(learned) < len(arrays):

@@ -12,7 +12,16 @@ from curvjax.records import UnitAmount
 from curvjax.runs import adapt as adapting
 from curvjax.runs.adapt import ADAPTER_SCHEMA, TrainSettings, adapt, load_adapter
 from curvjax.runs.allocate import allocate
-from curvjax.surgery import LoRA, LoRAMixture, lora_experts, lora_parameters, lora_ranks, projections, uniform_start
+from curvjax.surgery import (
+    Factorize,
+    LoRA,
+    LoRAMixture,
+    lora_experts,
+    lora_parameters,
+    lora_ranks,
+    projections,
+    uniform_start,
+)
 from curvjax.training import LAMB, AdamW, described
 from tests.runs.stand_ins import stand_in_fit
 from tests.runs.tiny import texts
@@ -68,6 +77,20 @@ def test_a_saved_adapter_reloads_to_equal_logits(loaded, allocation, tmp_path, s
 def test_a_reloaded_adapter_keeps_its_scale(loaded, allocation, tmp_path, stand_in, logits, scaling):
     model = adapt(loaded, allocation, LoRA(scaling=scaling, alpha=4.0), texts(4), SETTINGS, tmp_path).model
     assert np.array_equal(logits(load_adapter(loaded, tmp_path / "adapter").model), logits(model))
+
+
+def test_factors_learn_and_what_stayed_at_full_rank_is_frozen(shallow, shallow_gains, tmp_path):
+    allocation = given(allocate(shallow_gains, Ranks(2.0), rule="uniform"), {"layers.0": 2, "layers.1.mlp.up_proj": 16})
+    method = Factorize(metric="svd")
+    model = adapt(shallow, allocation, method, texts(4), SETTINGS, tmp_path).model
+    start, found = parameters(method(shallow.model, {"layers.0": 2}).model), parameters(model)
+    assert set(found) == set(start)
+    learned = {path for path in found if path.endswith((".first", ".second"))}
+    assert len(learned) == 14
+    assert all(np.array_equal(found[path], start[path]) for path in set(found) - learned)
+    again = parameters(load_adapter(shallow, tmp_path / "adapter").model)
+    assert all(np.array_equal(again[path], found[path]) for path in found)
+    assert not any(np.array_equal(start[path], found[path]) for path in learned)
 
 
 def test_adapters_learn_the_base_stays_and_a_second_call_gives_the_same(shallow, shallow_gains, tmp_path):
