@@ -148,7 +148,7 @@ def layer_card(
       >>> model = cj.load("glassllm")
       >>> text = cj.read("demo:squad", model, tokens=64, length=64)
       >>> cj.layer_card(model, text, rank=4).units[0].cost.optimizer_bytes
-      86016
+      73696
     """
     require_decoder(model, "layer_card")
     chosen = changed(ScoreSettings, settings)
