@@ -40,7 +40,8 @@ class RSparseLinear(nnx.Module):
 
     def mask(self, x: jax.Array) -> jax.Array:
         """`[..., in]`, True where the whole of an input's weights is read."""
-        return jnp.abs(x.astype(self.cuts.dtype)) > self.cuts[...]
+        cuts = self.cuts[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return jnp.abs(x.astype(cuts.dtype)) > cuts
 
     def read(self) -> float:
         """Weights read for one token, on average over the tokens that the cuts were chosen on: c out + r (in + out)."""

@@ -172,7 +172,6 @@ def test_what_is_no_landscape_is_refused(shallow, text, edit):
 
 
 def test_a_unit_of_vectors_has_no_filters(shallow, text, tmp_path):
-    (tmp_path / "units.json").write_text('{"norms": ["layers.0.input_norm.scale"]}')
     names = [path for path, value in parameters(shallow.model).items() if value.ndim == 1 and "layers.0" in path]
     (tmp_path / "units.json").write_text(f'{{"norms": ["{names[0]}"]}}')
     with pytest.raises(ValueError, match="'norms' holds no matrix"):
