@@ -26,7 +26,7 @@ def test_a_run_of_gains_alone_names_the_missing_stages(run_dir):
 
 
 def test_a_directory_without_records_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds none of gains\.json, .*evaluation\*\.json; `curvjax run`"):
+    with pytest.raises(FileNotFoundError, match=r"holds none of gains\.json, .*landscape\*\.json; `curvjax run`"):
         read_run(tmp_path)
 
 
