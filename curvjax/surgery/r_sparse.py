@@ -136,7 +136,7 @@ class RSparse:
         saved = {path: int(child.kernel.size - child.read() + 1e-6) for path, child in made.items()}
         counts = {unit.name: sum(saved[module_path(path)] for path in unit.paths) for unit in plan.units}
         evidence = {
-            "ranks": {path: child.first.shape[1] for path, child in made.items()},
+            "ranks": {path: child.rank for path, child in made.items()},
             "channels": {path: float(child.reads[...]) for path, child in made.items()},
             "bytes read": sum(child.bytes_read() for child in made.values()),
             "bytes read before": sum(child.kernel[...].nbytes for child in made.values()),

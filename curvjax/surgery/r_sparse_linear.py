@@ -25,7 +25,9 @@ class RSparseLinear(nnx.Module):
 
     def __init__(self, base: Linear, first: jax.Array, second: jax.Array, cuts: jax.Array, reads: jax.Array):
         self.kernel, self.bias = base.kernel, base.bias
-        self.first, self.second = SparseRead(first), SparseRead(second)
+        self.rank = first.shape[1]
+        # nothing where there is no rank: checkpoints hold no arrays of size zero
+        self.first, self.second = (SparseRead(x) if self.rank else nnx.data(None) for x in (first, second))
         self.cuts, self.reads = SparseRead(cuts), SparseRead(reads)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -33,7 +35,7 @@ class RSparseLinear(nnx.Module):
         large = self.mask(x)
         bias = None if self.bias is None else self.bias[...]
         y = affine(jnp.where(large, x, 0), self.kernel[...], bias)
-        if not self.first.shape[1]:
+        if self.first is None or self.second is None:
             return y
         rest = affine(jnp.where(large, 0, x), self.first[...], None)
         return y + affine(rest, self.second[...], None)
@@ -45,8 +47,8 @@ class RSparseLinear(nnx.Module):
 
     def read(self) -> float:
         """Weights read for one token, on average over the tokens that the cuts were chosen on: c out + r (in + out)."""
-        (inputs, outputs), rank = self.kernel.shape, self.first.shape[1]
-        return float(self.reads[...]) * outputs + rank * (inputs + outputs)
+        inputs, outputs = self.kernel.shape
+        return float(self.reads[...]) * outputs + self.rank * (inputs + outputs)
 
     def size(self) -> ModuleSize:
         """All arrays as they lie in memory, which is more than before; of the products, those that are made."""
@@ -70,7 +72,7 @@ class RSparseLinear(nnx.Module):
 
     def facts(self) -> dict[str, Any]:
         """The rank."""
-        return {"rank": self.first.shape[1]}
+        return {"rank": self.rank}
 
     @classmethod
     def blank(cls, plain: Linear, facts: Facts) -> Self:
