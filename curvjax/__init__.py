@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from curvjax.runs.landscape import RitzVector as RitzVector
     from curvjax.runs.text import Text as Text
     from curvjax.surgery import GPTQ as GPTQ
+    from curvjax.surgery import LISA as LISA
     from curvjax.surgery import RSQ as RSQ
     from curvjax.surgery import AdaQuant as AdaQuant
     from curvjax.surgery import Channels as Channels
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from curvjax.surgery import Heads as Heads
     from curvjax.surgery import LoRA as LoRA
     from curvjax.surgery import LoRAMixture as LoRAMixture
+    from curvjax.surgery import Maestro as Maestro
     from curvjax.surgery import Magnitude as Magnitude
     from curvjax.surgery import Nearest as Nearest
     from curvjax.surgery import RSparse as RSparse
@@ -96,8 +98,8 @@ _HOME = {
     "curvjax.runs.landscape": ("FilterNoise", "NewtonStep", "RitzVector"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
-        *("AdaQuant", "GPTQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Magnitude", "Nearest", "RSQ"),
-        *("RSparse", "SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
+        *("AdaQuant", "GPTQ", "LISA", "RSQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Maestro"),
+        *("Magnitude", "Nearest", "RSparse", "SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "DeepZero", "LoRAPro", "NoiseAdaptive"),
     "curvjax.trials": ("compare", "descend", "judge", "landscape", "promise"),

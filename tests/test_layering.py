@@ -25,7 +25,7 @@ ALLOWED = {
     "models": {"curvature", "data", "layers", "records", "registry"},
     "evaluation": {"data", "models"},
     "surgery": {"curvature", "data", "layers", "models", "records", "registry", "storage"},
-    "training": {"data", "models", "registry", "surgery"},
+    "training": {"data", "layers", "models", "registry", "surgery"},
     "interop": {"data", "evaluation", "models", "storage", "surgery"},
     "runs": {
         "allocation",

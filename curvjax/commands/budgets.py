@@ -51,13 +51,18 @@ class Allocate:
     """What is done to the scores before: permuted, reversed, random; what a score must beat."""
     seed: int = 0
     """Of the controls."""
+    best: int = 0
+    """Of ranks: only so many units, those of the largest scores, receive any; needs --minimum 0. 0: all."""
+    from_layer: int = 0
+    """Of ranks: only units of this layer and those above receive any; training needs no backward pass below."""
 
     def __call__(self) -> None:
         """Run the command."""
         program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
         scores = Scores.load(self.scores)
         scores = scores.column(self.score) if self.score else scores
-        found = allocate(scores, with_costs(program), rule=self.rule, control=self.control, seed=self.seed)
+        where = {"best": self.best, "from_layer": self.from_layer}
+        found = allocate(scores, with_costs(program), rule=self.rule, control=self.control, seed=self.seed, **where)
         found.save(self.out)
         Console().print(allocation_table(found))
         for line in allocation_lines(found):

@@ -13,6 +13,7 @@ from curvjax.interop import CodedExport
 from curvjax.report import write_report
 from curvjax.runs.evaluate import EvaluateSettings, evaluate, read_all
 from curvjax.runs.export import ExportSettings, Kind, export
+from curvjax.runs.export_experts import MergedAdapter
 from curvjax.runs.open import ModelSettings, open_model, open_parameters
 from curvjax.runs.progress import bars, labelled
 from curvjax.runs.run import run
@@ -61,11 +62,12 @@ class Export:
     size, the checkpoint that `quantize` or `prune` wrote."""
     to: Kind
     """Ranks for training elsewhere: PEFT's adapter_config.json, axolotl's lora.yaml, qwix's LoraRules; llm-compressor's
-    recipe.yaml; plans of widths, tensor-types for llama-quantize; an adapter for PEFT, or for llama.cpp (gguf-lora); a
-    dense Hugging Face directory; for models with codes a directory for mlx-lm, one for transformers and vLLM, a GGUF
-    file; for models whose layers differ in size a GGUF file, or nemotron-nas for mlx-lm."""
+    recipe.yaml; plans of widths, tensor-types for llama-quantize; an adapter for PEFT, one for each expert and their
+    routers, or one of all experts merged; an adapter for llama.cpp (gguf-lora); a dense Hugging Face directory; for
+    models with codes a directory for mlx-lm, one for transformers and vLLM, a GGUF file; for models whose layers differ
+    in size a GGUF file, or nemotron-nas for mlx-lm."""
     adapter: Path | None = None
-    """Adapter of `curvjax adapt`: what peft and gguf-lora write, and safetensors folds in."""
+    """Adapter of `curvjax adapt`: what peft, peft-experts, peft-merged, gguf-lora write, and safetensors folds in."""
     model: str = ""
     """The allocation's model, to check the allocation against; tensor-types needs it."""
     out: Path = Path("runs/export")
@@ -80,6 +82,12 @@ class Export:
                 widths = ", ".join(f"{count} of {bits} bits" for bits, count in written.modules.items())
                 moved = f"; offsets moved by at most {written.change:.2g} of a step" if written.change else ""
                 print(f"{sum(written.modules.values())} projections, {widths}; {written.size:,} bytes{moved}")
+        elif isinstance(written, MergedAdapter):
+            print(
+                f"{written.adapter.modules} modules, rank at most {written.adapter.max_rank}; nats a token on other "
+                f"documents: {written.base:.4f} without, {written.mixture:.4f} with the mixtures, {written.merged:.4f} "
+                f"merged, which diverges by {written.divergence:.4f}"
+            )
         elif written is not None:
             count = "" if written.parameters is None else f", {written.parameters:,} parameters"
             print(f"{written.modules} modules{count}; rank at most {written.max_rank}, to which engines pad the others")

@@ -43,7 +43,8 @@ def allocation_lines(found: Allocation) -> list[str]:
 def rebuilt_lines(found: Rebuilt) -> list[str]:
     """What a surgery did: the amounts realised, the sizes before and after, and what it says itself."""
     before, after = found.before, found.after
-    lines = [f"{found.method}: {found.total:,.0f} realised as planned, {found.target} of {len(found.units)} units"]
+    kept = "as planned" if all(unit.realised == unit.planned for unit in found.units) else "within what was planned"
+    lines = [f"{found.method}: {found.total:,.0f} realised {kept}, {found.target} of {len(found.units)} units"]
     for name in ("parameters", "bytes", "flops"):
         then, now = getattr(before, name), getattr(after, name)
         if then != now:

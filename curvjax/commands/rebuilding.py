@@ -12,7 +12,7 @@ from curvjax.data import read_documents
 from curvjax.interop import require_new
 from curvjax.models import Loaded, is_checkpoint, save_hf
 from curvjax.records import Allocation
-from curvjax.runs.adapt import TrainSettings, adapt
+from curvjax.runs.adapt import WHOLE, TrainSettings, adapt
 from curvjax.runs.depth import DEPTH_PLANS, Dropped
 from curvjax.runs.open import ModelSettings, open_model
 from curvjax.runs.progress import Progress, bars
@@ -144,7 +144,10 @@ class Upcycle(Rebuild):
 
 @dataclass(frozen=True)
 class Adapt:
-    """Fine-tune LoRA adapters of an allocation's ranks or experts -> an adapter. Resumes where it was killed."""
+    """Fine-tune LoRA adapters of an allocation's ranks or experts -> an adapter. Resumes where it was killed.
+
+    With --method lisa or maestro weights of the model itself -> a model.
+    """
 
     choices: ClassVar = (METHOD._replace(default="lora"), OPTIMIZER)
 
@@ -155,9 +158,9 @@ class Adapt:
     data: str = "task:sciq"
     """Training text, or prompts and completions; as for `curvjax score`."""
     method: str = "lora"
-    """lora, factorize (ranks), lora-mixture (experts). Its settings are flags."""
+    """lora, factorize, lisa, maestro (ranks), lora-mixture (experts). Its settings are flags."""
     out: Path = Path("runs/adapted")
-    """Directory for adapter/, checkpoints and metrics.jsonl."""
+    """Directory for adapter/ or model/, checkpoints and metrics.jsonl."""
     merge: bool = False
     """Also fold the adapters into the weights and save out/merged as a Hugging Face directory."""
     checkpoint: bool = False
@@ -174,6 +177,11 @@ class Adapt:
         if self.merge and "experts" in method.targets:  # said before training, not after
             msg = "experts depend on their input and cannot be folded into the weights; leave out --merge."
             raise ValueError(msg)
+        if (self.merge or self.checkpoint) and isinstance(method, WHOLE):
+            msg = (
+                f"{method.name} leaves a model in out/model, with nothing to fold in; leave out --merge, --checkpoint."
+            )
+            raise ValueError(msg)
         documents = read_documents(self.data)
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
@@ -181,7 +189,7 @@ class Adapt:
             found = adapt(loaded, allocation, method, documents, settings, out, optimizer=by, progress=progress)
         for line in rebuilt_lines(found):
             print(line)
-        tell(self.out / "adapter")
+        tell(self.out / ("model" if isinstance(method, WHOLE) else "adapter"))
         if self.checkpoint:
             if not is_checkpoint(self.out / "checkpoint"):  # one that is there is of this run, as the adapter is
                 save_rebuilt(found.model, self.out / "checkpoint", tokenizer=loaded.tokenizer, beside=loaded.beside)

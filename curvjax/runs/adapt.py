@@ -1,8 +1,9 @@
-"""`adapt`: adapters of an allocation's ranks or experts, trained on text."""
+"""`adapt`: adapters of an allocation's ranks or experts, or layers by its weights, trained on text."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,12 +11,14 @@ from curvjax.data import Batch, Document, Packed, packed, split_documents
 from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, save_arrays
 from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
-from curvjax.runs.rebuild import rebuild
+from curvjax.runs.rebuild import rebuild, save
 from curvjax.runs.text import Text, text_origin
 from curvjax.surgery import (
+    LISA,
     SURGERIES,
     Factorize,
     LoRA,
+    Maestro,
     Surgery,
     lora_parameters,
     train_factors,
@@ -24,9 +27,11 @@ from curvjax.surgery import (
     with_moved_bases,
     with_trained_parameters,
 )
-from curvjax.training import OPTIMIZERS, Optimizer, described, fit
+from curvjax.training import OPTIMIZERS, LayerDraw, Optimizer, TrainCost, described, fit
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
+WHOLE = (LISA, Maestro)
+"""What trains weights of the model itself, and leaves a model in place of an adapter."""
 _START = "start."
 """Before the paths of what adapters began with, where the base was moved by it."""
 
@@ -89,13 +94,16 @@ def adapt(
 ) -> Rebuilt:
     """Train adapters of the allocated ranks or experts, saved under `directory/adapter`; resumes where it was killed.
 
+    What trains the model's own weights (`LISA`, `Maestro`) is saved under `directory/model`, for every command to load.
+
     Args:
       loaded: the base model and its tokenizer.
       allocation: ranks or experts of that model.
-      method: `LoRA` or `LoRAMixture`, with which adapters are born; or `Factorize`, whose factors learn.
+      method: `LoRA` or `LoRAMixture`, with which adapters are born; `Factorize`, whose factors learn; or `LISA` or
+        `Maestro`.
       documents: training documents.
       settings: how to train.
-      directory: receives training/ with checkpoints and metrics.jsonl, and adapter/.
+      directory: receives training/ with checkpoints and metrics.jsonl, and adapter/ or model/.
       optimizer: the one that the settings name, with settings of its own; None: with its defaults.
       progress: told of the steps done.
       label: what the progress is called.
@@ -114,7 +122,7 @@ def adapt(
     born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
     if isinstance(method, Factorize):  # WeLore: what was cut to low rank learns, full ranks are frozen
         born = replace(born, model=train_factors(born.model))
-    own = asdict(settings)
+    own = asdict(settings) | _special(loaded, allocation, method)
     own.pop("optimizer")
     rows, seed, _ = own.pop("rows"), own.pop("order_seed"), [own.pop(k) for k in ("length", "selection", "start_rows")]
     fitted = fit(
@@ -138,14 +146,39 @@ def adapt(
             "best_step": fitted.best_step,
         },
     }
-    found = replace(born, model=fitted.model, evidence=born.evidence | plain(evidence))
-    if not is_checkpoint(directory / "adapter"):  # one that is there is of this run: `fit` refuses any other
+    if fitted.cost is not None:
+        evidence["cost"] = fitted.cost._asdict() | {"seconds": _finite(fitted.cost.seconds)}
+    found = replace(born, model=fitted.model)
+    found = method.finished(found, fitted.model) if isinstance(method, Maestro) else found
+    spent = () if fitted.cost is None else (_words(fitted.cost, fitted.state_size),)
+    found = replace(found, evidence=found.evidence | plain(evidence), remarks=(*found.remarks, *spent))
+    if isinstance(method, WHOLE):
+        if not (directory / "model").exists():  # one that is there is of this run: `fit` refuses any other
+            save(found, directory / "model", checkpoint=isinstance(method, Maestro))
+    elif not is_checkpoint(directory / "adapter"):  # one that is there is of this run: `fit` refuses any other
         description = {"schema": ADAPTER_SCHEMA, "amounts": allocation.amounts, "rebuilt": found.to_json()}
         arrays = (trained_parameters if isinstance(method, Factorize) else lora_parameters)(fitted.model)
         if isinstance(method, LoRA) and method.moves_base:  # a text made the base: it comes back from what was taken
             arrays |= {f"{_START}{path}": matrix for path, matrix in lora_parameters(born.model).items()}
         save_arrays(arrays, directory / "adapter", description=description)
     return found
+
+
+def _special(loaded: Loaded, allocation: Allocation, method: Surgery) -> dict[str, Any]:
+    """What `fit` is told beside its settings."""
+    if isinstance(method, LISA):
+        weights = method.weights(loaded.model, allocation.amounts)
+        return {"draw": LayerDraw(method.every, method.layers, weights)}
+    return {"order": method.order} if isinstance(method, Maestro) else {}
+
+
+def _words(cost: TrainCost, state_size: int) -> str:
+    each = f"; {cost.seconds:.3g} seconds a step" if math.isfinite(cost.seconds) else ""
+    return f"{cost.trained:,} numbers learn at a time, {state_size:,} are the optimiser's{each}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:

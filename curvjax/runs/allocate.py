@@ -17,6 +17,7 @@ from curvjax.allocation import (
     Bits,
     Posed,
     Program,
+    Ranks,
     Solution,
     Whole,
     budget_path,
@@ -45,7 +46,14 @@ class SharedOut(NamedTuple):
 
 
 def allocate(
-    scores: Scores, program: Program, *, rule: str = PROGRAM, control: str = "none", seed: int = 0
+    scores: Scores,
+    program: Program,
+    *,
+    rule: str = PROGRAM,
+    control: str = "none",
+    seed: int = 0,
+    best: int = 0,
+    from_layer: int = 0,
 ) -> Allocation:
     """Share out a budget over the units of `scores`.
 
@@ -55,6 +63,9 @@ def allocate(
       rule: "program", or a published rule of `RULES` that fits the program's target.
       control: what is done to the scores before: "none", "permuted", "reversed", "random".
       seed: of the controls.
+      best: of ranks with a minimum of 0, only so many units receive any, those of largest score; 0: all may.
+      from_layer: of such ranks, only units of this layer and those above receive any. Training then needs no backward
+        pass below: neither adapters nor the loss need a gradient there.
 
     Returns:
       Continuous and whole amounts in layer order, dual price and its meaning, budget, KKT residual, duality gap, bounds
@@ -71,11 +82,13 @@ def allocate(
       {'layers.0': 6, 'layers.1': 2}
     """
     program = with_beside(program, scores.origin.model.parameters, scores.shapes)
-    posed = program.pose(scores.shapes)
     values = CONTROLS.named(control)(scores.values, jax.random.key(seed))
+    program = program if best == from_layer == 0 else placed(program, scores, values, best, from_layer)
+    posed = program.pose(scores.shapes)
     found = share_out(posed, program, values, rule)
-    provable = rule == PROGRAM and control == "none" and scores.bounded and not program.floor
+    provable = rule == PROGRAM and control == "none" and scores.bounded and not program.floor and not best
     settings = plain(program)
+    where = {"best": best, "from_layer": from_layer} if best or from_layer else {}
     allocation = Allocation(
         target=program.target,
         units=tuple(_amount(shape, k, posed, values, found) for k, shape in enumerate(scores.shapes)),
@@ -84,7 +97,7 @@ def allocate(
             planned=posed.beside + posed.spent(found.whole.amount),
             unit=posed.unit,
         ),
-        origin=replace(scores.origin, settings=settings | {"rule": rule, "control": control, "seed": seed}),
+        origin=replace(scores.origin, settings=settings | {"rule": rule, "control": control, "seed": seed} | where),
         program=settings,
         granularity=scores.granularity,
         rule=rule,
@@ -99,6 +112,32 @@ def allocate(
     if found.solution is None or found.quality is None:
         return allocation
     return replace(_solved(allocation, posed, found.solution), sweep=_sweep(posed, program, found.quality))
+
+
+def placed(program: Program, scores: Scores, values: Float[np.ndarray, " K"], best: int, from_layer: int) -> Program:
+    """The program with all units frozen at 0 but the n of largest score, first of equals, from some layer on.
+
+    After the Layer Card of Xu et al. (2026), arXiv 2602.04019, which adapts some layers, or those from one on. Of the
+    paper the abstract was at hand, and not how it chooses between cost and performance; here n and layer are given.
+
+    Raises:
+      ValueError: if the program is not of ranks with a minimum of 0, or there are not as many units.
+    """
+    if not isinstance(program, Ranks) or program.minimum:
+        least = getattr(program, "minimum", None)
+        msg = (
+            "only ranks with a minimum of 0 leave units without any (--target rank --minimum 0); got target "
+            f"{program.target!r}" + ("." if least is None else f" with a minimum of {least}.")
+        )
+        raise ValueError(msg)
+    above = [unit.name for unit in scores.shapes if unit.index >= from_layer]
+    if from_layer < 0 or not 0 <= best <= len(above) or not above:
+        msg = f"the best {best} units from layer {from_layer} on are not there: {len(above)} of {len(values)} are."
+        raise ValueError(msg)
+    order = [scores.shapes[k].name for k in np.argsort(-values, kind="stable")]
+    chosen = [name for name in order if name in above][: best or None]
+    left = [unit.name for unit in scores.shapes if unit.name not in chosen]
+    return replace(program, frozen=tuple(dict.fromkeys([*program.frozen, *left])))
 
 
 def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rule: str, **settings: float) -> SharedOut:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from curvjax.allocation import Sparsity
 from curvjax.data import Splits, documents_hash
@@ -119,7 +119,7 @@ def _by_scores(
     best = {name: min(tried, key=tried.__getitem__) for name, tried in losses.items()}
     rivals = sorted((min(tried.values()), name) for name, tried in losses.items() if name != CURVATURE)
 
-    def plan(arm: str, scores: Scores, kappa: float, seed: int, **how: str) -> _Plan:
+    def plan(arm: str, scores: Scores, kappa: float, seed: int, **how: Any) -> _Plan:
         return _Plan(arm, seed, kappa, allocate(scores, Sparsity(sparsity, kappa=kappa), seed=seed, **how))
 
     own = best[CURVATURE]

@@ -20,6 +20,7 @@ from curvjax.interop import (
     save_nemotron,
     save_peft,
     save_peft_config,
+    save_peft_experts,
 )
 from curvjax.interop.compressed_tensors import Serve
 from curvjax.models import DEMONSTRATIONS, Decoder, Loaded, demonstration_files, load_arrays, save_hf, weights_hash
@@ -27,6 +28,7 @@ from curvjax.models.hf_names import stored_module
 from curvjax.models.hf_save import require_replaceable
 from curvjax.records import Allocation
 from curvjax.runs.adapt import ADAPTER_SCHEMA, adapted_model, load_adapter
+from curvjax.runs.export_experts import MergedAdapter, export_merged
 from curvjax.runs.export_plans import export_axolotl, export_lora_rules, export_widths
 from curvjax.runs.open import open_model
 from curvjax.runs.stored_names import Family, amounts_of_projections, family_of, ordered_units, stored_unit
@@ -35,7 +37,9 @@ from curvjax.surgery import SCALES, Format, by_projection, dense_equivalent, pro
 Coded = Literal["mlx", "compressed-tensors", "gguf", "nemotron-nas"]
 Plan = Literal["auto-round", "gptqmodel", "torchao", "qwix", "tensor-types"]
 Config = Literal["peft-config", "axolotl", "lora-rules"]
-Kind = Literal[Config, "recipe", Plan, "peft", "gguf-lora", "safetensors", Coded]
+Experts = Literal["peft-experts", "peft-merged"]
+OfAdapter = Literal["peft", Experts, "gguf-lora"]
+Kind = Literal[Config, "recipe", Plan, OfAdapter, "safetensors", Coded]
 RECIPE_FILE = "recipe.yaml"
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -66,6 +70,13 @@ class ExportSettings:
     round_to: int = 0
     """Of nemotron-nas: MLPs are filled up with channels of zeros to a multiple of this, such as 256."""
 
+    usage: str = "demo:squad"
+    """Text of peft-merged: experts are merged by the router's mean weights on it, and measured on part of it."""
+    usage_tokens: int = 2048
+    """Tokens of each of the two parts."""
+    merged_rank: int = 0
+    """Most that peft-merged gives a projection; 0: as much as all its experts need."""
+
     def __post_init__(self):
         unknown = [name for name in self.projections if name not in _PROJECTIONS]
         if unknown or not self.projections:
@@ -81,7 +92,7 @@ def export(
     *,
     adapter: Path | None = None,
     model: str = "",
-) -> PeftAdapter | CodedExport | None:
+) -> PeftAdapter | MergedAdapter | CodedExport | None:
     """Write one kind of files to `directory`.
 
     Args:
@@ -89,7 +100,7 @@ def export(
       to: the kind.
       settings: what the files say.
       directory: where they go.
-      adapter: of `adapt`; peft and gguf-lora need one, safetensors folds it in.
+      adapter: of `adapt`; peft, peft-experts, peft-merged and gguf-lora need one, safetensors folds it in.
       model: the allocation's model, where `source` is an allocation.
 
     Returns:
@@ -99,13 +110,13 @@ def export(
       FileExistsError: if `directory` holds files, which is seen before a model is read.
       ValueError: if an option does not belong to the kind, or is missing.
     """
-    of_model = to in ("peft", "gguf-lora", "safetensors", *get_args(Coded))
-    needed = to in ("peft", "gguf-lora")
+    needed = to in get_args(OfAdapter)
+    of_model = needed or to in ("safetensors", *get_args(Coded))
     other = adapter is not None and not (needed or to == "safetensors")
     if other or (needed and adapter is None) or (model and of_model):
         msg = (
-            f"--adapter goes with peft and gguf-lora, which need it, and safetensors; --model with an allocation; not "
-            f"with {to}."
+            f"--adapter goes with {', '.join(get_args(OfAdapter))}, which need it, and safetensors; --model with an "
+            f"allocation; not with {to}."
         )
         raise ValueError(msg)
     require_options(to, settings)
@@ -123,6 +134,8 @@ def export(
         return export_peft(loaded, adapter, settings, directory)
     if to == "gguf-lora" and adapter is not None:
         return export_gguf_lora(loaded, adapter, directory)
+    if to in ("peft-experts", "peft-merged") and adapter is not None:
+        return export_experts(loaded, adapter, to, settings, directory)
     if to in ("mlx", "compressed-tensors", "gguf", "nemotron-nas"):  # get_args(Coded), for the checker
         return export_codes(loaded.model, loaded, to, settings, directory)
     return export_safetensors(loaded, adapter, directory)
@@ -303,6 +316,32 @@ def export_gguf_lora(loaded: Loaded, adapter: str | Path, directory: str | Path)
     model = load_adapter(loaded, adapter).model
     require_own_weights(model, loaded, source=adapter)
     return save_gguf_lora(model, directory)
+
+
+def export_experts(
+    loaded: Loaded, adapter: str | Path, to: Experts, settings: ExportSettings, directory: str | Path
+) -> PeftAdapter | MergedAdapter:
+    """Write mixtures of experts of `adapt` for PEFT: each expert and the routers, or one adapter merged by usage.
+
+    Raises:
+      FileExistsError: if `directory` holds anything.
+      ValueError: if the adapter belongs to other weights or has no mixtures, or the text is too short.
+    """
+    adapted = load_adapter(loaded, adapter)
+    stabilised = adapted.settings.get("scaling") == "rank-stabilised"
+    base = settings.base or loaded.name
+    if to == "peft-experts":
+        return save_peft_experts(adapted.model, directory, base=base, rank_stabilised=stabilised)
+    return export_merged(
+        adapted.model,
+        loaded,
+        directory,
+        base=base,
+        data=settings.usage,
+        tokens=settings.usage_tokens,
+        rank=settings.merged_rank,
+        rank_stabilised=stabilised,
+    )
 
 
 def require_own_weights(model: Decoder, loaded: Loaded, *, source: str | Path) -> None:

@@ -42,6 +42,7 @@ from curvjax.surgery.gptq import Rounded as Rounded
 from curvjax.surgery.gptq import Sweep as Sweep
 from curvjax.surgery.gptq import gptq as gptq
 from curvjax.surgery.gptq import quantize_gptq as quantize_gptq
+from curvjax.surgery.lisa import LISA as LISA
 from curvjax.surgery.lora import Birth as Birth
 from curvjax.surgery.lora import LoRALinear as LoRALinear
 from curvjax.surgery.lora import LoRAParam as LoRAParam
@@ -57,6 +58,7 @@ from curvjax.surgery.lora import uniform_start as uniform_start
 from curvjax.surgery.lora import with_lora_parameters as with_lora_parameters
 from curvjax.surgery.lora import with_moved_bases as with_moved_bases
 from curvjax.surgery.low_rank import Factorize as Factorize
+from curvjax.surgery.maestro import Maestro as Maestro
 from curvjax.surgery.magnitude import Magnitude as Magnitude
 from curvjax.surgery.magnitude import magnitude_mask as magnitude_mask
 from curvjax.surgery.magnitude import prune_magnitude as prune_magnitude
@@ -64,9 +66,21 @@ from curvjax.surgery.masks import Pruned as Pruned
 from curvjax.surgery.masks import apply_masks as apply_masks
 from curvjax.surgery.masks import load_masks as load_masks
 from curvjax.surgery.masks import save_masks as save_masks
+from curvjax.surgery.merged_experts import MergedExperts as MergedExperts
+from curvjax.surgery.merged_experts import expert_usage as expert_usage
+from curvjax.surgery.merged_experts import merge_experts as merge_experts
+from curvjax.surgery.merged_experts import mixtures as mixtures
+from curvjax.surgery.merged_experts import single_expert as single_expert
 from curvjax.surgery.method import SURGERIES as SURGERIES
 from curvjax.surgery.method import Surgery as Surgery
 from curvjax.surgery.method import surgery as surgery
+from curvjax.surgery.ordered import Order as Order
+from curvjax.surgery.ordered import OrderedLinear as OrderedLinear
+from curvjax.surgery.ordered import drop_components as drop_components
+from curvjax.surgery.ordered import hierarchical_lasso as hierarchical_lasso
+from curvjax.surgery.ordered import shrunk as shrunk
+from curvjax.surgery.ordered import shrunk_rank as shrunk_rank
+from curvjax.surgery.ordered import tail_norms as tail_norms
 from curvjax.surgery.pattern import Pattern as Pattern
 from curvjax.surgery.pattern import pattern_mask as pattern_mask
 from curvjax.surgery.pattern import read_pattern as read_pattern
@@ -91,6 +105,7 @@ from curvjax.surgery.rerank import Rerank as Rerank
 from curvjax.surgery.rotation import rotated as rotated
 from curvjax.surgery.router import Router as Router
 from curvjax.surgery.router import balance_loss as balance_loss
+from curvjax.surgery.router import gates as gates
 from curvjax.surgery.router import watched as watched
 from curvjax.surgery.rsq import RSQ as RSQ
 from curvjax.surgery.rsq import attention_paid as attention_paid
@@ -128,6 +143,7 @@ from curvjax.surgery.structured import prune_channels as prune_channels
 from curvjax.surgery.structured import prune_heads as prune_heads
 from curvjax.surgery.trained import train_factors as train_factors
 from curvjax.surgery.trained import train_only as train_only
+from curvjax.surgery.trained import train_whole as train_whole
 from curvjax.surgery.trained import trained_parameters as trained_parameters
 from curvjax.surgery.trained import with_trained_parameters as with_trained_parameters
 from curvjax.surgery.upcycle import ExpertMLP as ExpertMLP

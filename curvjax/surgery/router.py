@@ -42,8 +42,13 @@ class Router(nnx.Module):
         probability = jax.nn.softmax(scores, axis=-1)
         if self.watched:
             self.probability = nnx.data(Probability(probability))
-        kept = probability * _chosen(probability, self.top_k)
-        return kept / jnp.sum(kept, axis=-1, keepdims=True)
+        return gates(probability, self.top_k)
+
+
+def gates(probability: jax.Array, top_k: int) -> jax.Array:
+    """`[N, E]` probabilities of all experts to weights of the top k, which sum to 1; the rest are zero."""
+    kept = probability * _chosen(probability, top_k)
+    return kept / jnp.sum(kept, axis=-1, keepdims=True)
 
 
 def watched(model: Module) -> Module:

@@ -1,4 +1,7 @@
-"""What learns: adapters, experts and routers of upcycled MLPs, factors where asked. All else of a model is frozen."""
+"""What learns: adapters, experts and routers of upcycled MLPs, ordered factors, others where asked. All else is frozen.
+
+But for `train_whole`: then what lies outside the stack learns, and chosen layers with all their weights.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -7,9 +10,11 @@ import jax
 from flax import nnx
 
 from curvjax.layers import layer_index
-from curvjax.models import submodules
+from curvjax.models import parameters, submodules
+from curvjax.models.rebuilt import require_plain
 from curvjax.surgery.factorized_linear import FactorizedLinear
 from curvjax.surgery.lora import LoRALinear, adapters
+from curvjax.surgery.ordered import ordered_linears
 from curvjax.surgery.upcycle import ExpertMLP
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -64,10 +69,37 @@ def train_factors(model: Module) -> Module:
     return copy
 
 
+def train_whole(model: Module, layers: Iterable[int]) -> Module:
+    """A copy of `model` in which all weights of the given layers learn, and all outside the stack: embeddings and head.
+
+    It cannot be saved as it is: make a plain one of its `parameters`, with `with_parameters(model, ..)`.
+
+    Args:
+      model: a plain model: no adapters, experts, factors or codes.
+      layers: integer layer indices.
+
+    Returns:
+      A new model; arrays are shared.
+
+    Raises:
+      KeyError: if the model has no such layer.
+      ValueError: if the model is not plain.
+    """
+    require_plain(model)
+    chosen, there = set(layers), {layer_index(path) for path in parameters(model)} - {-1}
+    if not chosen <= there:
+        msg = f"layers {sorted(chosen - there)[:5]} are not in the model, which has 0 to {max(there)}."
+        raise KeyError(msg)
+    copy = nnx.clone(model)
+    copy.whole_layers = tuple(sorted(chosen))  # ty: ignore[missing-attribute] beside what the class has
+    return copy
+
+
 def trained_parameters(model: nnx.Module) -> dict[str, jax.Array]:
     """Arrays that learn by path, `layers.3.self_attn.q_proj.lora_a` or `layers.3.mlp.router.weight`.
 
-    All of adapters and upcycled MLPs, until `train_only`; of factors, after `train_factors`.
+    All of adapters, upcycled MLPs and ordered factors, until `train_only` or `train_whole`; of other factors, after
+    `train_factors`.
     """
     return {path: variable[...] for path, variable in _trained(model).items()}
 
@@ -97,6 +129,14 @@ def with_trained_parameters(model: Module, values: Mapping[str, jax.Array]) -> M
 
 
 def _trained(model: nnx.Module) -> dict[str, nnx.Variable]:
+    whole: tuple[int, ...] | None = getattr(model, "whole_layers", None)
+    if whole is not None:
+        return {
+            f"{path}.{name}": variable
+            for path, child in submodules(model).items()
+            for name, variable in vars(child).items()
+            if isinstance(variable, nnx.Param) and layer_index(path) in {-1, *whole}
+        }
     return {
         f"{path}.{name}": variable
         for path, learner in _learners(model).items()
@@ -109,4 +149,4 @@ def _learners(model: nnx.Module) -> dict[str, LoRALinear | ExpertMLP | Factorize
     modules = submodules(model).items()
     experts = {path: child for path, child in modules if isinstance(child, ExpertMLP)}
     factors = {path: child for path, child in modules if isinstance(child, FactorizedLinear) and child.trained}
-    return {**adapters(model), **experts, **factors}
+    return {**adapters(model), **experts, **factors, **ordered_linears(model)}

@@ -16,18 +16,29 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from curvjax.data import Batch, take
-from curvjax.models import Decoder
-from curvjax.surgery import trained_parameters, with_trained_parameters
+from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.surgery import Order, train_whole, trained_parameters, with_trained_parameters
 from curvjax.training.devices import everywhere, row_mesh
+from curvjax.training.drawn import Drawing, inclusion
 from curvjax.training.event_files import require_tensorboard
 from curvjax.training.optimizers import AdamW, Optimizer, described, state_size
 from curvjax.training.precision import in_precision
 from curvjax.training.run_directory import RunDirectory, Snapshot, run_identity
 from curvjax.training.schedule import step_rows
 from curvjax.training.selection import EarlyStopping
-from curvjax.training.step import Recipe, begin_training, train_step
+from curvjax.training.step import LayerDraw, Recipe, begin_training, train_step
 
 Metrics = dict[str, int | float]
+
+
+class TrainCost(NamedTuple):
+    """What learning costs, beside the optimiser's state. trained: numbers that learn at a time.
+
+    seconds: `[]` median of a step that this process took, compilation apart if most steps need none; NaN without any.
+    """
+
+    trained: int
+    seconds: float
 
 
 class Fitted(NamedTuple):
@@ -35,6 +46,7 @@ class Fitted(NamedTuple):
 
     selection_losses: `[L]` mean cross-entropy on the selection rows, nats, after `selection_steps` `[L]` steps. Without
     selection there are none, and `best_step` is the last. state_size: numbers that the optimiser kept between steps.
+    cost: of the last step, as far as this process took any.
     """
 
     model: Decoder
@@ -43,6 +55,7 @@ class Fitted(NamedTuple):
     selection_steps: Int[np.ndarray, " L"]
     best_step: int
     state_size: int
+    cost: TrainCost | None = None
 
 
 def fit(
@@ -60,6 +73,8 @@ def fit(
     balance: float = 0.0,
     dropout: float = 0.0,
     optimizer: Optimizer | None = None,
+    draw: LayerDraw | None = None,
+    order: Order | None = None,
     selection: Batch | None = None,
     select_every: int = 10,
     patience: int = 5,
@@ -78,7 +93,8 @@ def fit(
     numbers.
 
     Args:
-      model: a decoder with adapters or experts; see `add_lora`, `add_experts`, `upcycle` and `train_only`.
+      model: a decoder with adapters or experts; see `add_lora`, `add_experts`, `upcycle` and `train_only`. A plain one
+        where layers are drawn.
       batch: all training rows; rows without a counted token are never drawn.
       steps: optimiser steps.
       rows_per_step: rows in a step, at most the number that count.
@@ -91,6 +107,8 @@ def fit(
       balance: weight of the routers' `balance_loss` beside the cross-entropy, whose losses are reported without it.
       dropout: share of the adapters' inputs left out of each step.
       optimizer: makes steps of clipped gradients; None: `AdamW`.
+      draw: in place of adapters, all weights of layers that are drawn anew learn, and all outside the stack (LISA).
+      order: each step computes with the first components alone of ordered factors, as many as it draws (Maestro).
       selection: rows that are not trained on; what learns is given back as it was at their least mean cross-entropy.
         None: as it is at the end.
       select_every: steps between looks at them, and before the first and after the last; see `EarlyStopping`.
@@ -107,12 +125,15 @@ def fit(
       The trained copy and the loss of every step and look.
 
     Raises:
-      ValueError: if a setting is out of range, the model has nothing to train, `directory` holds another run, or a loss
-        or gradient is not finite.
+      ValueError: if a setting is out of range, the model has nothing to train, `directory` holds another run, a loss
+        or gradient is not finite, or the optimiser does not go with drawn layers or ordered factors.
       ModuleNotFoundError: if `tensorboard` is asked for and tensorboardX is not installed.
     """
     by = AdamW() if optimizer is None else optimizer
-    recipe = Recipe(steps, learning_rate, warmup, weight_decay, clip, accumulate, balance, dropout, by)
+    recipe = Recipe(
+        steps, learning_rate, warmup, weight_decay, clip, accumulate, balance, dropout, by, draw=draw, order=order
+    )
+    plain, model = model, model if draw is None else train_whole(model, _drawable(draw, len(model.layers)))
     rows, mesh = _counted(batch), row_mesh(devices)
     settings: dict[str, Any] = {
         "rows_per_step": rows_per_step,
@@ -132,22 +153,28 @@ def fit(
     part = rows_per_step // accumulate
     stopping = EarlyStopping(selection, every=select_every, patience=patience, steps=steps, rows=part, mesh=mesh)
     computing = everywhere(model if width is None else in_precision(model, width), mesh)
-    work = _Work(computing, recipe, everywhere(batch, mesh), rows, rows_per_step, seed, mesh, stopping)
-    state = everywhere(begin_training(model, recipe), mesh)
+    drawing = None if draw is None else Drawing(computing, recipe, seed=seed, mesh=mesh)
+    work = _Work(computing, recipe, everywhere(batch, mesh), rows, rows_per_step, seed, mesh, stopping, drawing)
+    state = everywhere(begin_training(model, recipe) if drawing is None else drawing.begin(model), mesh)
     now = Snapshot(state, np.zeros(steps, np.float32), stopping.begin(state.trained))
+    seconds = [math.nan]
     kept = nullcontext() if directory is None else RunDirectory(directory, identity, tensorboard=tensorboard)
     with kept as run:
         if run is not None:
-            now = run.resume(now)
+            now = run.resume(now, work.like)
         while not work.over(now):
-            now, metrics = work.looked(now) if work.look_due(now) else work.stepped(now)
+            now, metrics = work.looked(now) if (look := work.look_due(now)) else work.stepped(now)
+            seconds += [] if look else [metrics["seconds"]]
             if run is not None:
                 run.log(metrics)
                 if work.over(now) or (int(now.state.step) % checkpoint_every == 0 and not work.look_due(now)):
                     run.save(now)
             if progress is not None:
                 progress(int(now.state.step), steps)
-    return _fitted(model, now, stopping)
+    found = _fitted(model, now, stopping)._replace(
+        cost=work.cost(now, float(np.nanmedian(seconds)) if seconds[1:] else math.nan)
+    )
+    return found if draw is None else found._replace(model=with_parameters(plain, parameters(found.model)))
 
 
 class _Work(NamedTuple):
@@ -161,6 +188,16 @@ class _Work(NamedTuple):
     seed: int
     mesh: Mesh | None
     stopping: EarlyStopping
+    drawing: Drawing | None
+
+    def like(self, now: Snapshot, step: int) -> Snapshot:
+        """A snapshot with arrays of the shapes that one has after as many steps."""
+        return now if self.drawing is None else now._replace(state=self.drawing.drawn(now.state, max(step - 1, 0)))
+
+    def cost(self, now: Snapshot, seconds: float) -> TrainCost:
+        trained = now.state.trained
+        mine = trained if self.drawing is None else self.drawing.learning(trained, max(int(now.state.step) - 1, 0))
+        return TrainCost(sum(array.size for array in mine.values()), seconds)
 
     def look_due(self, now: Snapshot) -> bool:
         return self.stopping.due(now.looks, int(now.state.step))
@@ -185,7 +222,10 @@ class _Work(NamedTuple):
         drawn = self.rows[step_rows(self.seed, step, rows=len(self.rows), size=self.rows_per_step)]
         key = jax.random.fold_in(jax.random.key(self.seed), step)
         part = take(self.batch, drawn)
-        state, report = train_step(self.model, self.recipe, now.state, part, key=key, mesh=self.mesh)
+        if self.drawing is None:
+            state, report = train_step(self.model, self.recipe, now.state, part, key=key, mesh=self.mesh)
+        else:
+            state, report = self.drawing.step(now.state, part, key=key)
         metrics = {name: float(value) for name, value in report._asdict().items()}
         _require_finite(step, metrics)
         losses = np.array(now.losses)
@@ -200,6 +240,17 @@ def _fitted(model: Decoder, end: Snapshot, stopping: EarlyStopping) -> Fitted:
     size = state_size((end.state.moments, end.state.estimate))
     steps, losses = stopping.steps[:looks], np.array(end.looks.losses)[:looks]
     return Fitted(best, np.array(end.losses)[:taken], losses, steps, best_step, size)
+
+
+def _drawable(draw: LayerDraw, layers: int) -> list[int]:
+    """The layers of a positive weight."""
+    if len(draw.weights) != layers or draw.every < 1:
+        msg = (
+            f"a draw needs one weight for each of the {layers} layers, got {len(draw.weights)}, and at least 1 step "
+            f"from one to the next, got {draw.every}."
+        )
+        raise ValueError(msg)
+    return np.flatnonzero(inclusion(draw.weights, draw.layers) > 0).tolist()
 
 
 def _counted(batch: Batch) -> Int[np.ndarray, " R"]:

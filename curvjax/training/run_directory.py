@@ -5,7 +5,7 @@ And, if asked for, tensorboard/: the metrics once more.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,14 +72,21 @@ class RunDirectory:
         if self._events is not None:
             self._events.close()
 
-    def resume(self, beginning: Snapshot) -> Snapshot:
+    def resume(self, beginning: Snapshot, like: Callable[[Snapshot, int], Snapshot]) -> Snapshot:
         """The last checkpoint, or `beginning` where there is none. Metrics of what came after it are cut off.
+
+        Args:
+          beginning: before the first step.
+          like: `(beginning, steps taken) -> snapshot` of the same shapes as the checkpoint after as many.
+
+        Returns:
+          What to go on from.
 
         Raises:
           ValueError: if metrics of what came before the checkpoint are gone.
         """
         latest = self._checkpoints.latest
-        found = beginning if latest is None else self._checkpoints.load(latest.step, beginning)
+        found = beginning if latest is None else self._checkpoints.load(latest.step, like(beginning, latest.step))
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         if len(lines) < found.lines:
             msg = f"{self._metrics} has {len(lines)} lines, fewer than the {found.lines} of the checkpoint beside it."
@@ -123,6 +130,7 @@ def run_identity(model: nnx.Module, batch: Batch, selection: Batch | None, setti
 
 def _claim(path: Path, identity: dict[str, Any]) -> None:
     """Write `identity`, or compare it with the one that is there."""
+    identity = json.loads(json.dumps(identity))  # tuples become lists, as they come back from the file
     if not path.exists():
         if (path.parent / "checkpoints").exists():
             msg = f"{path.parent} has checkpoints but no {path.name} to say of what; use another directory."

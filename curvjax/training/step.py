@@ -12,12 +12,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from curvjax.data import Batch
+from curvjax.layers import layer_index
 from curvjax.models import Decoder
 from curvjax.models.layered import cross_entropy
 from curvjax.surgery import (
     LoRALinear,
+    Order,
     balance_loss,
+    drop_components,
     drop_inputs,
+    hierarchical_lasso,
     projections,
     trained_parameters,
     watched,
@@ -60,13 +64,25 @@ class StepReport(NamedTuple):
     learning_rate: Float[Array, ""]
 
 
+class LayerDraw(NamedTuple):
+    """Which layers learn, with all their weights. every: K, steps from one draw to the next. layers: gamma, at once.
+
+    weights: `[K]` of all layers of the stack; see `drawn_layers`. What lies outside the stack always learns.
+    """
+
+    every: int
+    layers: int
+    weights: tuple[float, ...]
+
+
 class Recipe(NamedTuple):
     """How to learn; hashable, so that equal recipes share one compilation.
 
     steps: in all. learning_rate: the peak, reached after `warmup` steps; see `warmup_cosine`. weight_decay: decoupled.
     clip: greatest norm of the gradient. accumulate: microbatches in a step. balance: weight of the routers' balance
     loss beside the cross-entropy. dropout: share of the adapters' inputs that a step leaves out. optimizer: what makes
-    steps of clipped gradients.
+    steps of clipped gradients. draw: layers that are drawn anew, whose part of the optimiser can begin again without
+    the rest; see `Drawing`. order: of the components of ordered factors.
     """
 
     steps: int
@@ -78,24 +94,41 @@ class Recipe(NamedTuple):
     balance: float = 0.0
     dropout: float = 0.0
     optimizer: Optimizer = AdamW()
+    draw: LayerDraw | None = None
+    order: Order | None = None
 
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
         return warmup_cosine(self.learning_rate, warmup=self.warmup, steps=self.steps)
 
     def transformation(self, scales: Mapping[str, float]) -> optax.GradientTransformation:
-        """Clipping, then the optimiser; `scales` of the adapters by module path."""
+        """Clipping, then the optimiser; `scales` of the adapters by module path.
+
+        Raises:
+          ValueError: if the optimiser estimates gradients, and layers are drawn or components ordered.
+        """
+        if isinstance(self.optimizer, Estimating) and (self.draw is not None or self.order is not None):
+            msg = (
+                f"{self.optimizer.name} finds gradients by losses alone, of neither drawn layers (LISA) nor ordered "
+                "factors (Maestro); use an optimizer that takes gradients, such as adamw."
+            )
+            raise ValueError(msg)
         terms = Terms(self.rate(), self.weight_decay, scales)
-        return optax.chain(optax.clip_by_global_norm(self.clip), self.optimizer.transformation(terms))
+        clipped = optax.chain(optax.clip_by_global_norm(self.clip), self.optimizer.transformation(terms))
+        return clipped if self.draw is None else _by_place(clipped, clip=self.clip)
 
 
 def begin_training(model: Decoder, recipe: Recipe) -> TrainState:
     """The state before the first step: `trained_parameters` as they are, in at least float32, and an optimiser."""
-    held = trained_parameters(model)
-    trained = {path: array.astype(jnp.promote_types(array.dtype, jnp.float32)) for path, array in held.items()}
+    trained = in_full(trained_parameters(model))
     moments = recipe.transformation(_scales(model)).init(trained)
     estimate = recipe.optimizer.begin(trained) if isinstance(recipe.optimizer, Estimating) else ()
     return TrainState(jnp.zeros((), jnp.int32), trained, moments, estimate)
+
+
+def in_full(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The arrays in at least float32, as they learn."""
+    return {path: array.astype(jnp.promote_types(array.dtype, jnp.float32)) for path, array in arrays.items()}
 
 
 def train_step(
@@ -181,10 +214,13 @@ def losses_at(
 def _summed_loss(graph, frozen, recipe, trained, part, key):
     """What is minimised, summed over the counted tokens of one microbatch, and the two losses it is made of."""
     model = with_trained_parameters(nnx.merge(graph, frozen), trained)
-    model = watched(drop_inputs(model, rate=recipe.dropout, key=key))
+    model = watched(drop_components(drop_inputs(model, rate=recipe.dropout, key=key), recipe.order, key))
     logits = model(part.tokens, positions_BT=part.positions, segments_BT=part.segments)
     losses = Losses(cross_entropy(logits, part), balance_loss(model, part.segments) * jnp.sum(part.weights))
-    return losses.loss + recipe.balance * losses.balance, losses
+    total = losses.loss + recipe.balance * losses.balance
+    if recipe.order is not None:
+        total += recipe.order.lasso * hierarchical_lasso(model) * jnp.sum(part.weights)
+    return total, losses
 
 
 def _mean(sums, batch, *, recipe, key, mesh):
@@ -200,6 +236,26 @@ def _mean(sums, batch, *, recipe, key, mesh):
     total, _ = jax.lax.scan(add, zero, inputs)
     tokens = jnp.sum(batch.weights)
     return summed(jax.tree.map(lambda leaf: leaf / tokens.astype(leaf.dtype), total), mesh)
+
+
+def _by_place(inner: optax.GradientTransformation, *, clip: float) -> optax.GradientTransformation:
+    """One optimiser for what lies outside the stack and one for its layers, after a clip by the norm of both."""
+
+    def parted(tree):
+        inside = {path: leaf for path, leaf in tree.items() if layer_index(path) >= 0}
+        return {"kept": {path: leaf for path, leaf in tree.items() if path not in inside}, "drawn": inside}
+
+    def init(params):
+        return {name: inner.init(part) for name, part in parted(params).items()}
+
+    def update(updates, state, params=None):
+        clipped, _ = optax.clip_by_global_norm(clip).update(updates, optax.EmptyState())
+        parts, held = parted(clipped), parted(params)
+        found: dict[str, Any] = {name: inner.update(parts[name], state[name], held[name]) for name in parts}
+        joined = {path: leaf for each, _ in found.values() for path, leaf in each.items()}
+        return joined, {name: after for name, (_, after) in found.items()}
+
+    return optax.GradientTransformation(init, update)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -113,6 +113,25 @@ def test_scores_become_ranks_and_ranks_an_adapter(command, model, data, tmp_path
     assert found["merged"] != pytest.approx(found["base"], rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["lisa", "maestro"])
+def test_weights_of_the_model_itself_are_trained_to_a_model(command, model, data, tmp_path, stand_ins, method):
+    scored = ("score", model, "--data", data, "--out", tmp_path, "--tokens", 32, "--length", 16)
+    assert command(*scored)[0] == 0
+    allocation = tmp_path / "allocation.json"
+    place = ("--budget", 1, "--minimum", 0, "--best", 3, "--rule", "uniform", "--out", allocation)
+    assert command("allocate", tmp_path / "gains.json", *place)[0] == 0
+    assert sorted(Allocation.load(allocation).amounts.values()) == [0] * 9 + [4] * 3
+    words = ("--data", data, "--steps", 1, "--length", 16, "--rows", 2, "--warmup", 0, "--method", method)
+    words = (*words, "--out", tmp_path / "trained")
+    refused(command("adapt", model, allocation, *words, "--merge"), f"{method} leaves a model in out/model")
+    status, output, _ = command("adapt", model, allocation, *words)
+    assert (status, output.splitlines()[-1]) == (0, str(tmp_path / "trained" / "model"))
+    out = tmp_path / "evaluation.json"
+    words = ("--data", data, "--length", 16, "--tokens", 32, "--out", out)
+    assert command("evaluate", tmp_path / "trained" / "model", *words)[0] == 0
+    assert Rebuilt.load(tmp_path / "trained" / "model" / "rebuilt.json").method == method
+
+
 def test_widths_become_a_quantised_model(command, model, origin, data, tmp_path):
     widths, out = {f"layers.{layer}": (4, 16)[layer % 2] for layer in range(12)}, tmp_path / "out"
     path = an_allocation(tmp_path / "bits.json", origin, "bits", widths, cost=1920.0)

@@ -11,7 +11,7 @@ from tests.commands.running import refused
 OPTIONS = {
     "run": ("--out", "--quick", "--task", "--sparsities", "--score.rtol", "--adapt.steps", "--seed"),
     "score": ("--data", "--score", "--out", "--granularity", "--rtol", "--processes", "--process", "--coordinator"),
-    "allocate": ("--out", "--target", "--rule", "--control", "--budget", "--minimum", "--sweep", "--cost"),
+    "allocate": ("--out", "--target", "--rule", "--control", "--budget", "--sweep", "--best", "--from-layer"),
     "refine": ("--data", "--out", "--products", "--stride", "--longest", "--target", "--budget"),
     "transfer": ("--out", "--target", "--budget", "--floor"),
     "compare": ("--data", "--gains", "--target", "--budget", "--scores", "--rules", "--plans", "--directions"),
@@ -55,6 +55,8 @@ def test_help_names_the_options(command, name):
         (("prune", "--drop-plan", "angular"), ("--drop-plan.every-token",)),
         (("rebuild", "--drop-plan=score"), ("--drop-plan.score", "--drop-plan.settings.directions")),
         (("adapt", "--method", "lora-mixture"), ("--rank", "--top-k")),
+        (("adapt", "--method", "lisa"), ("--layers", "--every")),
+        (("adapt", "--method", "maestro"), ("--at-once", "--lasso", "--threshold")),
     ],
 )
 def test_the_settings_of_what_is_chosen_are_flags(command, words, options):

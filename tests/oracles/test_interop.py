@@ -6,21 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from flax import nnx
 
 from curvjax.data import Batch
-from curvjax.interop import load_peft, pruning_recipe, save_peft
+from curvjax.interop import load_peft, pruning_recipe, save_peft, save_peft_experts
 from curvjax.models import load_hf, save_hf
 from curvjax.runs.export import ExportSettings, export_peft_config
 from curvjax.surgery import (
     LoRA,
+    add_experts,
     classic_scale,
     constant_scale,
     drop_layers,
     factorize_svd,
     layer_projections,
+    lora_parameters,
     lora_ranks,
     merge_factors,
     merge_lora,
@@ -28,6 +31,8 @@ from curvjax.surgery import (
     prune_channels,
     prune_magnitude,
     rank_stabilised_scale,
+    single_expert,
+    with_lora_parameters,
 )
 from tests.interop.problems import LAYER_RANKS, decoder, layer_ranks, planned, with_adapters
 from tests.models.families import FAMILIES, golden, weights, write_checkpoint
@@ -226,3 +231,36 @@ def test_other_families_have_their_own_names_and_norms(family, tmp_path):
     loaded = peft.PeftModel.from_pretrained(causal(tmp_path / "model"), tmp_path / "adapter")
     np.testing.assert_allclose(theirs(loaded), ours(adapted), atol=1e-4, rtol=0)
     assert np.abs(ours(adapted) - ours(model)).max() > 1e-2
+
+
+def test_peft_holds_our_experts_and_with_the_routers_gives_the_mixture(model, base, tmp_path):
+    """Each expert is an adapter of one PEFT model; with the gates of router.safetensors their sum is our mixture."""
+    amounts = {"layers.1.self_attn.q_proj": 3, "layers.10.mlp.up_proj": 2}
+    born = add_experts(model, amounts, rank=2, key=jax.random.key(1), scale=0.3)
+    rng = np.random.default_rng(1)
+    drawn = {path: jnp.asarray(0.5 * rng.normal(size=a.shape), a.dtype) for path, a in lora_parameters(born).items()}
+    mixed = with_lora_parameters(born, drawn)
+    save_peft_experts(mixed, tmp_path / "experts", base=str(base))
+    loaded = peft.PeftModel.from_pretrained(causal(base), tmp_path / "experts" / "expert_0", adapter_name="expert_0")
+    for expert in (1, 2):
+        loaded.load_adapter(tmp_path / "experts" / f"expert_{expert}", adapter_name=f"expert_{expert}")
+    for expert in range(3):
+        loaded.set_adapter(f"expert_{expert}")
+        np.testing.assert_allclose(theirs(loaded), ours(single_expert(mixed, expert)), atol=2e-4, rtol=0)
+    routers = safetensors.torch.load_file(tmp_path / "experts" / "router.safetensors")
+
+    def mixture(module, weight):
+        def forward(x):
+            gates = torch.softmax(x @ weight.T, dim=-1)
+            kept = torch.zeros_like(gates).scatter(-1, gates.topk(2, dim=-1).indices, 1.0) * gates
+            kept = kept / kept.sum(-1, keepdim=True)
+            names = [f"expert_{e}" for e in range(len(weight))]
+            parts = [module.scaling[name] * module.lora_B[name](module.lora_A[name](x)) for name in names]
+            return module.base_layer(x) + sum(kept[..., [e]] * part for e, part in enumerate(parts))
+
+        return forward
+
+    for name, module in adapted_modules(loaded).items():
+        module.forward = mixture(module, routers[f"model.{name}.router.weight"])
+    np.testing.assert_allclose(theirs(loaded), ours(mixed), atol=2e-4, rtol=0)
+    assert np.abs(ours(mixed) - ours(model)).max() > 0.1

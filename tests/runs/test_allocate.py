@@ -368,3 +368,45 @@ def test_a_file_needs_the_number_of_the_models_parameters(gains):
         allocate(unknown, Bits(80_000, budget_of="file", stored_group=8))
     given = allocate(unknown, Bits(80_000, budget_of="file", stored_group=8, beside=4 * rest))
     assert given.amounts == found.amounts
+
+
+@pytest.mark.parametrize("rule", ["program", "uniform", "proportional"])
+@pytest.mark.parametrize(
+    ("where", "there"),
+    [
+        ({"best": 3}, {4, 5, 7}),
+        ({"from_layer": 5}, {5, 6, 7}),
+        ({"best": 2, "from_layer": 6}, {6, 7}),
+        ({"best": 8}, None),
+    ],
+)
+def test_the_whole_budget_goes_to_the_best_units_or_to_those_above(rule, where, there):
+    found = allocate(tiny_scores(SCORES), Ranks(3, minimum=0), rule=rule, **where)
+    given = {k for k, amount in enumerate(amounts(found)) if amount}
+    assert given <= (there or set(range(8)))
+    assert sum(amounts(found)) == 3 * 8
+    assert rule != "uniform" or there is None or given == there
+    assert where.items() <= found.origin.settings.items()
+    assert program_of(found).frozen == tuple(f"layers.{k}" for k in range(8) if there is not None and k not in there)
+    assert found.certificate is None or "best" not in where
+
+
+def test_the_best_are_those_of_the_controls_scores():
+    found = allocate(tiny_scores(SCORES), Ranks(2, minimum=0), rule="uniform", control="reversed", best=1)
+    assert amounts(found) == [0, 0, 16, 0, 0, 0, 0, 0]  # the fifth from the other end is 9
+
+
+@pytest.mark.parametrize(
+    ("program", "where", "message"),
+    [
+        (Ranks(3), {"best": 2}, "only ranks with a minimum of 0 leave units without any"),
+        (Sparsity(0.5), {"from_layer": 2}, "only ranks with a minimum of 0"),
+        (Ranks(3, minimum=0), {"best": 9}, "the best 9 units from layer 0 on are not there: 8 of 8 are"),
+        (Ranks(3, minimum=0), {"from_layer": 8}, "from layer 8 on are not there: 0 of 8 are"),
+        (Ranks(3, minimum=0), {"best": -1}, "the best -1 units"),
+        (Ranks(3, minimum=0), {"from_layer": -1}, "from layer -1 on"),
+    ],
+)
+def test_places_that_are_not_there_are_refused(program, where, message):
+    with pytest.raises(ValueError, match=message):
+        allocate(tiny_scores(SCORES), program, **where)

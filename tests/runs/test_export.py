@@ -21,9 +21,9 @@ from curvjax.runs.export import (
     export_recipe,
     export_safetensors,
 )
-from curvjax.surgery import LoRA, drop_layers, merge_lora
+from curvjax.surgery import LoRA, LoRAMixture, drop_layers, merge_experts, merge_lora
 from tests.runs.stand_ins import stand_in_fit
-from tests.runs.tiny import texts
+from tests.runs.tiny import texts, write_texts
 
 SETTINGS = ExportSettings()
 LAYER_RANKS = [2, 1, 2, 1, 1, 0, 1, 2, 1, 2, 3, 4]  # layers 1, 10 and 11 differ
@@ -345,9 +345,45 @@ def test_every_kind_is_reached_by_its_name(loaded, allocation, sparsities, adapt
     assert load_model(tmp_path / "dense").config == loaded.config
 
 
+@pytest.fixture
+def mixture(loaded, allocation, tmp_path, monkeypatch):
+    """A mixture of two and of three experts, drawn at random, under tmp_path / adapter."""
+    monkeypatch.setattr(adapting, "fit", stand_in_fit)
+    settings = TrainSettings(steps=2, rows=2, length=16, warmup=1)
+    plan = replace(of_modules(allocation, {Q1: 2, UP10: 3}), target="experts")
+    return adapt(loaded, plan, LoRAMixture(rank=2, alpha=0.5), texts(4), settings, tmp_path).model
+
+
+def test_experts_leave_one_by_one_with_their_routers(mixture, model_directory, tmp_path):
+    options = {"adapter": tmp_path / "adapter"}
+    found = export(str(model_directory), "peft-experts", SETTINGS, tmp_path / "apart", **options)
+    assert (found.modules, found.max_rank) == (2, 2)
+    names = {path.name for path in (tmp_path / "apart").iterdir()}
+    assert names == {"expert_0", "expert_1", "expert_2", "router.safetensors"}
+
+
+def test_merged_experts_leave_with_what_merging_costs(mixture, loaded, model_directory, tmp_path, logits):
+    data = write_texts(tmp_path / "texts", texts(16))
+    settings = replace(SETTINGS, usage=str(data), usage_tokens=32, merged_rank=3)
+    found = export(str(model_directory), "peft-merged", settings, tmp_path / "merged", adapter=tmp_path / "adapter")
+    again = load_peft(loaded.model, tmp_path / "merged")
+    kept = json.loads((tmp_path / "merged" / "merged.json").read_text())
+    assert kept["divergence"] == found.divergence > 0
+    assert kept["mixture"] != kept["merged"]
+    assert (found.adapter.modules, found.adapter.max_rank) == (2, 3)
+    assert all(0 < lost < 1 for lost in found.lost.values())
+    expected = merge_experts(mixture, {path: np.asarray(each) for path, each in found.usage.items()}, rank=3).model
+    assert np.allclose(logits(again), logits(expected), atol=1e-4)
+    assert found.divergence < np.inf
+    with pytest.raises(FileExistsError, match="is not empty"):
+        export(str(model_directory), "peft-merged", settings, tmp_path / "merged", adapter=tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
+        ("peft-experts", {}),
+        ("peft-merged", {"adapter": "there", "model": "tiny"}),
         ("peft", {}),
         ("peft", {"adapter": "there", "model": "tiny"}),
         ("gguf-lora", {}),
@@ -357,7 +393,7 @@ def test_every_kind_is_reached_by_its_name(loaded, allocation, sparsities, adapt
     ],
 )
 def test_options_of_another_kind_are_refused(tmp_path, kind, options):
-    with pytest.raises(ValueError, match=rf"--adapter goes with peft and gguf-lora, which need it.*not with {kind}\."):
+    with pytest.raises(ValueError, match=rf"--adapter goes with peft, .*gguf-lora, which need it.*not with {kind}\."):
         export("nowhere", kind, SETTINGS, tmp_path / "out", **options)
 
 

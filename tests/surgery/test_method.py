@@ -12,6 +12,7 @@ from curvjax.models import Decoder, all_arrays, model_hash, parameters
 from curvjax.records import Rebuilt
 from curvjax.surgery import (
     GPTQ,
+    LISA,
     RSQ,
     SURGERIES,
     AdaQuant,
@@ -20,6 +21,7 @@ from curvjax.surgery import (
     Heads,
     LoRA,
     LoRAMixture,
+    Maestro,
     Magnitude,
     Nearest,
     RSparse,
@@ -51,6 +53,8 @@ CASES = {
     "r-sparse": (RSparse(ratio=0.4, rows=5), {"layers.1": 301, "layers.2": 70}),
     "upcycle": (Upcycle(top_k=1), {"layers.1": 3, "layers.2": 1}),
     "lora": (LoRA(magnitudes=True), {"layers.1": 2, "layers.2.mlp.up_proj": 0}),
+    "lisa": (LISA(layers=1), {"layers.1": 3, "layers.2": 1}),
+    "maestro": (Maestro(), {"layers.1": 2, "layers.2.mlp.up_proj": 4}),
     "lora-mixture": (LoRAMixture(rank=2), {"layers.1": 2, "layers.2.mlp.up_proj": 1}),
 }
 EACH = pytest.mark.parametrize("name", CASES)
@@ -94,7 +98,8 @@ def test_each_unit_has_what_was_planned_and_the_model_given_is_untouched(small, 
     elif "factorize" not in name:  # its units count parameters
         assert {unit.name: unit.realised for unit in found.units} == amounts
     assert (found.method, found.target, found.settings) == (name, method.targets[0], dataclasses.asdict(method))
-    assert model_hash(found.model) != before == model_hash(small)
+    assert model_hash(small) == before
+    assert (model_hash(found.model) == before) == (name == "lisa")  # which changes what learns, and nothing yet
     assert sum(unit.realised for unit in found.units) == found.total or found.target in {"bits", "rank", "experts"}
 
 
@@ -147,6 +152,21 @@ def test_a_text_that_is_missing_is_refused(small, name):
 def zeros(model, name):
     kernels = [value for path, value in parameters(model).items() if path.startswith(f"{name}.") and "kernel" in path]
     return sum(int((np.asarray(kernel) == 0).sum()) for kernel in kernels)
+
+
+@pytest.mark.parametrize(
+    ("method", "amounts", "found"),
+    [
+        (LISA(layers=2), {"layers.1": 3, "layers.2": 0}, "2 layers every 20 steps; .* the layers at most 1, which"),
+        (LISA(every=0), {"layers.1": 3, "layers.2": 1}, "2 layers every 0 steps; both must be at least 1"),
+        (Maestro(), {"layers.1": 0}, "the 1 units have no rank at all"),
+        (Maestro(lasso=-1.0), {"layers.1": 2}, "lasso must be at least 0, .*; got -1.0, 0.01"),
+        (Maestro(threshold=1.0), {"layers.1": 2}, "the threshold from 0 to below 1; got 1e-06, 1.0"),
+    ],
+)
+def test_settings_with_nothing_to_train_are_refused(small, method, amounts, found):
+    with pytest.raises(ValueError, match=found):
+        method(small, amounts)
 
 
 @pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt"])

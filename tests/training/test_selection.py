@@ -53,7 +53,7 @@ def stopped(small, batch, selection):
 
 def same(one, two):
     ours, theirs = lora_parameters(one.model), lora_parameters(two.model)
-    arrays = zip(one[1:], two[1:], strict=True)
+    arrays = zip(one[1:-1], two[1:-1], strict=True)  # but for what they cost in seconds
     return all(np.array_equal(*pair) for pair in arrays) and all(np.array_equal(ours[p], theirs[p]) for p in ours)
 
 

@@ -241,3 +241,26 @@ def test_frozen_layers_are_used_and_not_trained(model, batch):
         assert jnp.allclose(array, everything[path], rtol=1e-5, atol=1e-7)
     state = begin_training(held, RECIPE)
     assert sum(array.size for array in jax.tree.leaves(state.moments) if array.ndim) == 2 * (8 * 2 + 2 * 8)
+
+
+def flops(model, batch):
+    """Of one step, as the compiler counts them."""
+    graph, frozen = nnx.split(model)
+    lowered = step_module._step.lower(graph, RECIPE, None, frozen, begin_training(model, RECIPE), batch, None)
+    return lowered.cost_analysis()["flops"]
+
+
+def test_the_backward_pass_ends_at_the_lowest_adapter(batch):
+    """Each layer more below costs the same again; with the last one alone a step is little more than a forward pass."""
+    base = tiny_decoder(8)
+
+    def adapted(lowest):
+        ranks = {f"layers.{layer}.mlp.up_proj": 1 if layer >= lowest else 0 for layer in range(8)}
+        return add_lora(base, ranks, key=jax.random.key(1))
+
+    found = [flops(adapted(lowest), batch) for lowest in (0, 2, 4, 6)]
+    fewer = -np.diff(found)
+    assert np.all(fewer > 0)
+    assert np.allclose(fewer, fewer[0])
+    forward = jax.jit(lambda rows: logits_of(base, rows)).lower(batch).cost_analysis()["flops"]
+    assert flops(adapted(7), batch) < 1.2 * forward < 0.6 * found[0]
