@@ -63,5 +63,5 @@ def test_the_types_at_the_top_are_those_that_are_imported():
 
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(AttributeError, match=r"has no attribute 'shoes'; it has Allocation, .*, wrap\."):
+    with pytest.raises(AttributeError, match=r"has no attribute 'shoes'; it has ALLoRA, .*, wrap\."):
         _ = curvjax.shoes

@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from curvjax.storage import UNTOUCHED
-from curvjax.surgery import Format
+from curvjax.storage import UNTOUCHED, Format
 
 Widths = Mapping[str, int]
 
@@ -43,7 +42,7 @@ def plan_text(program: str, widths: Widths, form: Format) -> tuple[str, str]:
 
     Example:
       >>> from curvjax.interop import plan_text
-      >>> from curvjax.surgery import Format
+      >>> from curvjax.storage import Format
       >>> plan_text("tensor-types", {"blk.3.attn_q.weight": 4}, Format(32))
       ('tensor_types.txt', '^blk\\.3\\.attn_q\\.weight$=q4_0\n')
     """

@@ -32,7 +32,8 @@ from curvjax.runs.export_experts import MergedAdapter, export_merged
 from curvjax.runs.export_plans import export_axolotl, export_lora_rules, export_widths
 from curvjax.runs.open import open_model
 from curvjax.runs.stored_names import Family, amounts_of_projections, family_of, ordered_units, stored_unit
-from curvjax.surgery import SCALES, Format, by_projection, dense_equivalent, projections
+from curvjax.storage import Format
+from curvjax.surgery import SCALES, by_projection, dense_equivalent, projections
 
 Coded = Literal["mlx", "compressed-tensors", "gguf", "nemotron-nas"]
 Plan = Literal["auto-round", "gptqmodel", "torchao", "qwix", "tensor-types"]

@@ -8,7 +8,8 @@ from curvjax.models import Loaded, gguf_rows
 from curvjax.models.hf_names import stored_module
 from curvjax.records import Allocation
 from curvjax.runs.stored_names import amounts_of_projections, family_of
-from curvjax.surgery import Format, by_projection, projections
+from curvjax.storage import Format
+from curvjax.surgery import by_projection, projections
 
 
 def export_widths(

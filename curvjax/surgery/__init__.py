@@ -1,7 +1,6 @@
 """Model surgery: adapters, experts, pruning and masks. Every operation returns a copy and counts what it did."""
 
 from curvjax.registry import import_all
-from curvjax.storage import Format as Format
 from curvjax.surgery.adapters import SCALES as SCALES
 from curvjax.surgery.adapters import STARTS as STARTS
 from curvjax.surgery.adapters import LoRA as LoRA

@@ -34,8 +34,8 @@ from curvjax.models import Decoder, Loaded, load_model, save_hf
 from curvjax.records import Allocation, Budget, Origin, UnitAmount, machine, versions, write_json
 from curvjax.runs.export import RECIPE_FILE, ExportSettings, export_peft_config, export_recipe
 from curvjax.runs.text import TextSettings, packed
+from curvjax.storage import Format
 from curvjax.surgery import (
-    Format,
     add_lora,
     by_projection,
     count_lora,

@@ -13,7 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.surgery import Format, gptq
+from curvjax.storage import Format
+from curvjax.surgery import gptq
 from experiments.benchmarks.measuring import command
 from experiments.surgery_speed import published
 from experiments.surgery_speed.race import Matrix, Race, race

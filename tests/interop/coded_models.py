@@ -7,7 +7,8 @@ import numpy as np
 from flax import nnx
 
 from curvjax.models import Decoder, DecoderConfig
-from curvjax.surgery import Format, projections, quantization_plan, quantize_nearest
+from curvjax.storage import Format
+from curvjax.surgery import projections, quantization_plan, quantize_nearest
 
 CONFIG = DecoderConfig(
     vocab_size=64,

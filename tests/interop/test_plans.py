@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from curvjax.interop import PLANS, lora_yaml, peft_config, plan_text
-from curvjax.surgery import Format
+from curvjax.storage import Format
 
 WIDTHS = {"model.layers.1.mlp.up_proj": 4, "model.layers.10.mlp.up_proj": 8, "model.layers.11.mlp.up_proj": 16}
 FORM = Format(32, symmetric=True)

@@ -10,8 +10,8 @@ from flax import nnx
 
 from curvjax.models import KINDS, Decoder, DecoderConfig, Linear, model_hash, require_plain, submodules, weights_hash
 from curvjax.models.rebuilt import module_facts, module_size, rebuilt_module, rebuilt_modules
+from curvjax.storage import Format
 from curvjax.surgery import (
-    Format,
     add_experts,
     add_lora,
     add_magnitudes,

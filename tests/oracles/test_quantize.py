@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from curvjax.models import load_hf, save_hf
-from curvjax.surgery import Format, dequantized, quantization_plan, quantize_nearest
+from curvjax.storage import Format
+from curvjax.surgery import dequantized, quantization_plan, quantize_nearest
 from tests.models.families import FAMILIES, golden, tokens, weights, write_checkpoint
 from tests.oracles.reference import logits
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from curvjax.surgery import Format, gptq, sparsegpt
+from curvjax.storage import Format
+from curvjax.surgery import gptq, sparsegpt
 from experiments.surgery_speed import gptq as gptq_race
 from experiments.surgery_speed import published
 from experiments.surgery_speed import sparsegpt as sparsegpt_race

@@ -3,9 +3,12 @@
 from curvjax.records import (
     Adaptation,
     AdaptedArm,
+    AdapterCost,
     Allocation,
+    Axis,
     Bracket,
     Budget,
+    CardUnit,
     ComparedScore,
     ComparedUnit,
     Comparison,
@@ -15,6 +18,8 @@ from curvjax.records import (
     FieldCost,
     GainEvidence,
     Iterate,
+    Landscape,
+    LayerCard,
     Method,
     ModelOrigin,
     Origin,
@@ -320,4 +325,30 @@ def descent():
     )
 
 
-EVERY = (scores(), allocation(), rebuilt(), outcome(), run(), comparison(), transfer(), descent(), promise())
+def card():
+    cost = AdapterCost(trained=72, optimizer_bytes=576, training_flops=432, serving_flops=144)
+    unit = CardUnit(
+        name="layers.0", index=0, parameters=320, flops=640, resnorm=0.1, energy=2.0, coupling=0.5, cost=cost,
+        decrease=0.01, fresh=0.005,
+    )  # fmt: skip
+    return LayerCard(units=(unit,), granularity="layer", rank=4, origin=ORIGIN, tried="a step")
+
+
+def landscape():
+    axis = Axis(name="a step", size=0.1, units=("layers.0",), at=(-1.0, 0.0, 1.0), evidence={"eigenvalue": 2.0})
+    return Landscape(
+        axes=(axis,),
+        loss=2.0,
+        losses=((2.1,), (2.0,), (None,)),
+        slopes=(-0.1,),
+        ggn=((0.2,),),
+        hessian=((0.1,),),
+        forward_passes=1.5,
+        origin=ORIGIN,
+    )
+
+
+EVERY = (
+    *(scores(), allocation(), rebuilt(), outcome(), run(), comparison(), transfer(), descent(), promise()),
+    *(card(), landscape()),
+)

@@ -5,7 +5,8 @@ import pytest
 from curvjax.models import load_model, model_hash
 from curvjax.runs.export import export_safetensors
 from curvjax.runs.open import open_model, open_parameters
-from curvjax.surgery import Format, add_experts, add_lora, quantization_plan, quantize_nearest, save_rebuilt
+from curvjax.storage import Format
+from curvjax.surgery import add_experts, add_lora, quantization_plan, quantize_nearest, save_rebuilt
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from flax import nnx
 
 from curvjax.data.batch import Batch
 from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.storage import Format
 from curvjax.surgery import (
     AdaQuant,
     Calibration,
-    Format,
     adaquant,
     decoded,
     dequantized,

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.surgery import Format, decoded, nearest
+from curvjax.storage import Format
+from curvjax.surgery import decoded, nearest
 from curvjax.surgery.codes import packed, unpacked
 
 

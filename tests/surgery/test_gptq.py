@@ -4,7 +4,8 @@ import pytest
 
 from curvjax.data.batch import Batch
 from curvjax.models import parameters, with_parameters
-from curvjax.surgery import Format, Sweep, decoded, dequantized, gptq, nearest, quantization_plan, quantize_gptq
+from curvjax.storage import Format
+from curvjax.surgery import Sweep, decoded, dequantized, gptq, nearest, quantization_plan, quantize_gptq
 from curvjax.surgery.gptq import _swept
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import recorded, residual_streams

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from curvjax.models import Decoder, load_hf, parameters, save_hf, submodules, weights_hash
+from curvjax.storage import Format
 from curvjax.surgery import (
-    Format,
     QuantizedLinear,
     add_lora,
     decoded,

@@ -9,10 +9,10 @@ from flax import nnx
 from curvjax.data.batch import Batch
 from curvjax.models import Decoder, all_arrays, parameters
 from curvjax.models.attention import visible_BTS
+from curvjax.storage import Format
 from curvjax.surgery import (
     GPTQ,
     RSQ,
-    Format,
     Nearest,
     attention_paid,
     dense_equivalent,

@@ -22,8 +22,8 @@ from curvjax.models import (
     submodules,
     weights_hash,
 )
+from curvjax.storage import Format
 from curvjax.surgery import (
-    Format,
     QuantizedLinear,
     RSparseLinear,
     add_experts,

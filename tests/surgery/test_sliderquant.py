@@ -9,8 +9,8 @@ from flax import nnx
 
 from curvjax.data.batch import Batch
 from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.storage import Format
 from curvjax.surgery import (
-    Format,
     Learned,
     SliderQuant,
     Slides,

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from curvjax.models import parameters, weights_hash
-from curvjax.surgery import Format, add_lora, lora_parameters, projections, quantization_plan, quantize_nearest, upcycle
+from curvjax.storage import Format
+from curvjax.surgery import add_lora, lora_parameters, projections, quantization_plan, quantize_nearest, upcycle
 from curvjax.training import Recipe, begin_training, fit, in_precision, loss_and_gradient
 
 from .test_fit import SETTINGS
