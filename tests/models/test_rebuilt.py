@@ -12,6 +12,8 @@ from curvjax.models import KINDS, Decoder, DecoderConfig, Linear, model_hash, re
 from curvjax.models.rebuilt import module_facts, module_size, rebuilt_module, rebuilt_modules
 from curvjax.storage import Format
 from curvjax.surgery import (
+    Maestro,
+    RSparseLinear,
     add_experts,
     add_lora,
     add_magnitudes,
@@ -21,12 +23,21 @@ from curvjax.surgery import (
     train_only,
     upcycle,
 )
+from curvjax.surgery.projections import rebuilt
 
 CONFIG = DecoderConfig(
     vocab_size=17, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4
 )
 UP, KEY = "layers.1.mlp.up_proj", jax.random.key(3)
 SIDES = 8 + 12
+
+
+def sparse(linear):
+    """Two of eight inputs whole, the rest by rank 3."""
+    first, second = jax.random.normal(KEY, (8, 3)), jax.random.normal(KEY, (3, 12))
+    return RSparseLinear(linear, first, second, jnp.full(8, 0.5), jnp.asarray(2.0))
+
+
 MAKES = {
     "LoRALinear": lambda model: add_lora(model, {UP: 3}, key=KEY),
     "DoRALinear": lambda model: add_magnitudes(add_lora(model, {UP: 3}, key=KEY)),
@@ -34,6 +45,8 @@ MAKES = {
     "ExpertMLP": lambda model: upcycle(model, {"layers.1": 3}, key=KEY, top_k=2),
     "FactorizedLinear": lambda model: factorize_svd(model, {UP: 3}).model,
     "QuantizedLinear": lambda model: quantize_nearest(model, quantization_plan(model, {UP: 3}, Format(4))).model,
+    "OrderedLinear": lambda model: Maestro()(model, {UP: 3}).model,
+    "RSparseLinear": lambda model: rebuilt(model, {UP: sparse}),
 }
 SIZES = {  # parameters, products of matrices for one token
     "LoRALinear": (96 + 3 * SIDES, 2 * (96 + 3 * SIDES)),
@@ -41,7 +54,9 @@ SIZES = {  # parameters, products of matrices for one token
     "LoRAExperts": (96 + 2 * 3 * SIDES + 2 * 8, 2 * (96 + 2 * 3 * SIDES + 2 * 8)),
     "ExpertMLP": (3 * 3 * 96 + 3 * 8, 2 * (3 * 3 * 96 + 3 * 8)),
     "FactorizedLinear": (3 * SIDES, 2 * 3 * SIDES),
+    "OrderedLinear": (3 * SIDES, 2 * 3 * SIDES),
     "QuantizedLinear": (96, 2 * 96),
+    "RSparseLinear": (96 + 3 * SIDES + 8 + 1, 2 * (2 * 12 + 3 * SIDES)),  # two inputs are read in the mean
 }
 EACH = pytest.mark.parametrize("kind", MAKES)
 
@@ -83,8 +98,8 @@ def test_its_facts_are_json_and_make_its_like_without_arrays(model, made, kind):
 def test_its_plain_form_computes_the_same_or_is_refused(made, kind):
     x = jax.random.normal(jax.random.key(5), (2, 3, 8), jnp.float32)
     _, _, module = made[kind]
-    if "Expert" in kind:
-        with pytest.raises(ValueError, match="depends on its input"):
+    if "Expert" in kind or kind == "RSparseLinear":
+        with pytest.raises(ValueError, match=r"depends? on (its|the) input"):
             module.plain()
         return
     plain = module.plain()
