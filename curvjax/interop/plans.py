@@ -32,7 +32,7 @@ def plan_text(program: str, widths: Widths, form: Format) -> tuple[str, str]:
     Args:
       program: one of `PLANS`.
       widths: `module name -> bits`, 2 to 8, or 16 to leave it as it is; for tensor-types, of tensors in a GGUF file.
-      form: groups and grid, for the programs that take them; see `curvjax.surgery.Format`.
+      form: groups and grid, for the programs that take them; see `curvjax.storage.Format`.
 
     Returns:
       Its name, and its text.
