@@ -145,13 +145,12 @@ def adapt(
             "losses": fitted.selection_losses.tolist(),
             "best_step": fitted.best_step,
         },
+        "cost": fitted.cost._asdict(),
     }
-    if fitted.cost is not None:
-        evidence["cost"] = fitted.cost._asdict() | {"seconds": _finite(fitted.cost.seconds)}
     found = replace(born, model=fitted.model)
     found = method.finished(found, fitted.model) if isinstance(method, Maestro) else found
-    spent = () if fitted.cost is None else (_words(fitted.cost, fitted.state_size),)
-    found = replace(found, evidence=found.evidence | plain(evidence), remarks=(*found.remarks, *spent))
+    remarks = (*found.remarks, _words(fitted.cost, fitted.state_size))
+    found = replace(found, evidence=found.evidence | plain(evidence), remarks=remarks)
     if isinstance(method, WHOLE):
         if not (directory / "model").exists():  # one that is there is of this run: `fit` refuses any other
             save(found, directory / "model", checkpoint=isinstance(method, Maestro))
@@ -175,10 +174,6 @@ def _special(loaded: Loaded, allocation: Allocation, method: Surgery) -> dict[st
 def _words(cost: TrainCost, state_size: int) -> str:
     each = f"; {cost.seconds:.3g} seconds a step" if math.isfinite(cost.seconds) else ""
     return f"{cost.trained:,} numbers learn at a time, {state_size:,} are the optimiser's{each}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:

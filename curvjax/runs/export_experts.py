@@ -1,24 +1,18 @@
 """Mixtures of LoRA experts for PEFT: merged by their use of a text, with what that costs."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float
-
-from curvjax.data import Batch, microbatches
 from curvjax.interop import PeftAdapter, require_new, save_peft
 from curvjax.models import Decoder, Loaded
-from curvjax.models.layered import cross_entropy
 from curvjax.records import plain
+from curvjax.runs.objective import objective
 from curvjax.runs.text import TextSettings, read, with_validation
 from curvjax.surgery import expert_usage, merge_experts
 
 MERGED_FILE = "merged.json"
+_ROWS = 2  # in memory at a time
 
 
 class MergedAdapter(NamedTuple):
@@ -72,34 +66,12 @@ def export_merged(
     used, held = with_validation(read(data, loaded, settings), loaded, settings)
     usage = expert_usage(model, used.batch)
     merged, lost = merge_experts(model, usage, rank=rank)
-    before, after, divergence = _apart(model, merged, held.batch)
-    dense, _, _ = _apart(loaded.model, loaded.model, held.batch)
+    loss = objective(loaded.model, held.batch, kind="loss", rows=_ROWS)
+    losses = [loss(each) for each in (loaded.model, model, merged)]
+    divergence = objective(model, held.batch, kind="divergence", rows=_ROWS)(merged)
     written = save_peft(merged, directory, base=base, rank_stabilised=rank_stabilised)
     shares = {path: each.tolist() for path, each in usage.items()}
-    found = MergedAdapter(written, dense, before, after, divergence, shares, lost)
+    found = MergedAdapter(written, *losses, divergence, shares, lost)
     text = json.dumps(plain(found._asdict() | {"adapter": written._asdict(), "data": data}), indent=1)
     (Path(directory) / MERGED_FILE).write_text(text + "\n", encoding="utf-8")
     return found
-
-
-def _apart(one: Decoder, two: Decoder, batch: Batch, *, rows: int = 2) -> tuple[float, float, float]:
-    """The two models' mean losses, and the mean divergence of the second from the first."""
-    (graph_1, state_1), (graph_2, state_2) = nnx.split(one), nnx.split(two)
-    sums = jnp.zeros(3)
-    for part in microbatches(batch, rows):
-        sums += _sums(graph_1, graph_2, state_1, state_2, part)
-    first, second, divergence = (sums / jnp.sum(batch.weights)).tolist()
-    return first, second, divergence
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _sums(
-    graph_1: nnx.GraphDef, graph_2: nnx.GraphDef, state_1: nnx.State, state_2: nnx.State, part: Batch
-) -> Float[Array, "3"]:
-    def logits(graph: nnx.GraphDef, state: nnx.State) -> Array:
-        return nnx.merge(graph, state)(part.tokens, positions_BT=part.positions, segments_BT=part.segments)
-
-    z, other = logits(graph_1, state_1), logits(graph_2, state_2)
-    p, q = jax.nn.log_softmax(z, axis=-1), jax.nn.log_softmax(other, axis=-1)
-    apart = jnp.sum(part.weights * jnp.sum(jnp.exp(p) * (p - q), axis=-1))
-    return jnp.stack([cross_entropy(z, part), cross_entropy(other, part), apart])

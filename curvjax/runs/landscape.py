@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from curvjax.curvature import (
     LayeredModel,
+    Streams,
     decrease,
     ggn_product,
     hessian_product,
@@ -255,7 +256,7 @@ def landscape(
         progress("landscape", done + 1, len(grid))
     moved = sum(any((at[i], at[j])[: len(found)]) for i, j in grid)
     share = 1 - min(layer_index(path) for each in found for path in each.edit) / len(model.blocks)
-    slopes, ggn, hessian = _second_order(model, passes, [each.edit for each in found])
+    slopes, ggn, hessian = _second_order(model, passes, streams, [each.edit for each in found])
     return Landscape(
         axes=tuple(
             Axis(
@@ -309,9 +310,10 @@ class _SecondOrder(NamedTuple):
     hessian: tuple[tuple[float, ...], ...]
 
 
-def _second_order(model: LayeredModel, passes: Passes, edits: list[dict[str, Array]]) -> _SecondOrder:
+def _second_order(
+    model: LayeredModel, passes: Passes, streams: list[Streams], edits: list[dict[str, Array]]
+) -> _SecondOrder:
     """Across u and v by polarisation: u'Cv = ((u + v)'C(u + v) - u'Cu - v'Cv) / 2."""
-    streams = passed_streams(model, passes)
 
     def along(edit: dict[str, Array]) -> tuple[float, float, float]:
         series = line_series(model, streams, edit)

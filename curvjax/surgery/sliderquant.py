@@ -24,7 +24,7 @@ from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, finite, grid, straight_codes
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
-from curvjax.surgery.sequential import Stream, residual_streams
+from curvjax.surgery.sequential import Stream, after, residual_streams
 
 
 class Slides(NamedTuple):
@@ -246,8 +246,7 @@ def _task(model: Decoder, window: range, bits: Mapping[str, int], side: _Side) -
     graphs, states = zip(*(nnx.split(model.layers[layer]) for layer in window), strict=True)
     targets = side.exact
     for layer in window:
-        graph, state = nnx.split(model.layers[layer])
-        targets = [stream._replace(x=_run(graph, state, stream)) for stream in targets]
+        targets = after(model.layers[layer], targets)
     widths = {name: jnp.asarray(width) for name, width in bits.items()}
     return _Task(window, graphs, list(states), widths, side.rounded, [stream.x for stream in targets])
 
@@ -263,15 +262,12 @@ def _passed(
     form: Format,
 ) -> _Side:
     """What leaves a layer, of both models."""
-    graph, state = nnx.split(model.layers[layer])
-    exact = [stream._replace(x=_run(graph, state, stream)) for stream in side.exact]
     mine = {within_layer(path): width for path, width in bits.items() if layer_index(path) == layer}
     block, kernels = model.layers[layer], parameters(model.layers[layer])
     for path, width in mine.items():
         of = learned[f"{layer_prefix(layer)}.{path}"]
         kernels[path] = _rounded(kernels[path], of, width, share, form=form).kernel
-    graph, state = nnx.split(with_parameters(block, kernels))
-    return _Side(exact, [stream._replace(x=_run(graph, state, stream)) for stream in side.rounded])
+    return _Side(after(block, side.exact), after(with_parameters(block, kernels), side.rounded))
 
 
 def _learned(
@@ -312,11 +308,6 @@ def _final(path: str, kernel: jax.Array, learned: Learned, bits: int, form: Form
 @functools.partial(jax.jit, static_argnames="form")
 def _rounded(kernel, learned, bits, share, *, form):
     return rounded_kernel(kernel, learned, bits, share=share, form=form)
-
-
-@jax.jit(static_argnums=0)
-def _run(graph, state, stream):
-    return nnx.merge(graph, state)(*stream)
 
 
 def _window_error(graphs, form, states, bits, learned, stream, target, share):

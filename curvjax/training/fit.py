@@ -55,7 +55,7 @@ class Fitted(NamedTuple):
     selection_steps: Int[np.ndarray, " L"]
     best_step: int
     state_size: int
-    cost: TrainCost | None = None
+    cost: TrainCost
 
 
 def fit(
@@ -157,7 +157,7 @@ def fit(
     work = _Work(computing, recipe, everywhere(batch, mesh), rows, rows_per_step, seed, mesh, stopping, drawing)
     state = everywhere(begin_training(model, recipe) if drawing is None else drawing.begin(model), mesh)
     now = Snapshot(state, np.zeros(steps, np.float32), stopping.begin(state.trained))
-    seconds = [math.nan]
+    seconds: list[float] = []
     kept = nullcontext() if directory is None else RunDirectory(directory, identity, tensorboard=tensorboard)
     with kept as run:
         if run is not None:
@@ -171,9 +171,7 @@ def fit(
                     run.save(now)
             if progress is not None:
                 progress(int(now.state.step), steps)
-    found = _fitted(model, now, stopping)._replace(
-        cost=work.cost(now, float(np.nanmedian(seconds)) if seconds[1:] else math.nan)
-    )
+    found = _fitted(model, now, stopping, work.cost(now, float(np.median(seconds)) if seconds else math.nan))
     return found if draw is None else found._replace(model=with_parameters(plain, parameters(found.model)))
 
 
@@ -233,13 +231,13 @@ class _Work(NamedTuple):
         return Snapshot(state, losses, now.looks), {"step": step, **metrics, "seconds": time.perf_counter() - start}
 
 
-def _fitted(model: Decoder, end: Snapshot, stopping: EarlyStopping) -> Fitted:
+def _fitted(model: Decoder, end: Snapshot, stopping: EarlyStopping, cost: TrainCost) -> Fitted:
     taken, looks = int(end.state.step), end.looks.taken
     best_step = int(stopping.steps[end.looks.best_at]) if looks else taken
     best = with_trained_parameters(model, end.looks.best if looks else end.state.trained)
     size = state_size((end.state.moments, end.state.estimate))
     steps, losses = stopping.steps[:looks], np.array(end.looks.losses)[:looks]
-    return Fitted(best, np.array(end.losses)[:taken], losses, steps, best_step, size)
+    return Fitted(best, np.array(end.losses)[:taken], losses, steps, best_step, size, cost)
 
 
 def _drawable(draw: LayerDraw, layers: int) -> list[int]:

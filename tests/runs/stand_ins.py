@@ -7,7 +7,7 @@ import numpy as np
 from curvjax.curvature import Gain, Status, StepPromise, UnitGain
 from curvjax.curvature.promise import Decrease
 from curvjax.surgery import lora_parameters, with_lora_parameters
-from curvjax.training import Fitted
+from curvjax.training import Fitted, TrainCost
 
 STATUS_OPEN_ENDED = 123.0  # a damping that makes the stand-in of layer 5 lose its bracket
 
@@ -47,4 +47,4 @@ def stand_in_fit(model, batch, *, steps, seed, progress, **settings):
     drawn = {path: jnp.asarray(rng.normal(size=a.shape), a.dtype) for path, a in lora_parameters(model).items()}
     progress(steps, steps)
     losses, none = np.zeros(steps, np.float32), np.zeros(0)
-    return Fitted(with_lora_parameters(model, drawn), losses, none, none.astype(int), steps, 0)
+    return Fitted(with_lora_parameters(model, drawn), losses, none, none.astype(int), steps, 0, TrainCost(0, np.nan))
