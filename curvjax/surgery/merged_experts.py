@@ -24,6 +24,7 @@ from curvjax.models import Decoder, Linear
 from curvjax.surgery.experts import LoRAExperts
 from curvjax.surgery.lora import LoRALinear, adapters
 from curvjax.surgery.projections import linear_with, rebuilt
+from curvjax.surgery.rerank import cut, truncated
 from curvjax.surgery.router import gates, watched
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -128,11 +129,13 @@ def _merged(mixture: LoRAExperts, weights: Array, rank: int) -> tuple[Array, Arr
     most = min(inputs, outputs, lora_a.shape[1] if rank == 0 else rank)
     if most >= lora_a.shape[1]:
         return lora_a, lora_b, 0.0
-    (left, one), (right, two) = jnp.linalg.qr(lora_a), jnp.linalg.qr(lora_b.T)
-    u, s, vt = jnp.linalg.svd(one @ two.T, full_matrices=False)
-    root, energy = jnp.sqrt(s[:most]), jnp.sum(s**2)
-    lost = jnp.where(energy > 0, jnp.sum(s[most:] ** 2) / jnp.where(energy > 0, energy, 1.0), 0.0)
-    return left @ u[:, :most] * root[None, :], root[:, None] * (vt[:most] @ right.T), float(lost)
+    whole = _plain_adapter(mixture, lora_a, lora_b, mixture.scale)
+    found = cut(whole)
+    least = truncated(whole, cut=found, rank=most)
+    assert isinstance(least, LoRALinear)
+    squares = found.values**2
+    lost = float(squares[most:].sum() / max(squares.sum(), np.finfo(float).tiny))
+    return least.lora_a[...], least.lora_b[...], lost
 
 
 @partial(jax.jit, static_argnums=0)

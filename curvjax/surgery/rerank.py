@@ -69,7 +69,7 @@ class Rerank:
         cuts = {path: cut(each, None if moments is None else moments[f"{path}.kernel"]) for path, each in found.items()}
         ranks, threshold = shared_ranks([each.values for each in cuts.values()], self.total)
         planned = dict(zip(cuts, ranks, strict=True))
-        edits = {path: partial(_truncated, cut=cuts[path], rank=rank) for path, rank in planned.items()}
+        edits = {path: partial(truncated, cut=cuts[path], rank=rank) for path, rank in planned.items()}
         after = rebuilt(model, edits)
         realised = {path: lora_ranks(after).get(path, 0) for path in planned}
         squares = np.concatenate([each.values**2 for each in cuts.values()])
@@ -105,7 +105,8 @@ def shared_ranks(values: list[Float[np.ndarray, " r"]], total: int) -> tuple[lis
     return np.bincount(owner[chosen], minlength=len(values)).tolist(), float(pooled[chosen[-1]])
 
 
-def _truncated(adapter: Linear, *, cut: Cut, rank: int) -> Linear:
+def truncated(adapter: Linear, *, cut: Cut, rank: int) -> Linear:
+    """The adapter of the first `rank` of its own singular directions; the plain projection for none."""
     assert isinstance(adapter, LoRALinear)
     if rank == 0:
         return linear_with(adapter.kernel[...], adapter.bias)
