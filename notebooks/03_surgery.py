@@ -24,8 +24,8 @@ from curvjax.layers import layer_units
 from curvjax.models import load_model, parameters
 from curvjax.models.layered import layered_model
 from curvjax.report import save_figure
+from curvjax.storage import Format
 from curvjax.surgery import (
-    Format,
     adapter_costs,
     add_experts,
     add_lora,
