@@ -13,6 +13,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
+import notebooks  # beside this file, where mkdocs looks too
+
 ROOT = Path(__file__).parents[1]
 SHOWN = (
     *("METHOD.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.png"),
@@ -32,25 +34,15 @@ def repository_files() -> list[Path]:
     return sorted([*named, *(path for path in (ROOT / "experiments").rglob("*") if path.suffix in SUFFIXES)])
 
 
-def notebook_page(path: Path) -> str:
-    """A `py:percent` script as Markdown: prose as it is, code in fences."""
-    _, *cells = re.split(r"^# %%(.*)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    parts = []
-    for mark, text in zip(cells[::2], cells[1::2], strict=True):
-        code = f"```python\n{text.strip()}\n```"
-        parts.append(re.sub(r"^# ?", "", text.strip(), flags=re.MULTILINE) if "[markdown]" in mark else code)
-    title, *rest = parts
-    links = f"The script: [{path.name}]({path.name}); as it ran: [{path.stem}.ipynb]({path.stem}.ipynb)"
-    return "\n\n".join([title, links, *rest])
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Put the repository's files beside the pages."""
     for path in repository_files():
         uri = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, uri, abs_src_path=str(path)))
         if uri.startswith("notebooks/") and uri.endswith(".py"):
-            files.append(File.generated(config, uri.replace(".py", ".md"), content=notebook_page(path)))
+            files.append(
+                File.generated(config, uri.replace(".py", ".md"), content=notebooks.page(path, config.repo_url))
+            )
     return files
 
 

@@ -26,6 +26,18 @@ def sources(path: Path) -> list[tuple[str, str]]:
     return [("markdown", re.sub(r"^# ?", "", text, flags=re.M)) if prose else ("code", text) for prose, text in cells]
 
 
+def page(path: Path, repository: str | None) -> str:
+    """A script as Markdown, code in fences; with the address of a repository on GitHub, a link to run it in Colab."""
+    (_, title), *cells = sources(path)
+    links = f"The script: [{path.name}]({path.name}); as it ran: [{path.stem}.ipynb]({path.stem}.ipynb)"
+    owner = (repository or "").removeprefix("https://github.com/").strip("/")
+    if repository and owner != repository.strip("/"):
+        colab = f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/{path.stem}.ipynb"
+        links += f"; [in Colab]({colab}), after `%pip install git+https://github.com/{owner}`"
+    parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells]
+    return "\n\n".join([title, links, *parts])
+
+
 def executed(path: Path) -> Any:
     """The notebook of a script, run from an empty folder; an error in a cell is raised."""
     import nbformat

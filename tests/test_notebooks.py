@@ -3,6 +3,7 @@
 Beside it lies what its cells gave as they ran, an .ipynb.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -59,6 +60,20 @@ def test_the_executed_notebook_is_the_scripts_and_ran_from_its_first_cell_to_its
     assert {output["name"] for output in outputs if output["output_type"] == "stream"} <= {"stdout"}
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert executed.stat().st_size < 400_000
+
+
+def test_the_page_of_a_notebook_links_to_colab_where_the_repository_has_an_address():
+    spec = importlib.util.spec_from_file_location("notebook_pages", ROOT / "docs" / "notebooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = NOTEBOOKS[0]
+    plain = module.page(path, None)
+    assert plain.startswith("# ")
+    assert "```python\nimport os" in plain
+    assert "colab" not in plain + module.page(path, "https://example.org/a/b")
+    linked = module.page(path, "https://github.com/someone/curvjax/")
+    assert f"https://colab.research.google.com/github/someone/curvjax/blob/main/notebooks/{path.stem}.ipynb" in linked
+    assert "`%pip install git+https://github.com/someone/curvjax`" in linked
 
 
 @pytest.mark.demo_model
