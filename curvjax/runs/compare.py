@@ -17,7 +17,7 @@ from curvjax.allocation.rules.proportional import proportional
 from curvjax.layers import UnitShape
 from curvjax.models import Loaded
 from curvjax.records import ComparedScore, ComparedUnit, Comparison, Correlations, Cost, Method, Origin, Scores, plain
-from curvjax.runs.allocate import PROGRAM, SharedOut, rules_of, share_out
+from curvjax.runs.allocate import PROGRAM, SharedOut, rules_of, share_out, with_beside
 from curvjax.runs.evidence import Measured, measure_evidence
 from curvjax.runs.measure import ScoreSettings, unit_shapes, units_of
 from curvjax.runs.progress import Progress, silent
@@ -83,6 +83,7 @@ def compare(
     _require_known(settings, program.target)
     units = units_of(loaded.model, measured)
     shapes = unit_shapes(loaded.model, units)
+    program = with_beside(program, loaded.origin.parameters, shapes)
     posed = program.pose(shapes)
     found = found or measured_for(
         loaded, text, settings, measured, program, validation=validation, gains=gains, progress=progress
@@ -143,7 +144,8 @@ def measured_for(
     needs |= {field for name in settings.plans for field in PLANS[name].needs}
     units = units_of(loaded.model, measured)
     widths = None
-    posed = None if program is None else program.pose(unit_shapes(loaded.model, units))
+    shapes = unit_shapes(loaded.model, units)
+    posed = None if program is None else with_beside(program, loaded.origin.parameters, shapes).pose(shapes)
     if posed is not None and (menu := posed.menu) is not None:
         widths = Widths(tuple(menu.amounts.tolist()), two_widths(menu, posed.requested / menu.size.sum())[0])
     return measure_evidence(

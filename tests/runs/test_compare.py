@@ -213,6 +213,17 @@ def test_plans_of_bits_honour_the_widths_allowed_frozen_and_tied(loaded, text, r
         assert each.spent <= found.requested * (1 + 1e-12)
 
 
+def test_a_file_holds_what_no_width_is_chosen_for(loaded, text, rounded_at):
+    program = Bits(30_000, budget_of="file", stored_group=8)
+    found = compare(loaded, text, program, BITS, MEASURED)
+    rest = loaded.origin.parameters - sum(unit.size for unit in found.units)
+    assert found.program["beside"] == 4 * rest
+    for each in found.methods:
+        assert each.refused is None
+        assert each.spent <= found.requested == 30_000 - 4 * rest
+    assert found.methods[0].spent > 0.8 * found.requested
+
+
 def test_evidence_of_another_low_width_stands_with_its_reason(loaded, text, rounded_at):
     found = comparing.measured_for(loaded, text, BITS, MEASURED, Bits(3))
     other = compare(loaded, text, Bits(3.5), BITS, MEASURED, found=found)
