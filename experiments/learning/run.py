@@ -82,23 +82,22 @@ class Task:
 
 
 def main(settings: Settings) -> None:
-    """All arms, and the record."""
+    """All arms, and a record of each task."""
     loaded = load_model(settings.model)
     stages = Stages(settings.work / loaded.origin.name)
     plan = uniform_plan(loaded, settings)
-    record = {
+    about = {
         "settings": asdict(settings) | {"work": settings.work.name},
         "versions": versions(),
         "machine": machine(),
-        "tasks": {},
     }
     for name in settings.tasks:
         task = read(name, loaded, settings)
         before = stages(f"{name}-before", dict, asdict(settings), lambda task=task: tested(loaded.model, task))
         arms = {arm: trained(arm, name, task, loaded, plan, settings, stages) for arm in settings.arms}
-        record["tasks"][name] = {"before": before["nll"], "arms": {arm: told(arms, arm) for arm in arms}}
-        write_json(FOLDER / f"{loaded.origin.name}.json", record)
-        print(table(name, record["tasks"][name]), flush=True)
+        found = {"task": name, "before": before["nll"], "arms": {arm: told(arms, arm) for arm in arms}}
+        write_json(FOLDER / f"{loaded.origin.name}_{name}.json", about | found)
+        print(table(name, found), flush=True)
 
 
 def uniform_plan(loaded: Loaded, settings: Settings) -> Allocation:
