@@ -12,13 +12,13 @@ from curvjax.data import read_documents
 from curvjax.interop import require_new
 from curvjax.models import Loaded, is_checkpoint, save_hf
 from curvjax.records import Allocation
-from curvjax.runs.adapt import WHOLE, TrainSettings, adapt
+from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.depth import DEPTH_PLANS, Dropped
 from curvjax.runs.open import ModelSettings, open_model
 from curvjax.runs.progress import Progress, bars
 from curvjax.runs.rebuild import Saved, rebuild, save, without_layers
 from curvjax.runs.text import TextSettings, read
-from curvjax.surgery import SURGERIES, dense_equivalent, save_rebuilt
+from curvjax.surgery import SURGERIES, Restoring, dense_equivalent, save_rebuilt
 from curvjax.training import OPTIMIZERS
 
 METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
@@ -177,7 +177,7 @@ class Adapt:
         if self.merge and "experts" in method.targets:  # said before training, not after
             msg = "experts depend on their input and cannot be folded into the weights; leave out --merge."
             raise ValueError(msg)
-        if (self.merge or self.checkpoint) and isinstance(method, WHOLE):
+        if (self.merge or self.checkpoint) and not isinstance(method, Restoring):
             msg = (
                 f"{method.name} leaves a model in out/model, with nothing to fold in; leave out --merge, --checkpoint."
             )
@@ -189,7 +189,7 @@ class Adapt:
             found = adapt(loaded, allocation, method, documents, settings, out, optimizer=by, progress=progress)
         for line in rebuilt_lines(found):
             print(line)
-        tell(self.out / ("model" if isinstance(method, WHOLE) else "adapter"))
+        tell(self.out / ("adapter" if isinstance(method, Restoring) else "model"))
         if self.checkpoint:
             if not is_checkpoint(self.out / "checkpoint"):  # one that is there is of this run, as the adapter is
                 save_rebuilt(found.model, self.out / "checkpoint", tokenizer=loaded.tokenizer, beside=loaded.beside)

@@ -1,39 +1,24 @@
-"""`adapt`: adapters of an allocation's ranks or experts, or layers by its weights, trained on text."""
+"""`adapt`: what a surgery made of an allocation, trained on text as the surgery says."""
 
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from curvjax.data import Batch, Document, Packed, packed, split_documents
-from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, save_arrays
+from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, rebuilt_modules, save_arrays
 from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild, save
 from curvjax.runs.text import Text, text_origin
-from curvjax.surgery import (
-    LISA,
-    SURGERIES,
-    Factorize,
-    LoRA,
-    Maestro,
-    Surgery,
-    lora_parameters,
-    train_factors,
-    trained_parameters,
-    with_lora_parameters,
-    with_moved_bases,
-    with_trained_parameters,
-)
-from curvjax.training import OPTIMIZERS, LayerDraw, Optimizer, TrainCost, described, fit
+from curvjax.surgery import SURGERIES, Restoring, Surgery, learning, trained_parameters
+from curvjax.training import OPTIMIZERS, Optimizer, TrainCost, described, fit
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
-WHOLE = (LISA, Maestro)
-"""What trains weights of the model itself, and leaves a model in place of an adapter."""
-_START = "start."
-"""Before the paths of what adapters began with, where the base was moved by it."""
+_OTHERWISE = frozenset({"optimizer", "rows", "length", "selection", "start_rows", "order_seed"})
+"""Settings that `fit` is not told, or in another form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +79,13 @@ def adapt(
 ) -> Rebuilt:
     """Train adapters of the allocated ranks or experts, saved under `directory/adapter`; resumes where it was killed.
 
-    What trains the model's own weights (`LISA`, `Maestro`) is saved under `directory/model`, for every command to load.
+    Of a method that restores no adapter (`LISA`, `Maestro`) the model is saved, under `directory/model`, for every
+    command to load.
 
     Args:
       loaded: the base model and its tokenizer.
       allocation: ranks or experts of that model.
-      method: `LoRA` or `LoRAMixture`, with which adapters are born; `Factorize`, whose factors learn; or `LISA` or
-        `Maestro`.
+      method: one that says how it learns, see `Learning`: `LoRA`, `LoRAMixture`, `Factorize`, `LISA`, `Maestro`, ...
       documents: training documents.
       settings: how to train.
       directory: receives training/ with checkpoints and metrics.jsonl, and adapter/ or model/.
@@ -112,29 +97,30 @@ def adapt(
       The adapted model, as planned.
 
     Raises:
-      ValueError: if the allocation is of another target or model, the adapters have other parameters than planned,
-        holding out documents leaves none to train on, or the optimiser is not the one that is named.
+      ValueError: if the method does not say how it learns, the allocation is of another target or model, the adapters
+        have other parameters than planned, holding out documents leaves none to train on, or the optimiser is not the
+        one that is named.
     """
+    teaching = learning(method)
     directory, by = Path(directory), _named(optimizer, settings.optimizer)
     progress(label, 0, settings.steps)  # the first step compiles: show the bar before it
     training, selection = _batches(loaded, documents, settings)
     text = _start_text(loaded, documents, training, settings) if method.reads_text else None
     born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
-    if isinstance(method, Factorize):  # WeLore: what was cut to low rank learns, full ranks are frozen
-        born = replace(born, model=train_factors(born.model))
-    own = asdict(settings) | _special(loaded, allocation, method)
-    own.pop("optimizer")
-    rows, seed, _ = own.pop("rows"), own.pop("order_seed"), [own.pop(k) for k in ("length", "selection", "start_rows")]
+    lesson = teaching.lesson(born)
     fitted = fit(
-        born.model,
+        lesson.model,
         training.batch,
-        rows_per_step=rows,
-        seed=seed,
+        rows_per_step=settings.rows,
+        seed=settings.order_seed,
         optimizer=by,
+        learns=lesson.learns,
+        draw=lesson.draw,
+        regularizer=lesson.regularizer,
         selection=selection,
         directory=directory / "training",
         progress=labelled(progress, label),
-        **own,
+        **{name: value for name, value in asdict(settings).items() if name not in _OTHERWISE},
     )
     evidence = {
         "training": asdict(settings) | {"cut": training.cut._asdict()} | loaded.tokenizer.around._asdict(),
@@ -147,28 +133,17 @@ def adapt(
         },
         "cost": fitted.cost._asdict(),
     }
-    found = replace(born, model=fitted.model)
-    found = method.finished(found, fitted.model) if isinstance(method, Maestro) else found
+    found = lesson.finished(fitted.model) if lesson.finished else replace(born, model=fitted.model)
     remarks = (*found.remarks, _words(fitted.cost, fitted.state_size))
     found = replace(found, evidence=found.evidence | plain(evidence), remarks=remarks)
-    if isinstance(method, WHOLE):
+    if not isinstance(method, Restoring):
         if not (directory / "model").exists():  # one that is there is of this run: `fit` refuses any other
-            save(found, directory / "model", checkpoint=isinstance(method, Maestro))
-    elif not is_checkpoint(directory / "adapter"):  # one that is there is of this run: `fit` refuses any other
+            save(found, directory / "model", checkpoint=bool(rebuilt_modules(born.model)))
+    elif not is_checkpoint(directory / "adapter"):  # as above
         description = {"schema": ADAPTER_SCHEMA, "amounts": allocation.amounts, "rebuilt": found.to_json()}
-        arrays = (trained_parameters if isinstance(method, Factorize) else lora_parameters)(fitted.model)
-        if isinstance(method, LoRA) and method.moves_base:  # a text made the base: it comes back from what was taken
-            arrays |= {f"{_START}{path}": matrix for path, matrix in lora_parameters(born.model).items()}
+        arrays = {**trained_parameters(fitted.model), **lesson.beside}
         save_arrays(arrays, directory / "adapter", description=description)
     return found
-
-
-def _special(loaded: Loaded, allocation: Allocation, method: Surgery) -> dict[str, Any]:
-    """What `fit` is told beside its settings."""
-    if isinstance(method, LISA):
-        weights = method.weights(loaded.model, allocation.amounts)
-        return {"draw": LayerDraw(method.every, method.layers, weights)}
-    return {"order": method.order} if isinstance(method, Maestro) else {}
 
 
 def _words(cost: TrainCost, state_size: int) -> str:
@@ -187,16 +162,8 @@ def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:
     if saved.origin is not None:
         saved.origin.require_model(loaded.sha256, source=directory)
     method = SURGERIES.named(saved.method)(**saved.settings)
-    amounts = description["amounts"]
-    if isinstance(method, Factorize):  # any factors of these ranks: the learned ones take their place
-        factored = train_factors(Factorize(metric="svd")(loaded.model, amounts).model)
-        return replace(saved, model=with_trained_parameters(factored, arrays), source=loaded)
-    born = method.unstarted(loaded.model, amounts) if isinstance(method, LoRA) else method(loaded.model, amounts).model
-    learned = {path: array for path, array in arrays.items() if not path.startswith(_START)}
-    if len(learned) < len(arrays):
-        start = {path.removeprefix(_START): array for path, array in arrays.items() if path.startswith(_START)}
-        born = with_moved_bases(with_lora_parameters(born, start))
-    return replace(saved, model=with_lora_parameters(born, learned), source=loaded)
+    assert isinstance(method, Restoring)
+    return replace(saved, model=method.restored(loaded.model, description["amounts"], arrays), source=loaded)
 
 
 def adapted_model(loaded: Loaded, directory: str | Path | None) -> Decoder:

@@ -41,7 +41,16 @@ from curvjax.surgery.gptq import Rounded as Rounded
 from curvjax.surgery.gptq import Sweep as Sweep
 from curvjax.surgery.gptq import gptq as gptq
 from curvjax.surgery.gptq import quantize_gptq as quantize_gptq
+from curvjax.surgery.lesson import Draw as Draw
+from curvjax.surgery.lesson import Learning as Learning
+from curvjax.surgery.lesson import Lesson as Lesson
+from curvjax.surgery.lesson import Regularizer as Regularizer
+from curvjax.surgery.lesson import Restoring as Restoring
+from curvjax.surgery.lesson import learning as learning
 from curvjax.surgery.lisa import LISA as LISA
+from curvjax.surgery.lisa import LayerDraw as LayerDraw
+from curvjax.surgery.lisa import drawn_layers as drawn_layers
+from curvjax.surgery.lisa import inclusion as inclusion
 from curvjax.surgery.lora import Birth as Birth
 from curvjax.surgery.lora import LoRALinear as LoRALinear
 from curvjax.surgery.lora import LoRAParam as LoRAParam
@@ -73,7 +82,7 @@ from curvjax.surgery.merged_experts import single_expert as single_expert
 from curvjax.surgery.method import SURGERIES as SURGERIES
 from curvjax.surgery.method import Surgery as Surgery
 from curvjax.surgery.method import surgery as surgery
-from curvjax.surgery.ordered import Order as Order
+from curvjax.surgery.ordered import OrderedDropout as OrderedDropout
 from curvjax.surgery.ordered import OrderedLinear as OrderedLinear
 from curvjax.surgery.ordered import drop_components as drop_components
 from curvjax.surgery.ordered import hierarchical_lasso as hierarchical_lasso
@@ -142,6 +151,7 @@ from curvjax.surgery.structured import prune_channels as prune_channels
 from curvjax.surgery.structured import prune_heads as prune_heads
 from curvjax.surgery.trained import train_factors as train_factors
 from curvjax.surgery.trained import train_only as train_only
+from curvjax.surgery.trained import train_paths as train_paths
 from curvjax.surgery.trained import train_whole as train_whole
 from curvjax.surgery.trained import trained_parameters as trained_parameters
 from curvjax.surgery.trained import with_trained_parameters as with_trained_parameters

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import jax
+from jaxtyping import Array
 
 from curvjax.data import Batch
 from curvjax.layers import module_path
@@ -16,15 +17,19 @@ from curvjax.records import Rebuilt
 from curvjax.surgery.costs import adapter_costs, adapter_size
 from curvjax.surgery.dora import add_magnitudes
 from curvjax.surgery.experts import add_experts, lora_experts
+from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.lora import (
     Start,
     add_lora,
     check_rank,
     classic_scale,
     constant_scale,
+    lora_parameters,
     lora_ranks,
     rank_stabilised_scale,
     uniform_start,
+    with_lora_parameters,
+    with_moved_bases,
 )
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.pissa import principal_start
@@ -34,6 +39,8 @@ from curvjax.surgery.starts import TEXT_STARTS, Looking, births
 SCALES = {"constant": constant_scale, "classic": classic_scale, "rank-stabilised": rank_stabilised_scale}
 STARTS = {"uniform": uniform_start, "principal": principal_start}
 """Without a text; `TEXT_STARTS` are the others."""
+_START = "start."
+"""Before the paths of what adapters began with, where the base was moved by it."""
 
 
 @surgery
@@ -97,6 +104,20 @@ class LoRA:
             if ranks.get(path)
         }
         return _adapted(self, model, born, amounts, sizes, lora_ranks(born))
+
+    def lesson(self, born: Rebuilt) -> Lesson:
+        """The adapters learn; a base that a text made comes back from what was taken of it."""
+        start = lora_parameters(born.model) if self.moves_base else {}
+        return Lesson(born.model, beside={f"{_START}{path}": matrix for path, matrix in start.items()})
+
+    def restored(self, model: Decoder, amounts: Mapping[str, int], arrays: Mapping[str, Array]) -> Decoder:
+        """See `Restoring`."""
+        born = self.unstarted(model, amounts)
+        learned = {path: array for path, array in arrays.items() if not path.startswith(_START)}
+        if len(learned) < len(arrays):
+            start = {path.removeprefix(_START): arrays[path] for path in arrays.keys() - learned.keys()}
+            born = with_moved_bases(with_lora_parameters(born, start))
+        return with_lora_parameters(born, learned)
 
     def unstarted(self, model: Decoder, amounts: Mapping[str, int]) -> Decoder:
         """The model with such adapters on its own kernels, to be filled with saved matrices: no text is needed."""
@@ -163,6 +184,14 @@ class LoRAMixture:
             if experts.get(path)
         }
         return _adapted(self, model, born, amounts, sizes, lora_experts(born))
+
+    def lesson(self, born: Rebuilt) -> Lesson:
+        """Experts and routers learn."""
+        return Lesson(born.model)
+
+    def restored(self, model: Decoder, amounts: Mapping[str, int], arrays: Mapping[str, Array]) -> Decoder:
+        """See `Restoring`."""
+        return with_lora_parameters(self(model, amounts).model, arrays)
 
 
 def _adapted(

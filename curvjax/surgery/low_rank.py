@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import jax
@@ -20,8 +20,10 @@ from curvjax.surgery.factorize import (
     factorize_svd,
     saving_ranks,
 )
+from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import by_projection, kernel_units, projections
+from curvjax.surgery.trained import train_factors, with_trained_parameters
 
 
 @surgery
@@ -89,6 +91,15 @@ class Factorize:
         total = Counts(*counts, sum(counts[1].values()))
         remarks = [f"{len(left)} {why}"] if left else []
         return account(self, "rank", (model, found.model), total, remarks=remarks, evidence=evidence)
+
+    def lesson(self, born: Rebuilt) -> Lesson:
+        """The factors learn, as WeLore has it; what stayed at full rank is frozen."""
+        return Lesson(train_factors(born.model))
+
+    def restored(self, model: Decoder, amounts: Mapping[str, int], arrays: Mapping[str, Array]) -> Decoder:
+        """See `Restoring`; any factors of these ranks do, the learned ones take their place."""
+        factored = replace(self, metric="svd")(model, amounts).model
+        return with_trained_parameters(train_factors(factored), arrays)
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """The product of factors of rank `amount`, or the kernel where they would be as large; see `Stepwise`."""

@@ -1,5 +1,6 @@
 """`Maestro`: projections as factors of their unit's rank that are trained into order, and cut where little is left."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -9,8 +10,9 @@ from curvjax.layers import module_path
 from curvjax.models import Decoder
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
+from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.method import Counts, Progress, account, surgery, unit_sizes
-from curvjax.surgery.ordered import Order, OrderedLinear, ordered_linears, shrunk
+from curvjax.surgery.ordered import OrderedDropout, OrderedLinear, ordered_linears, shrunk
 from curvjax.surgery.projections import by_projection, kernel_units, rebuilt, select
 
 
@@ -71,10 +73,10 @@ class Maestro:
         remarks = [f"{total:,} parameters of factors learn"]
         return account(self, "rank", (model, born), Counts(planned, realised, float(total)), remarks=remarks)
 
-    @property
-    def order(self) -> Order:
-        """What training does to the components."""
-        return Order(self.at_once, self.lasso)
+    def lesson(self, born: Rebuilt) -> Lesson:
+        """Each step drops components; the ranks left are read off at the end."""
+        finished = functools.partial(self.finished, born)
+        return Lesson(born.model, regularizer=OrderedDropout(self.at_once, self.lasso), finished=finished)
 
     def finished(self, born: Rebuilt, trained: Decoder) -> Rebuilt:
         """What training left of `born`: factors at the ranks read off, a unit's the mean of its projections'."""

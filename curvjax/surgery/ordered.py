@@ -27,7 +27,7 @@ from curvjax.surgery.projections import replaced
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-class Order(NamedTuple):
+class OrderedDropout(NamedTuple):
     """How components come into order. at_once: whose ranks a step draws: of one projection, or each one's own.
 
     lasso: weight of the sum of norms beside the cross-entropy, nats.
@@ -35,6 +35,14 @@ class Order(NamedTuple):
 
     at_once: Literal["one", "all"]
     lasso: float
+
+    def applied(self, model: Module, key: jax.Array | None) -> Module:
+        """See `drop_components`."""
+        return drop_components(model, self, key)
+
+    def penalty(self, model: nnx.Module) -> Float[Array, ""]:
+        """See `hierarchical_lasso`."""
+        return self.lasso * hierarchical_lasso(model)
 
 
 class KeptRank(nnx.Variable):
@@ -64,12 +72,12 @@ def ordered_linears(model: nnx.Module) -> dict[str, OrderedLinear]:
     return {path: child for path, child in submodules(model).items() if isinstance(child, OrderedLinear)}
 
 
-def drop_components(model: Module, order: Order | None, key: jax.Array | None) -> Module:
+def drop_components(model: Module, how: OrderedDropout, key: jax.Array | None) -> Module:
     """A copy of `model` that computes with the first components alone, as many as are drawn by `key`.
 
     Args:
       model: with `OrderedLinear` projections.
-      order: whose ranks are drawn; None: the model itself comes back.
+      how: whose ranks are drawn.
       key: random key.
 
     Returns:
@@ -78,15 +86,13 @@ def drop_components(model: Module, order: Order | None, key: jax.Array | None) -
     Raises:
       ValueError: if there is no key.
     """
-    if order is None:
-        return model
     if key is None:
         msg = "ordered dropout draws ranks; it needs a random key."
         raise ValueError(msg)
     copy = nnx.clone(model)
     found = ordered_linears(copy)
     ranks = np.array([linear.first.shape[1] for linear in found.values()])
-    if order.at_once == "one":  # a pair (i, b), uniform over all
+    if how.at_once == "one":  # a pair (i, b), uniform over all
         pair = jax.random.randint(key, (), 0, int(ranks.sum()))
         place = pair - (np.cumsum(ranks) - ranks)
         kept = jnp.where((place >= 0) & (place < ranks), place + 1, ranks)

@@ -1,23 +1,31 @@
 """What learns: adapters, experts and routers of upcycled MLPs, ordered factors, others where asked. All else is frozen.
 
-But for `train_whole`: then what lies outside the stack learns, and chosen layers with all their weights.
+But for `train_paths` and `train_whole`: then parameters of a plain model learn.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
 
-from curvjax.layers import layer_index
+from curvjax.layers import layer_index, module_path
 from curvjax.models import parameters, submodules
 from curvjax.models.rebuilt import require_plain
 from curvjax.surgery.factorized_linear import FactorizedLinear
-from curvjax.surgery.lora import LoRALinear, adapters
-from curvjax.surgery.ordered import ordered_linears
-from curvjax.surgery.upcycle import ExpertMLP
 
 Module = TypeVar("Module", bound=nnx.Module)
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A module of which something can learn. trained: whether it does."""
+
+    trained: bool
+
+    def matrices(self) -> dict[str, nnx.Variable]:
+        """What learns, by name."""
+        ...
 
 
 def train_only(model: Module, layers: Iterable[int]) -> Module:
@@ -69,36 +77,53 @@ def train_factors(model: Module) -> Module:
     return copy
 
 
-def train_whole(model: Module, layers: Iterable[int]) -> Module:
-    """A copy of `model` in which all weights of the given layers learn, and all outside the stack: embeddings and head.
+def train_paths(model: Module, paths: Iterable[str]) -> Module:
+    """A copy of `model` in which the parameters at `paths` learn, and nothing else.
 
     It cannot be saved as it is: make a plain one of its `parameters`, with `with_parameters(model, ..)`.
 
     Args:
       model: a plain model: no adapters, experts, factors or codes.
-      layers: integer layer indices.
+      paths: of its `parameters`.
 
     Returns:
       A new model; arrays are shared.
 
     Raises:
-      KeyError: if the model has no such layer.
+      KeyError: if the model has no such parameter.
       ValueError: if the model is not plain.
     """
     require_plain(model)
-    chosen, there = set(layers), {layer_index(path) for path in parameters(model)} - {-1}
+    chosen, there = set(paths), parameters(model)
+    if unknown := sorted(chosen - there.keys()):
+        msg = f"{len(unknown)} parameters to train are not in the model, e.g. {unknown[:3]}; it has {[*there][:3]}..."
+        raise KeyError(msg)
+    copy = nnx.clone(model)
+    copy.learning = tuple(sorted(chosen))  # ty: ignore[missing-attribute] beside what the class has
+    return copy
+
+
+def train_whole(model: Module, layers: Iterable[int]) -> Module:
+    """A copy of `model` in which all weights of the given layers learn, and all outside the stack: embeddings and head.
+
+    See `train_paths`.
+
+    Raises:
+      KeyError: if the model has no such layer.
+      ValueError: if the model is not plain.
+    """
+    places = {path: layer_index(path) for path in parameters(model)}
+    chosen, there = {-1, *layers}, {-1, *places.values()}
     if not chosen <= there:
         msg = f"layers {sorted(chosen - there)[:5]} are not in the model, which has 0 to {max(there)}."
         raise KeyError(msg)
-    copy = nnx.clone(model)
-    copy.whole_layers = tuple(sorted(chosen))  # ty: ignore[missing-attribute] beside what the class has
-    return copy
+    return train_paths(model, [path for path, place in places.items() if place in chosen])
 
 
 def trained_parameters(model: nnx.Module) -> dict[str, jax.Array]:
     """Arrays that learn by path, `layers.3.self_attn.q_proj.lora_a` or `layers.3.mlp.router.weight`.
 
-    All of adapters, upcycled MLPs and ordered factors, until `train_only` or `train_whole`; of other factors, after
+    All of adapters, upcycled MLPs and ordered factors, until `train_only` or `train_paths`; of other factors, after
     `train_factors`.
     """
     return {path: variable[...] for path, variable in _trained(model).items()}
@@ -129,24 +154,18 @@ def with_trained_parameters(model: Module, values: Mapping[str, jax.Array]) -> M
 
 
 def _trained(model: nnx.Module) -> dict[str, nnx.Variable]:
-    whole: tuple[int, ...] | None = getattr(model, "whole_layers", None)
-    if whole is not None:
-        return {
-            f"{path}.{name}": variable
-            for path, child in submodules(model).items()
-            for name, variable in vars(child).items()
-            if isinstance(variable, nnx.Param) and layer_index(path) in {-1, *whole}
-        }
+    named: tuple[str, ...] | None = getattr(model, "learning", None)
+    if named is not None:
+        modules = submodules(model)
+        return {path: getattr(modules[module_path(path)], path.rpartition(".")[2]) for path in named}
+    learners = {path: child for path, child in _learners(model).items() if child.trained}
+    return {f"{path}.{name}": one for path, child in learners.items() for name, one in child.matrices().items()}
+
+
+def _learners(model: nnx.Module) -> dict[str, Learner]:
+    """All but plain factors, which learn once they are asked to."""
     return {
-        f"{path}.{name}": variable
-        for path, learner in _learners(model).items()
-        if learner.trained
-        for name, variable in learner.matrices().items()
+        path: child
+        for path, child in submodules(model).items()
+        if isinstance(child, Learner) and (child.trained or type(child) is not FactorizedLinear)
     }
-
-
-def _learners(model: nnx.Module) -> dict[str, LoRALinear | ExpertMLP | FactorizedLinear]:
-    modules = submodules(model).items()
-    experts = {path: child for path, child in modules if isinstance(child, ExpertMLP)}
-    factors = {path: child for path, child in modules if isinstance(child, FactorizedLinear) and child.trained}
-    return {**adapters(model), **experts, **factors, **ordered_linears(model)}

@@ -1,7 +1,5 @@
 """Fine-tuning of adapters and experts: a pure step, a host loop, checkpoints that resume to the same numbers."""
 
-from curvjax.training.drawn import drawn_layers as drawn_layers
-from curvjax.training.drawn import inclusion as inclusion
 from curvjax.training.fit import Fitted as Fitted
 from curvjax.training.fit import TrainCost as TrainCost
 from curvjax.training.fit import fit as fit
@@ -23,7 +21,6 @@ from curvjax.training.optimizers import state_size as state_size
 from curvjax.training.precision import in_precision as in_precision
 from curvjax.training.schedule import step_rows as step_rows
 from curvjax.training.schedule import warmup_cosine as warmup_cosine
-from curvjax.training.step import LayerDraw as LayerDraw
 from curvjax.training.step import Losses as Losses
 from curvjax.training.step import Recipe as Recipe
 from curvjax.training.step import StepReport as StepReport

@@ -1,9 +1,9 @@
-"""Fine-tune the adapters and experts of a model, resumably."""
+"""Fine-tune what learns of a model, resumably."""
 
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +17,23 @@ from jaxtyping import Float, Int
 
 from curvjax.data import Batch, take
 from curvjax.models import Decoder, parameters, with_parameters
-from curvjax.surgery import Order, train_whole, trained_parameters, with_trained_parameters
+from curvjax.surgery import (
+    Draw,
+    Regularizer,
+    train_paths,
+    train_whole,
+    trained_parameters,
+    with_trained_parameters,
+)
 from curvjax.training.devices import everywhere, row_mesh
-from curvjax.training.drawn import Drawing, inclusion
+from curvjax.training.drawn import Drawing
 from curvjax.training.event_files import require_tensorboard
 from curvjax.training.optimizers import AdamW, Optimizer, described, state_size
 from curvjax.training.precision import in_precision
 from curvjax.training.run_directory import RunDirectory, Snapshot, run_identity
 from curvjax.training.schedule import step_rows
 from curvjax.training.selection import EarlyStopping
-from curvjax.training.step import LayerDraw, Recipe, begin_training, train_step
+from curvjax.training.step import Recipe, begin_training, train_step
 
 Metrics = dict[str, int | float]
 
@@ -73,8 +80,9 @@ def fit(
     balance: float = 0.0,
     dropout: float = 0.0,
     optimizer: Optimizer | None = None,
-    draw: LayerDraw | None = None,
-    order: Order | None = None,
+    learns: Collection[str] | None = None,
+    draw: Draw | None = None,
+    regularizer: Regularizer | None = None,
     selection: Batch | None = None,
     select_every: int = 10,
     patience: int = 5,
@@ -85,7 +93,7 @@ def fit(
     tensorboard: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
-    """A copy of `model` with its adapters and upcycled experts trained on `batch`; everything else is frozen.
+    """A copy of `model` with what learns of it trained on `batch`, see `trained_parameters`; all else is frozen.
 
     Minimises the mean cross-entropy over counted tokens [M1], and the balance loss of routers where it has a weight.
     Each row with a counted token comes once an epoch. The rows, the rate and the dropout of a step depend on `seed` and
@@ -94,7 +102,7 @@ def fit(
 
     Args:
       model: a decoder with adapters or experts; see `add_lora`, `add_experts`, `upcycle` and `train_only`. A plain one
-        where layers are drawn.
+        where its own parameters learn.
       batch: all training rows; rows without a counted token are never drawn.
       steps: optimiser steps.
       rows_per_step: rows in a step, at most the number that count.
@@ -107,8 +115,9 @@ def fit(
       balance: weight of the routers' `balance_loss` beside the cross-entropy, whose losses are reported without it.
       dropout: share of the adapters' inputs left out of each step.
       optimizer: makes steps of clipped gradients; None: `AdamW`.
-      draw: in place of adapters, all weights of layers that are drawn anew learn, and all outside the stack (LISA).
-      order: each step computes with the first components alone of ordered factors, as many as it draws (Maestro).
+      learns: in place of adapters, the parameters at these paths learn.
+      draw: or all weights of layers that are drawn anew, and all outside the stack; see `LayerDraw`.
+      regularizer: what each microbatch computes with in place of the model, and adds to the loss.
       selection: rows that are not trained on; what learns is given back as it was at their least mean cross-entropy.
         None: as it is at the end.
       select_every: steps between looks at them, and before the first and after the last; see `EarlyStopping`.
@@ -126,14 +135,19 @@ def fit(
 
     Raises:
       ValueError: if a setting is out of range, the model has nothing to train, `directory` holds another run, a loss
-        or gradient is not finite, or the optimiser does not go with drawn layers or ordered factors.
+        or gradient is not finite, or the optimiser does not go with the draw or the regularizer.
+      KeyError: if a path of `learns` is not in the model.
       ModuleNotFoundError: if `tensorboard` is asked for and tensorboardX is not installed.
     """
     by = AdamW() if optimizer is None else optimizer
     recipe = Recipe(
-        steps, learning_rate, warmup, weight_decay, clip, accumulate, balance, dropout, by, draw=draw, order=order
+        steps, learning_rate, warmup, weight_decay, clip, accumulate, balance, dropout, by, draw, regularizer
     )
-    plain, model = model, model if draw is None else train_whole(model, _drawable(draw, len(model.layers)))
+    given = model
+    if draw is not None:
+        model = train_whole(model, draw.drawable(len(model.layers)))
+    elif learns is not None:
+        model = train_paths(model, learns)
     rows, mesh = _counted(batch), row_mesh(devices)
     settings: dict[str, Any] = {
         "rows_per_step": rows_per_step,
@@ -143,6 +157,7 @@ def fit(
     if selection is not None:
         settings |= {"select_every": select_every, "patience": patience}
     settings = recipe._asdict() | {"optimizer": described(by)} | settings
+    settings["order"] = settings.pop("regularizer")  # as run.json has it
     _require_ranges(settings | {"checkpoint_every": checkpoint_every}, len(rows))
     _require_parts(rows_per_step, accumulate, settings["devices"])
     _require_content(model, selection)
@@ -161,18 +176,18 @@ def fit(
     kept = nullcontext() if directory is None else RunDirectory(directory, identity, tensorboard=tensorboard)
     with kept as run:
         if run is not None:
-            now = run.resume(now, work.like)
+            now = run.resume(now, work.redrawn)
         while not work.over(now):
             now, metrics = work.looked(now) if (look := work.look_due(now)) else work.stepped(now)
             seconds += [] if look else [metrics["seconds"]]
             if run is not None:
                 run.log(metrics)
                 if work.over(now) or (int(now.state.step) % checkpoint_every == 0 and not work.look_due(now)):
-                    run.save(now)
+                    run.save(now, () if drawing is None else drawing.layers)
             if progress is not None:
                 progress(int(now.state.step), steps)
     found = _fitted(model, now, stopping, work.cost(now, float(np.median(seconds)) if seconds else math.nan))
-    return found if draw is None else found._replace(model=with_parameters(plain, parameters(found.model)))
+    return found if model is given else found._replace(model=with_parameters(given, parameters(found.model)))
 
 
 class _Work(NamedTuple):
@@ -188,13 +203,13 @@ class _Work(NamedTuple):
     stopping: EarlyStopping
     drawing: Drawing | None
 
-    def like(self, now: Snapshot, step: int) -> Snapshot:
-        """A snapshot with arrays of the shapes that one has after as many steps."""
-        return now if self.drawing is None else now._replace(state=self.drawing.drawn(now.state, max(step - 1, 0)))
+    def redrawn(self, now: Snapshot, layers: tuple[int, ...]) -> Snapshot:
+        """A snapshot with moments of these layers, which learn from here on."""
+        return now._replace(state=self.drawing.drawn(now.state, layers)) if self.drawing and layers else now
 
     def cost(self, now: Snapshot, seconds: float) -> TrainCost:
         trained = now.state.trained
-        mine = trained if self.drawing is None else self.drawing.learning(trained, max(int(now.state.step) - 1, 0))
+        mine = trained if self.drawing is None else self.drawing.learning(trained)
         return TrainCost(sum(array.size for array in mine.values()), seconds)
 
     def look_due(self, now: Snapshot) -> bool:
@@ -238,17 +253,6 @@ def _fitted(model: Decoder, end: Snapshot, stopping: EarlyStopping, cost: TrainC
     size = state_size((end.state.moments, end.state.estimate))
     steps, losses = stopping.steps[:looks], np.array(end.looks.losses)[:looks]
     return Fitted(best, np.array(end.losses)[:taken], losses, steps, best_step, size, cost)
-
-
-def _drawable(draw: LayerDraw, layers: int) -> list[int]:
-    """The layers of a positive weight."""
-    if len(draw.weights) != layers or draw.every < 1:
-        msg = (
-            f"a draw needs one weight for each of the {layers} layers, got {len(draw.weights)}, and at least 1 step "
-            f"from one to the next, got {draw.every}."
-        )
-        raise ValueError(msg)
-    return np.flatnonzero(inclusion(draw.weights, draw.layers) > 0).tolist()
 
 
 def _counted(batch: Batch) -> Int[np.ndarray, " R"]:

@@ -72,12 +72,12 @@ class RunDirectory:
         if self._events is not None:
             self._events.close()
 
-    def resume(self, beginning: Snapshot, like: Callable[[Snapshot, int], Snapshot]) -> Snapshot:
+    def resume(self, beginning: Snapshot, redrawn: Callable[[Snapshot, tuple[int, ...]], Snapshot]) -> Snapshot:
         """The last checkpoint, or `beginning` where there is none. Metrics of what came after it are cut off.
 
         Args:
           beginning: before the first step.
-          like: `(beginning, steps taken) -> snapshot` of the same shapes as the checkpoint after as many.
+          redrawn: `(beginning, layers) -> snapshot` of the shapes that one has while these drawn layers learn.
 
         Returns:
           What to go on from.
@@ -85,8 +85,10 @@ class RunDirectory:
         Raises:
           ValueError: if metrics of what came before the checkpoint are gone.
         """
-        latest = self._checkpoints.latest
-        found = beginning if latest is None else self._checkpoints.load(latest.step, like(beginning, latest.step))
+        latest, found = self._checkpoints.latest, beginning
+        if latest is not None:
+            drawn: Any = self._checkpoints.metadata(latest).custom_metadata
+            found = self._checkpoints.load(latest, redrawn(beginning, tuple(drawn["layers"])))
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         if len(lines) < found.lines:
             msg = f"{self._metrics} has {len(lines)} lines, fewer than the {found.lines} of the checkpoint beside it."
@@ -106,9 +108,9 @@ class RunDirectory:
         if self._events is not None:
             self._events.add(metrics)
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Make `snapshot` the checkpoint to resume from."""
-        self._checkpoints.save(int(snapshot.state.step), snapshot)
+    def save(self, snapshot: Snapshot, layers: tuple[int, ...]) -> None:
+        """Make `snapshot` the checkpoint to resume from, with the drawn layers that moments are of."""
+        self._checkpoints.save(int(snapshot.state.step), snapshot, custom_metadata={"layers": list(layers)})
 
 
 def run_identity(model: nnx.Module, batch: Batch, selection: Batch | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from curvjax.layers import layer_index
 from curvjax.models import Decoder
 from curvjax.models.layered import cross_entropy
 from curvjax.surgery import (
+    Draw,
     LoRALinear,
-    Order,
+    Regularizer,
     balance_loss,
-    drop_components,
     drop_inputs,
-    hierarchical_lasso,
     projections,
     trained_parameters,
     watched,
@@ -64,17 +63,6 @@ class StepReport(NamedTuple):
     learning_rate: Float[Array, ""]
 
 
-class LayerDraw(NamedTuple):
-    """Which layers learn, with all their weights. every: K, steps from one draw to the next. layers: gamma, at once.
-
-    weights: `[K]` of all layers of the stack; see `drawn_layers`. What lies outside the stack always learns.
-    """
-
-    every: int
-    layers: int
-    weights: tuple[float, ...]
-
-
 class Recipe(NamedTuple):
     """How to learn; hashable, so that equal recipes share one compilation.
 
@@ -82,7 +70,7 @@ class Recipe(NamedTuple):
     clip: greatest norm of the gradient. accumulate: microbatches in a step. balance: weight of the routers' balance
     loss beside the cross-entropy. dropout: share of the adapters' inputs that a step leaves out. optimizer: what makes
     steps of clipped gradients. draw: layers that are drawn anew, whose part of the optimiser can begin again without
-    the rest; see `Drawing`. order: of the components of ordered factors.
+    the rest; see `Drawing`. regularizer: what each microbatch computes with, and adds to the loss.
     """
 
     steps: int
@@ -94,8 +82,8 @@ class Recipe(NamedTuple):
     balance: float = 0.0
     dropout: float = 0.0
     optimizer: Optimizer = AdamW()
-    draw: LayerDraw | None = None
-    order: Order | None = None
+    draw: Draw | None = None
+    regularizer: Regularizer | None = None
 
     def rate(self) -> optax.Schedule:
         """Learning rate by step."""
@@ -105,12 +93,12 @@ class Recipe(NamedTuple):
         """Clipping, then the optimiser; `scales` of the adapters by module path.
 
         Raises:
-          ValueError: if the optimiser estimates gradients, and layers are drawn or components ordered.
+          ValueError: if the optimiser estimates gradients, and layers are drawn or steps regularised.
         """
-        if isinstance(self.optimizer, Estimating) and (self.draw is not None or self.order is not None):
+        if isinstance(self.optimizer, Estimating) and (self.draw, self.regularizer) != (None, None):
             msg = (
-                f"{self.optimizer.name} finds gradients by losses alone, of neither drawn layers (LISA) nor ordered "
-                "factors (Maestro); use an optimizer that takes gradients, such as adamw."
+                f"{self.optimizer.name} finds gradients by losses alone, of neither drawn layers nor ordered factors "
+                "and their like; use an optimizer that takes gradients, such as adamw."
             )
             raise ValueError(msg)
         terms = Terms(self.rate(), self.weight_decay, scales)
@@ -214,12 +202,13 @@ def losses_at(
 def _summed_loss(graph, frozen, recipe, trained, part, key):
     """What is minimised, summed over the counted tokens of one microbatch, and the two losses it is made of."""
     model = with_trained_parameters(nnx.merge(graph, frozen), trained)
-    model = watched(drop_components(drop_inputs(model, rate=recipe.dropout, key=key), recipe.order, key))
+    model = drop_inputs(model, rate=recipe.dropout, key=key)
+    model = watched(model if recipe.regularizer is None else recipe.regularizer.applied(model, key))
     logits = model(part.tokens, positions_BT=part.positions, segments_BT=part.segments)
     losses = Losses(cross_entropy(logits, part), balance_loss(model, part.segments) * jnp.sum(part.weights))
     total = losses.loss + recipe.balance * losses.balance
-    if recipe.order is not None:
-        total += recipe.order.lasso * hierarchical_lasso(model) * jnp.sum(part.weights)
+    if recipe.regularizer is not None:
+        total += recipe.regularizer.penalty(model) * jnp.sum(part.weights)
     return total, losses
 
 

@@ -10,7 +10,7 @@ from curvjax.models import Linear, submodules
 from curvjax.surgery import (
     FactorizedLinear,
     Maestro,
-    Order,
+    OrderedDropout,
     OrderedLinear,
     drop_components,
     hierarchical_lasso,
@@ -44,7 +44,7 @@ def ordered(first, second):
 def test_a_step_computes_with_the_first_components_alone(seed):
     first, second = factors(seed)
     linear, x = ordered(first, second), jax.random.normal(jax.random.key(9), (2, 7, 5), float)
-    cut = drop_components(nnx.List([linear]), Order("all", 0.0), jax.random.key(seed))[0]
+    cut = drop_components(nnx.List([linear]), OrderedDropout("all", 0.0), jax.random.key(seed))[0]
     rank = int(cut.kept[...])
     assert 1 <= rank <= 4
     assert np.allclose(cut(x), x @ first[:, :rank] @ second[:rank], rtol=1e-12, atol=1e-12)
@@ -54,7 +54,7 @@ def test_a_step_computes_with_the_first_components_alone(seed):
 @pytest.mark.parametrize("at_once", ["one", "all"])
 def test_ranks_are_drawn_uniformly(born, at_once):
     def kept(key):
-        found = ordered_linears(drop_components(born.model, Order(at_once, 0.0), key))
+        found = ordered_linears(drop_components(born.model, OrderedDropout(at_once, 0.0), key))
         return jnp.stack([each.kept[...] for each in found.values()])
 
     drawn = np.asarray(jax.jit(jax.vmap(kept))(jax.random.split(jax.random.key(1), 4000)))
@@ -144,7 +144,6 @@ def test_factors_learn_and_say_what_is_left(born):
     assert (found.total, found.after.parameters) == (20 + 64, 20 + 64 + 8)  # a bias
 
 
-def test_nothing_is_dropped_without_an_order_and_no_rank_is_drawn_without_a_key(born):
-    assert drop_components(born.model, None, None) is born.model
+def test_no_rank_is_drawn_without_a_key(born):
     with pytest.raises(ValueError, match="it needs a random key"):
-        drop_components(born.model, Order("one", 0.0), None)
+        drop_components(born.model, OrderedDropout("one", 0.0), None)

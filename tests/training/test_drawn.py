@@ -16,18 +16,23 @@ from curvjax.data import take
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, parameters, weights_hash, with_parameters
 from curvjax.models.layered import cross_entropy
-from curvjax.surgery import Order, add_lora, train_whole, trained_parameters
+from curvjax.surgery import (
+    LayerDraw,
+    OrderedDropout,
+    add_lora,
+    drawn_layers,
+    inclusion,
+    train_whole,
+    trained_parameters,
+)
 from curvjax.training import (
     LAMB,
     OPTIMIZERS,
     DeepZero,
     Estimating,
-    LayerDraw,
     Recipe,
     begin_training,
-    drawn_layers,
     fit,
-    inclusion,
     step_rows,
     train_step,
     warmup_cosine,
@@ -158,7 +163,7 @@ def test_moments_are_those_of_the_drawn_layers_alone(plain):
     recipe = Recipe(steps=8, learning_rate=0.02, draw=DRAW)
     whole = train_whole(plain, [0, 1, 2])
     drawing = Drawing(whole, recipe, seed=1, mesh=None)
-    state = drawing.begin(whole)
+    state = drawing.drawn(drawing.begin(whole), (2,))
     outside = sum(array.size for path, array in parameters(plain).items() if layer_index(path) < 0)
     layer = sum(array.size for path, array in parameters(plain).items() if layer_index(path) == 1)
     arrays = sum(leaf.size for leaf in jax.tree.leaves(state.moments) if leaf.ndim)
@@ -171,15 +176,15 @@ def test_every_optimisers_rate_goes_on_where_the_drawn_layers_begin_again(plain,
     recipe = Recipe(steps=8, learning_rate=0.02, draw=DRAW, optimizer=OPTIMIZERS[name]())
     whole = train_whole(plain, [0, 1, 2])
     drawing = Drawing(whole, recipe, seed=1, mesh=None)
-    began = drawing.begin(whole)
-    again = drawing.drawn(began._replace(step=jnp.asarray(6)), 6)
+    began = drawing.drawn(drawing.begin(whole), (1,))
+    again = drawing.drawn(began._replace(step=jnp.asarray(6)), (0,))
 
     def rates(state):
         found = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState))
         return [int(part.count) for part in found if isinstance(part, optax.ScaleByScheduleState)]
 
     assert (rates(again.moments["kept"]), rates(again.moments["drawn"])) == ([0], [6])
-    fresh = recipe.transformation({}).init(drawing.learning(began.trained, 6))["drawn"]
+    fresh = recipe.transformation({}).init(drawing.learning(began.trained))["drawn"]
     assert jax.tree.structure(again.moments["drawn"]) == jax.tree.structure(fresh)
 
 
@@ -214,7 +219,7 @@ def test_optimisers_that_do_not_go_with_draws_or_orders_are_refused(plain, batch
     with pytest.raises(ValueError, match=r"deepzero finds gradients by losses alone, of neither drawn layers"):
         fit(plain, batch, **SETTINGS, optimizer=DeepZero())
     adapted = add_lora(plain, RANKS, key=jax.random.key(1))
-    ordered = SETTINGS | {"draw": None, "order": Order("one", 0.0)}
+    ordered = SETTINGS | {"draw": None, "regularizer": OrderedDropout("one", 0.0)}
     with pytest.raises(ValueError, match=r"deepzero .* nor ordered factors"):
         fit(adapted, batch, **ordered, optimizer=DeepZero())
 

@@ -1,0 +1,116 @@
+"""How a rebuilt model is trained, said by the surgery: what learns, what a step computes with, and what comes out."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from curvjax.data import Batch
+from curvjax.models import Decoder
+from curvjax.records import Rebuilt
+from curvjax.surgery.method import SURGERIES, Surgery
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+class Draw(Protocol):
+    """Which layers learn, with all their weights, from one draw to the next; what lies outside the stack always does.
+
+    A NamedTuple of numbers: hashable, and run.json says it as it is. every: K, steps from one draw to the next.
+    """
+
+    @property
+    def every(self) -> int:
+        """See above."""
+        ...
+
+    def drawable(self, layers: int) -> tuple[int, ...]:
+        """All that may ever be drawn from a stack of so many.
+
+        Raises:
+          ValueError: if it is no draw of such a stack.
+        """
+        ...
+
+    def drawn(self, seed: int, step: int, model: Decoder, rows: Batch) -> tuple[int, ...]:
+        """The layers that learn in K steps, rising.
+
+        Args:
+          seed: of the run.
+          step: the first of them, from 0.
+          model: as it has learned so far.
+          rows: of that step.
+        """
+        ...
+
+
+class Regularizer(Protocol):
+    """What a step computes with in place of the model, and what it adds to the loss. A NamedTuple, as a `Draw` is."""
+
+    def applied(self, model: Module, key: jax.Array | None) -> Module:
+        """A copy of the model for one microbatch; arrays are shared."""
+        ...
+
+    def penalty(self, model: nnx.Module) -> Float[Array, ""]:
+        """Beside the mean cross-entropy, nats."""
+        ...
+
+
+class Lesson(NamedTuple):
+    """How one rebuilt model is trained.
+
+    model: in which adapters, experts and marked factors learn, see `trained_parameters`. learns: paths of parameters
+    that learn in their place, in a plain model. draw: or whole layers, drawn anew. regularizer: of each step.
+    finished: `model as trained -> Rebuilt`; None: the model takes the place of the one that was born. beside: arrays
+    that an adapter is saved with, besides what learned.
+    """
+
+    model: Decoder
+    learns: Collection[str] | None = None
+    draw: Draw | None = None
+    regularizer: Regularizer | None = None
+    finished: Callable[[Decoder], Rebuilt] | None = None
+    beside: Mapping[str, Array] = {}
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A `Surgery` that `adapt` trains. A model comes out, unless it is `Restoring` too."""
+
+    def lesson(self, born: Rebuilt) -> Lesson:
+        """How to train what the surgery made.
+
+        Args:
+          born: of the surgery itself, called by its amounts.
+        """
+        ...
+
+
+@runtime_checkable
+class Restoring(Learning, Protocol):
+    """One of which an adapter comes out: what learned, saved without the model, and put back into it."""
+
+    def restored(self, model: Decoder, amounts: Mapping[str, int], arrays: Mapping[str, Array]) -> Decoder:
+        """The model as it was trained; no text is needed.
+
+        Args:
+          model: as it was before the surgery.
+          amounts: of the surgery.
+          arrays: `trained_parameters` of the trained model, and what the lesson had beside them.
+        """
+        ...
+
+
+def learning(method: Surgery) -> Learning:
+    """The method, as one that says how it learns.
+
+    Raises:
+      ValueError: if it does not; the message names those that do.
+    """
+    if not isinstance(method, Learning):
+        able = ", ".join(name for name, kind in SURGERIES.items() if issubclass(kind, Learning))
+        msg = f"{method.name} does not say what of its model learns (a method `lesson`); methods that do: {able}."
+        raise ValueError(msg)
+    return method
