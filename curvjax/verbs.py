@@ -205,7 +205,7 @@ def adapt(
       allocation: ranks or experts.
       data: training text, or prompts and completions; as for `read`.
       directory: receives adapter/, checkpoints and metrics.jsonl.
-      method: `LoRA()`, which is the default, `LoRAMixture()`, or `Factorize()`, whose factors learn.
+      method: `LoRA()`, which is the default, `LoRAMixture()`, `Factorize()`, or another `surgery.Learning`.
       optimizer: `LAMB()`, `LoRAPro()`, ..., or its name.
       progress: told (what, done, all).
       **settings: fields of `curvjax.runs.adapt.TrainSettings`: steps, rows, length, learning_rate, ...

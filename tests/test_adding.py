@@ -1,8 +1,9 @@
-"""A score, a rule, a program and a surgery from outside the package go everywhere that its own go."""
+"""A score, a rule, a program, a surgery and ways of training from outside the package go everywhere that its own go."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,18 +11,21 @@ import curvjax as cj
 from curvjax.allocation import PROGRAMS
 from curvjax.allocation.rules import RULES
 from curvjax.cli import main
-from curvjax.models import save_hf
+from curvjax.layers import layer_index
+from curvjax.models import parameters, save_hf
 from curvjax.records import Comparison, Rebuilt, Scores
 from curvjax.report import write_report
 from curvjax.runs import evidence as measuring
+from curvjax.runs.adapt import load_adapter
 from curvjax.runs.text import TextSettings, packed
 from curvjax.scores import SCORES, score
-from curvjax.surgery import SURGERIES, Magnitude, surgery
+from curvjax.surgery import SURGERIES, Lesson, LoRA, Magnitude, lora_parameters, surgery
+from curvjax.surgery.method import Counts, account
 from curvjax.testing import tiny_model, tiny_texts
 from tests.records.samples import scores, unit_score
 from tests.runs.tiny import write_texts
 
-# What a contributor writes: four names of twelve lines at most.
+# What a contributor writes: six names of a dozen lines each.
 
 
 @score("toy-score", needs=("kernels",), source="this file")
@@ -55,13 +59,60 @@ class ToySurgery(Magnitude):
     targets: ClassVar[tuple[str, ...]] = ("toy",)
 
 
-ENTERED = ((SCORES, "toy-score"), (RULES, "toy-rule"), (PROGRAMS, "toy"), (SURGERIES, "toy-surgery"))
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class ToyNorms:
+    """The norms of layers that have an amount learn; a model comes out."""
+
+    name: ClassVar[str] = "toy-norms"
+    targets: ClassVar[tuple[str, ...]] = ("rank",)
+    reads_text: ClassVar[bool] = False
+
+    def __call__(self, model, amounts, batch=None, *, progress=None):
+        return account(self, "rank", (model, model), Counts(amounts, amounts, sum(amounts.values())))
+
+    def lesson(self, born):
+        layers = {unit.index for unit in born.units if unit.planned}
+        norms = [path for path in parameters(born.model) if path.endswith("norm.scale")]
+        return Lesson(born.model, learns=[path for path in norms if layer_index(path) in layers])
+
+
+class Ridge(NamedTuple):
+    """The squares of what adapters hold, beside the loss."""
+
+    weight: float
+
+    def applied(self, model, key):
+        return model
+
+    def penalty(self, model):
+        return self.weight * sum(jnp.sum(array**2) for array in lora_parameters(model).values())
+
+
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class ToyRidge(LoRA):
+    """LoRA under another loss; an adapter comes out, as LoRA restores it."""
+
+    name: ClassVar[str] = "toy-ridge"
+    ridge: float = 1.0
+
+    def lesson(self, born):
+        return Lesson(born.model, regularizer=Ridge(self.ridge))
+
+
+ENTERED = (
+    (SCORES, "toy-score"),
+    (RULES, "toy-rule"),
+    (PROGRAMS, "toy"),
+    *((SURGERIES, name) for name in ("toy-surgery", "toy-norms", "toy-ridge")),
+)
 KEPT = [(registry, name, registry.pop(name)) for registry, name in ENTERED]  # no other test is to see them
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """The four, for the length of a test."""
+    """All of them, for the length of a test."""
     for registry, name, entry in KEPT:
         monkeypatch.setitem(registry, name, entry)
     monkeypatch.setattr(measuring, "_timed_gradients", lambda *_: ({}, 0.5))
@@ -94,11 +145,18 @@ def test_all_verbs_take_them(model, text):
     ]
 
 
-def test_the_commands_and_the_report_take_them(model, tmp_path, capsys):
+@pytest.fixture
+def run(capsys):
+    """The output of a command."""
+
     def run(*words):
         main([*map(str, words)])
         return capsys.readouterr().out
 
+    return run
+
+
+def test_the_commands_and_the_report_take_them(model, tmp_path, run):
     source, out = tmp_path / "model", tmp_path / "out"
     save_hf(model.model, source, tokenizer=model.tokenizer)
     some = ("--data", write_texts(tmp_path / "texts", tiny_texts(8)), "--tokens", 32, "--length", 16)
@@ -117,6 +175,38 @@ def test_the_commands_and_the_report_take_them(model, tmp_path, capsys):
     gains = scores(*map(unit_score, range(2)))  # what the report draws beside the allocation
     replace(gains, origin=found.origin).save(out / "gains.json")
     assert "toy-rule" in write_report(out).read_text(encoding="utf-8")
+
+
+BRIEFLY = {"steps": 2, "length": 16, "rows": 2, "warmup": 0, "learning_rate": 0.1}
+
+
+def test_a_command_trains_what_a_way_from_outside_says_and_leaves_a_model(model, tmp_path, text, run):
+    source, plan = tmp_path / "model", tmp_path / "allocation.json"
+    save_hf(model.model, source, tokenizer=model.tokenizer)
+    found = cj.allocate(cj.score(model, text, "toy-score"), cj.Ranks(2), rule="uniform")
+    replace(found, units=(found.units[0], replace(found.units[1], amount=0))).save(plan)
+    words = [word for name, value in BRIEFLY.items() for word in (f"--{name.replace('_', '-')}", value)]
+    words += ["--data", write_texts(tmp_path / "texts", tiny_texts(8)), "--out", tmp_path / "out"]
+    lines = run("adapt", source, plan, "--method", "toy-norms", *words).splitlines()
+    assert lines[-1] == str(tmp_path / "out" / "model")
+    before, after = parameters(model.model), parameters(cj.load(lines[-1]).model)
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert moved == {path for path in before if path.startswith("layers.0.") and path.endswith("norm.scale")}
+    with pytest.raises(SystemExit):
+        run("adapt", source, plan, "--method", "toy-norms", *words, "--merge")
+
+
+def test_an_adapter_of_a_way_from_outside_learns_by_its_loss_and_is_restored(model, tmp_path, text):
+    plan = cj.allocate(cj.score(model, text, "toy-score"), cj.Ranks(2), rule="uniform")
+    texts = write_texts(tmp_path / "texts", tiny_texts(8))
+    sizes = []
+    for ridge in (0.0, 10.0):
+        out = tmp_path / str(ridge)
+        found = cj.adapt(model, plan, texts, out, method=ToyRidge(ridge=ridge), **BRIEFLY)
+        learned, again = (lora_parameters(each.model) for each in (found, load_adapter(model, out / "adapter")))
+        assert all(np.array_equal(learned[path], again[path]) for path in learned)
+        sizes.append(sum(float(jnp.sum(array**2)) for array in learned.values()))
+    assert sizes[1] < sizes[0]
 
 
 def test_names_that_are_taken_are_refused_with_whose_they_are():

@@ -13,7 +13,7 @@ from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild, save
 from curvjax.runs.text import Text, text_origin
-from curvjax.surgery import SURGERIES, Restoring, Surgery, learning, trained_parameters
+from curvjax.surgery import SURGERIES, Restoring, Surgery, require_learning, trained_parameters
 from curvjax.training import OPTIMIZERS, Optimizer, TrainCost, described, fit
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
@@ -101,13 +101,13 @@ def adapt(
         have other parameters than planned, holding out documents leaves none to train on, or the optimiser is not the
         one that is named.
     """
-    teaching = learning(method)
+    learning = require_learning(method)
     directory, by = Path(directory), _named(optimizer, settings.optimizer)
     progress(label, 0, settings.steps)  # the first step compiles: show the bar before it
     training, selection = _batches(loaded, documents, settings)
     text = _start_text(loaded, documents, training, settings) if method.reads_text else None
     born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
-    lesson = teaching.lesson(born)
+    lesson = learning.lesson(born)
     fitted = fit(
         lesson.model,
         training.batch,

@@ -46,7 +46,7 @@ from curvjax.surgery.lesson import Learning as Learning
 from curvjax.surgery.lesson import Lesson as Lesson
 from curvjax.surgery.lesson import Regularizer as Regularizer
 from curvjax.surgery.lesson import Restoring as Restoring
-from curvjax.surgery.lesson import learning as learning
+from curvjax.surgery.lesson import require_learning as require_learning
 from curvjax.surgery.lisa import LISA as LISA
 from curvjax.surgery.lisa import LayerDraw as LayerDraw
 from curvjax.surgery.lisa import drawn_layers as drawn_layers

@@ -99,7 +99,7 @@ def train_paths(model: Module, paths: Iterable[str]) -> Module:
         msg = f"{len(unknown)} parameters to train are not in the model, e.g. {unknown[:3]}; it has {[*there][:3]}..."
         raise KeyError(msg)
     copy = nnx.clone(model)
-    copy.learning = tuple(sorted(chosen))  # ty: ignore[missing-attribute] beside what the class has
+    copy.learning_paths = tuple(sorted(chosen))  # ty: ignore[missing-attribute] beside what the class has
     return copy
 
 
@@ -154,12 +154,16 @@ def with_trained_parameters(model: Module, values: Mapping[str, jax.Array]) -> M
 
 
 def _trained(model: nnx.Module) -> dict[str, nnx.Variable]:
-    named: tuple[str, ...] | None = getattr(model, "learning", None)
+    named: tuple[str, ...] | None = getattr(model, "learning_paths", None)
     if named is not None:
         modules = submodules(model)
         return {path: getattr(modules[module_path(path)], path.rpartition(".")[2]) for path in named}
-    learners = {path: child for path, child in _learners(model).items() if child.trained}
-    return {f"{path}.{name}": one for path, child in learners.items() for name, one in child.matrices().items()}
+    return {
+        f"{path}.{name}": variable
+        for path, learner in _learners(model).items()
+        if learner.trained
+        for name, variable in learner.matrices().items()
+    }
 
 
 def _learners(model: nnx.Module) -> dict[str, Learner]:

@@ -87,8 +87,8 @@ class RunDirectory:
         """
         latest, found = self._checkpoints.latest, beginning
         if latest is not None:
-            drawn: Any = self._checkpoints.metadata(latest).custom_metadata
-            found = self._checkpoints.load(latest, redrawn(beginning, tuple(drawn["layers"])))
+            beside: Any = self._checkpoints.metadata(latest).custom_metadata or {}
+            found = self._checkpoints.load(latest, redrawn(beginning, tuple(beside.get("layers", ()))))
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         if len(lines) < found.lines:
             msg = f"{self._metrics} has {len(lines)} lines, fewer than the {found.lines} of the checkpoint beside it."

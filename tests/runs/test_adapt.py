@@ -16,6 +16,7 @@ from curvjax.surgery import (
     Factorize,
     LoRA,
     LoRAMixture,
+    Magnitude,
     lora_experts,
     lora_parameters,
     lora_ranks,
@@ -168,6 +169,12 @@ def test_an_allocation_of_another_target_is_refused(loaded, gains, tmp_path):
     allocation = allocate(gains, Sparsity(0.5))
     with pytest.raises(ValueError, match="the allocation is of sparsity; lora needs target 'rank'"):
         adapt(loaded, allocation, LoRA(), texts(4), SETTINGS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_does_not_say_what_learns_is_refused(loaded, gains, tmp_path):
+    with pytest.raises(ValueError, match=r"magnitude does not say what .* learns .*; methods that do: lora, "):
+        adapt(loaded, allocate(gains, Sparsity(0.5)), Magnitude(), texts(4), SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

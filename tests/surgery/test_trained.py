@@ -9,6 +9,7 @@ from curvjax.surgery import (
     factorize_svd,
     train_factors,
     train_only,
+    train_paths,
     trained_parameters,
     upcycle,
     with_trained_parameters,
@@ -55,6 +56,19 @@ def test_factors_that_are_not_there_or_not_alone_do_not_learn(model):
     adapted = add_lora(factored, {"layers.2.mlp.up_proj": 2}, key=jax.random.key(1))
     with pytest.raises(ValueError, match="this model has adapters or experts that learn"):
         train_factors(adapted)
+
+
+def test_chosen_parameters_of_a_plain_model_learn_alone(model, grown):
+    chosen = ["layers.10.mlp.up_proj.kernel", "norm.scale"]
+    marked = train_paths(model, chosen)
+    assert [*trained_parameters(marked)] == chosen
+    changed = with_trained_parameters(marked, {path: a + 1 for path, a in trained_parameters(marked).items()})
+    before, after = parameters(model), parameters(changed)
+    assert {path for path in before if not np.array_equal(before[path], after[path])} == {*chosen}
+    with pytest.raises(KeyError, match=r"1 parameters to train are not in the model, e.g. \['shoes'\]; it has"):
+        train_paths(model, ["norm.scale", "shoes"])
+    with pytest.raises(ValueError, match="3 modules are not plain"):
+        train_paths(grown, chosen)
 
 
 def test_layers_with_neither_adapter_nor_experts_cannot_learn(grown):

@@ -3,7 +3,7 @@
 import itertools
 import json
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +241,34 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(plain, batch, fitted, tm
         finished = fit(plain, batch, **settings)
         assert np.array_equal(finished.losses, fitted.losses)
     assert json.loads((tmp_path / "2" / "run.json").read_text())["settings"]["draw"] == [3, 1, [1.0, 1.0, 2.0]]
+
+
+class ByState(NamedTuple):
+    """Draws one layer by what has been learned, and by nothing else."""
+
+    every: int
+
+    def drawable(self, layers):
+        return tuple(range(layers))
+
+    def drawn(self, seed, step, model, rows):
+        seen = int(rows.tokens.sum()) + int(1e6 * sum(float(jnp.sum(a)) for a in parameters(model).values()))
+        return (seen % len(model.layers),)
+
+
+def test_a_draw_by_what_was_learned_resumes_to_the_same_numbers(plain, batch, tmp_path):
+    def progress(done, total):
+        if done == 3:  # within the second draw, whose layer only the checkpoint knows
+            raise Stopped
+
+    settings = SETTINGS | {"draw": ByState(2), "steps": 5, "checkpoint_every": 3}
+    whole = fit(plain, batch, **settings)
+    with pytest.raises(Stopped):
+        fit(plain, batch, **settings, directory=tmp_path, progress=progress)
+    again = fit(plain, batch, **settings, directory=tmp_path)
+    assert np.array_equal(again.losses, whole.losses)
+    ours, theirs = parameters(again.model), parameters(whole.model)
+    assert all(np.array_equal(ours[path], theirs[path]) for path in ours)
 
 
 def test_a_draw_of_other_layers_or_of_a_model_that_is_not_plain_is_refused(plain, batch):
