@@ -112,17 +112,12 @@ class LoRA:
 
     def restored(self, model: Decoder, amounts: Mapping[str, int], arrays: Mapping[str, Array]) -> Decoder:
         """See `Restoring`."""
-        born = self.unstarted(model, amounts)
-        learned = {path: array for path, array in arrays.items() if not path.startswith(_START)}
-        if len(learned) < len(arrays):
-            start = {path.removeprefix(_START): arrays[path] for path in arrays.keys() - learned.keys()}
+        plain = replace(self, start="uniform") if self.reads_text else self  # to be filled: on the model's own kernels
+        born = plain(model, amounts).model
+        start = {path.removeprefix(_START): array for path, array in arrays.items() if path.startswith(_START)}
+        if start:
             born = with_moved_bases(with_lora_parameters(born, start))
-        return with_lora_parameters(born, learned)
-
-    def unstarted(self, model: Decoder, amounts: Mapping[str, int]) -> Decoder:
-        """The model with such adapters on its own kernels, to be filled with saved matrices: no text is needed."""
-        plain = replace(self, start="uniform") if self.reads_text else self
-        return plain(model, amounts).model
+        return with_lora_parameters(born, {p: array for p, array in arrays.items() if not p.startswith(_START)})
 
     def _start(
         self, model: Decoder, ranks: Mapping[str, int], batch: Batch | None, key: jax.Array
