@@ -15,6 +15,7 @@ from curvjax.curvature import LayeredModel, absolute, of_largest_eigenvalue, of_
 from curvjax.curvature.damping import LayerPolicy
 from curvjax.curvature.layered import embedded, run_blocks
 from curvjax.data import Batch, microbatches
+from curvjax.interop.coded import coded_modules
 from curvjax.layers import Unit, UnitShape, layer_index, layer_units, mapped_units, module_path, module_units
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import cross_entropy
@@ -135,9 +136,16 @@ def units_of(model: Decoder | LayeredModel, settings: ScoreSettings) -> tuple[Un
 
     Raises:
       KeyError: if the user's units name a parameter that the model lacks.
-      ValueError: if the model has no decoder layer, or the user's units do not partition parameters within layers.
+      ValueError: if the model has no decoder layer, some of it are codes, or the user's units do not partition
+        parameters within layers.
     """
     paths = parameters(model)
+    if isinstance(model, Decoder) and (coded := coded_modules(model)):
+        msg = (
+            f"{next(iter(coded))} and {len(coded) - 1} others are codes, which have no gradient: measure the model's "
+            "dense form, the directory that `curvjax quantize` leaves around the checkpoint."
+        )
+        raise ValueError(msg)
     if settings.units:
         groups = read_json(settings.units) if Path(settings.units).is_file() else None
         shapes = isinstance(groups, dict) and all(isinstance(group, list) for group in groups.values())

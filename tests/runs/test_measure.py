@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from curvjax.runs.measure import ScoreSettings
+from curvjax.runs.measure import ScoreSettings, units_of
 from curvjax.runs.text import changed
+from curvjax.surgery import Nearest
+from curvjax.testing import tiny_model
 from tests.runs.test_score import run
 from tests.runs.tiny import SETTINGS
 
@@ -72,3 +74,10 @@ def test_another_curvature_settles_its_own_policy():
     assert changed(ScoreSettings, {"curvature": "kfac"}).policy == "trust-radius"
     with pytest.raises(ValueError, match="no steps to try; take ggn or hessian"):
         changed(ScoreSettings, {"curvature": "kfac", "policy": "promise"})
+
+
+def test_codes_are_refused_with_what_to_measure():
+    model = tiny_model(layers=1).model
+    codes = Nearest(group=-1)(model, {"layers.0": 4}).model
+    with pytest.raises(ValueError, match=r"layers\.0\..* and 6 others are codes, which have no gradient: measure"):
+        units_of(codes, ScoreSettings())
