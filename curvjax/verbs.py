@@ -29,7 +29,7 @@ from curvjax.runs.score import score as _score
 from curvjax.runs.text import Text, TextSettings, changed, read, with_validation
 from curvjax.runs.transfer import transfer
 from curvjax.scores import SCORES
-from curvjax.surgery import LoRA, Surgery
+from curvjax.surgery import Surgery
 from curvjax.training import OPTIMIZERS, Optimizer
 
 __all__ = [
@@ -205,7 +205,8 @@ def adapt(
       allocation: ranks or experts.
       data: training text, or prompts and completions; as for `read`.
       directory: receives adapter/, checkpoints and metrics.jsonl.
-      method: `LoRA()`, which is the default, `LoRAMixture()`, `Factorize()`, or another `surgery.Learning`.
+      method: `LoRA(start="gradient")`, which is the default, `LoRAMixture()`, `Factorize()`, or another
+        `surgery.Learning`.
       optimizer: `LAMB()`, `LoRAPro()`, ..., or its name.
       progress: told (what, done, all).
       **settings: fields of `curvjax.runs.adapt.TrainSettings`: steps, rows, length, learning_rate, ...
@@ -229,7 +230,7 @@ def adapt(
     require_decoder(model, "adapt")
     by = OPTIMIZERS.named(optimizer)() if isinstance(optimizer, str) else optimizer
     chosen = changed(_adapt.TrainSettings, settings | {"optimizer": by.name})
-    documents, how = read_documents(str(data)), method or LoRA()
+    documents, how = read_documents(str(data)), method or _adapt.ADAPTERS
     return _adapt.adapt(model, allocation, how, documents, chosen, directory, optimizer=by, progress=progress)
 
 

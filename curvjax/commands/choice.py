@@ -1,7 +1,9 @@
 """A flag that chooses a value, whose own fields then are flags too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, make_dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -10,7 +12,8 @@ import tyro
 class Choice(NamedTuple):
     """flag: of the name. among: values by name. default: the name where the flag is not given. into: the field.
 
-    prefix: of the flags of the value's own fields, before a dot; "" for none.
+    prefix: of the flags of the value's own fields, before a dot; "" for none. begin: values that flags change, by name;
+    those of other names begin with their fields' own defaults.
     """
 
     flag: str
@@ -18,6 +21,7 @@ class Choice(NamedTuple):
     default: str
     into: str
     prefix: str = ""
+    begin: Mapping[str, Any] = MappingProxyType({})
 
 
 def with_choices(command: type, arguments: Sequence[str]) -> type:
@@ -40,7 +44,8 @@ def with_choices(command: type, arguments: Sequence[str]) -> type:
             msg = f"{choice.flag} must be one of {', '.join(choice.among)}; got {name!r}."
             raise ValueError(msg)
         kind: Any = choice.among[name]
-        fields.append((choice.into, Annotated[kind, tyro.conf.arg(name=choice.prefix)], field(default_factory=kind)))
+        begin = partial(replace, choice.begin[name]) if name in choice.begin else kind
+        fields.append((choice.into, Annotated[kind, tyro.conf.arg(name=choice.prefix)], field(default_factory=begin)))
     if not fields:
         return command
     return make_dataclass(

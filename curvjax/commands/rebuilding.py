@@ -12,7 +12,7 @@ from curvjax.data import read_documents
 from curvjax.interop import require_new
 from curvjax.models import Loaded, is_checkpoint, save_hf
 from curvjax.records import Allocation
-from curvjax.runs.adapt import TrainSettings, adapt
+from curvjax.runs.adapt import ADAPTERS, TrainSettings, adapt
 from curvjax.runs.depth import DEPTH_PLANS, Dropped
 from curvjax.runs.open import ModelSettings, open_model
 from curvjax.runs.progress import Progress, bars
@@ -149,7 +149,7 @@ class Adapt:
     With --method lisa or maestro weights of the model itself -> a model.
     """
 
-    choices: ClassVar = (METHOD._replace(default="lora"), OPTIMIZER)
+    choices: ClassVar = (METHOD._replace(default=ADAPTERS.name, begin={ADAPTERS.name: ADAPTERS}), OPTIMIZER)
 
     model: Argument[str]
     """As for `curvjax score`."""
@@ -157,7 +157,7 @@ class Adapt:
     """allocation.json with target rank or experts."""
     data: str = "task:sciq"
     """Training text, or prompts and completions; as for `curvjax score`."""
-    method: str = "lora"
+    method: str = ADAPTERS.name
     """lora, factorize, lisa, maestro (ranks), lora-mixture (experts). Its settings are flags."""
     out: Path = Path("runs/adapted")
     """Directory for adapter/ or model/, checkpoints and metrics.jsonl."""

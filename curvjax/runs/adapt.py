@@ -13,10 +13,12 @@ from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild, save
 from curvjax.runs.text import Text, text_origin
-from curvjax.surgery import SURGERIES, Restoring, Surgery, require_learning, trained_parameters
+from curvjax.surgery import SURGERIES, LoRA, Restoring, Surgery, require_learning, trained_parameters
 from curvjax.training import OPTIMIZERS, Optimizer, TrainCost, described, fit
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
+ADAPTERS = LoRA(start="gradient")
+"""What learns unless told otherwise: it won over random starts in the measured study, `experiments/learning`."""
 _OTHERWISE = frozenset({"optimizer", "rows", "length", "selection", "start_rows", "order_seed"})
 """Settings that `fit` is not told, or in another form."""
 

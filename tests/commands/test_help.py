@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from curvjax import cli
+from curvjax.runs.adapt import ADAPTERS
+from curvjax.surgery import LoRA
 from tests.commands.running import refused
 
 OPTIONS = {
@@ -107,3 +109,12 @@ def test_asking_what_there_is_waits_for_nothing(words):
     imported = {line.rpartition("|")[2].strip() for line in lines.stderr.splitlines()}
     assert "curvjax" in imported
     assert not imported & {"jax", "numpy", "flax", "tyro", "curvjax.verbs"}
+
+
+def test_adapters_begin_at_the_gradient_and_in_python_where_no_text_is_at_random(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["adapt", "--help"])
+    found = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(EVA). (default: gradient)" in found
+    assert LoRA().start == "uniform"
+    assert LoRA(start="gradient") == ADAPTERS
