@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from curvjax.runs.text import Text as Text
     from curvjax.surgery import GPTQ as GPTQ
     from curvjax.surgery import LISA as LISA
+    from curvjax.surgery import QVLM as QVLM
     from curvjax.surgery import RSQ as RSQ
     from curvjax.surgery import AdaQuant as AdaQuant
     from curvjax.surgery import Channels as Channels
@@ -98,8 +99,8 @@ _HOME = {
     "curvjax.runs.landscape": ("FilterNoise", "NewtonStep", "RitzVector"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
-        *("AdaQuant", "GPTQ", "LISA", "RSQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture", "Maestro"),
-        *("Magnitude", "Nearest", "RSparse", "SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
+        *("AdaQuant", "GPTQ", "LISA", "QVLM", "RSQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture"),
+        *("Maestro", "Magnitude", "Nearest", "RSparse", "SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
     ),
     "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "DeepZero", "LoRAPro", "NoiseAdaptive"),
     "curvjax.trials": ("compare", "descend", "judge", "landscape", "promise"),

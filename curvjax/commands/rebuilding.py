@@ -115,7 +115,7 @@ class Quantize(Rebuild):
     out: Path = Path("runs/quantized")
     """New directory: out/checkpoint has the codes, packed; out itself the weights on their grids in a dense form."""
     method: str = "gptq"
-    """gptq, nearest, rsq, adaquant, sliderquant. Its settings are flags."""
+    """gptq, nearest, rsq, adaquant, sliderquant, qvlm. Its settings are flags."""
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ from curvjax.surgery.quantize import dequantized as dequantized
 from curvjax.surgery.quantize import measured_storage as measured_storage
 from curvjax.surgery.quantize import quantization_plan as quantization_plan
 from curvjax.surgery.quantize import quantize_nearest as quantize_nearest
+from curvjax.surgery.qvlm import QVLM as QVLM
+from curvjax.surgery.qvlm import Blocks as Blocks
+from curvjax.surgery.qvlm import dependence as dependence
+from curvjax.surgery.qvlm import dependent_blocks as dependent_blocks
+from curvjax.surgery.qvlm import found_blocks as found_blocks
 from curvjax.surgery.r_sparse import Reading as Reading
 from curvjax.surgery.r_sparse import RSparse as RSparse
 from curvjax.surgery.r_sparse import reading as reading

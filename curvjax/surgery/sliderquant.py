@@ -113,6 +113,7 @@ def quantize_sliding(
     *,
     rows_at_once: int,
     slides: Slides = AS_PUBLISHED,
+    windows: Sequence[range] | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
     """A copy of `model` with grids learned window by window, so that each gives the outputs of the original layers.
@@ -136,6 +137,7 @@ def quantize_sliding(
       plan: widths and grid.
       rows_at_once: rows in one step, and in one forward pass.
       slides: windows, stages, and steps.
+      windows: others than `sliding_windows` of these, whose starts never fall.
       progress: called with (windows done, windows of all stages).
 
     Returns:
@@ -150,7 +152,8 @@ def quantize_sliding(
     kernels = parameters(model)
     bits = {path: width for path, width in plan.bits.items() if width != UNTOUCHED}
     learned = {path: _begun(kernels[path], plan.form, slides, place) for place, path in enumerate(bits)}
-    windows = [each for each in sliding_windows(len(model.layers), slides) if any(layer_index(p) in each for p in bits)]
+    windows = sliding_windows(len(model.layers), slides) if windows is None else windows
+    windows = [each for each in windows if any(layer_index(path) in each for path in bits)]
     done = 0
     for share in slides.shares:
         side, at = _Side(streams, streams), 0

@@ -13,6 +13,7 @@ from curvjax.records import Rebuilt
 from curvjax.surgery import (
     GPTQ,
     LISA,
+    QVLM,
     RSQ,
     SURGERIES,
     AdaQuant,
@@ -49,6 +50,7 @@ CASES = {
     "adaquant": (AdaQuant(group=4, rows=5, steps=5), {"layers.1": 3, "layers.2": 16}),
     "rsq": (RSQ(group=4, rows=5), {"layers.1": 3, "layers.2": 16}),
     "sliderquant": (SliderQuant(group=4, rows=5, steps=1), {"layers.1": 3, "layers.2": 16}),
+    "qvlm": (QVLM(group=4, rows=5, steps=1), {"layers.1": 3, "layers.2": 16}),
     "factorize": (Factorize(rows=5), {"layers.1": 2, "layers.2.mlp.up_proj": 4}),
     "r-sparse": (RSparse(ratio=0.4, rows=5), {"layers.1": 301, "layers.2": 70}),
     "upcycle": (Upcycle(top_k=1), {"layers.1": 3, "layers.2": 1}),
