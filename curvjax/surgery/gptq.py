@@ -231,6 +231,10 @@ def _rounded_run(weights, upper, scales, zeros, bits):
 class GPTQ(Nearest):
     """Rounding that moves later weights to make up for it, layer by layer on quantised inputs; see `quantize_gptq`.
 
+    The published damping, 0.01, goes with 262,144 tokens. With 2048, weights are moved by noise: of `down_proj` in the
+    middle of SmolLM2-135M, with 1536 inputs at 3 bits, the error of the outputs is 0.4 times that of `nearest` on these
+    tokens and 1.4 times on others; at 0.1 it is 0.4 and 1.0 times, at 1 it is 0.6 and 0.8. Perplexity was least at 0.1.
+
     Example:
       >>> import curvjax as cj
       >>> cj.GPTQ(group=128, act_order=True).form
@@ -242,8 +246,15 @@ class GPTQ(Nearest):
 
     act_order: bool = False
     """The strongest inputs first."""
+    damping: float = 0.1
+    """Share of the mean diagonal of H that is added to it; 0.01 as published, which fits too few tokens too well."""
     rows: int = 4
     """Rows in memory at a time."""
+
+    @property
+    def sweep(self) -> Sweep:
+        """Order and damping."""
+        return Sweep(damping=self.damping, act_order=self.act_order)
 
     def __call__(
         self,
@@ -254,7 +265,7 @@ class GPTQ(Nearest):
         progress: Progress | None = None,
     ) -> Rebuilt:
         """See `Nearest`."""
-        rows, sweep = require_batch(self, batch), Sweep(act_order=self.act_order)
+        rows, sweep = require_batch(self, batch), self.sweep
         plan = quantization_plan(model, amounts, self.form)
         found = quantize_gptq(model, rows, plan, rows_at_once=self.rows, sweep=sweep, progress=progress)
         return quantized_units(self, model, amounts, found)
@@ -262,8 +273,4 @@ class GPTQ(Nearest):
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """Rounded and refitted to inputs of this second moment; see `Stepwise`."""
         assert moment is not None
-        return (
-            kernel
-            if amount == UNTOUCHED
-            else gptq(kernel, moment, amount, self.form, Sweep(act_order=self.act_order)).kernel
-        )
+        return kernel if amount == UNTOUCHED else gptq(kernel, moment, amount, self.form, self.sweep).kernel

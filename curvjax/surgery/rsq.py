@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.models import Block, Decoder
 from curvjax.records import Rebuilt
-from curvjax.surgery.gptq import GPTQ, Sweep, quantize_gptq
+from curvjax.surgery.gptq import GPTQ, quantize_gptq
 from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.quantize import quantization_plan, quantized_units
 from curvjax.surgery.rotation import rotated
@@ -109,7 +109,7 @@ class RSQ(GPTQ):
         if not 0 < self.least <= 1:
             msg = f"least must be above 0 and at most 1, the weight of the token of most attention; got {self.least}."
             raise ValueError(msg)
-        rows, sweep = require_batch(self, batch), Sweep(act_order=self.act_order)
+        rows, sweep = require_batch(self, batch), self.sweep
         plan = quantization_plan(model, amounts, self.form)  # before the rotation, which takes longer than to refuse
         turned = rotated(model, seed=self.seed) if self.rotate else model
         weigh = Concentration(self.least) if self.weighted else None

@@ -5,7 +5,7 @@ import pytest
 from curvjax.data.batch import Batch
 from curvjax.models import parameters, with_parameters
 from curvjax.storage import Format
-from curvjax.surgery import Sweep, decoded, dequantized, gptq, nearest, quantization_plan, quantize_gptq
+from curvjax.surgery import GPTQ, Sweep, decoded, dequantized, gptq, nearest, quantization_plan, quantize_gptq
 from curvjax.surgery.gptq import _swept
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import recorded, residual_streams
@@ -254,3 +254,16 @@ def test_unusable_batches_and_settings_are_refused(model, batch, plan):
         quantize_gptq(model, padding, plan, rows_at_once=5)
     with pytest.raises(ValueError, match="block and damping must be positive"):
         quantize_gptq(model, batch, plan, rows_at_once=5, sweep=Sweep(block=0))
+
+
+def test_the_surgerys_settings_are_those_of_its_sweep(model, batch):
+    method = GPTQ(group=4, rows=5, act_order=True, damping=0.5, scales="float32")
+    found, plan = method(model, {"layers.1": 3}, batch).model, quantization_plan(model, {"layers.1": 3}, method.form)
+    expected = quantize_gptq(model, batch, plan, rows_at_once=5, sweep=Sweep(damping=0.5, act_order=True)).model
+    other = quantize_gptq(model, batch, plan, rows_at_once=5, sweep=Sweep(act_order=True)).model
+    ours, theirs, others = (parameters(dequantized(each)) for each in (found, expected, other))
+    assert all(jnp.array_equal(ours[path], theirs[path]) for path in ours)
+    assert any(not jnp.array_equal(ours[path], others[path]) for path in ours)
+    kernel, hessian = problem(1)
+    expected = gptq(kernel, hessian, 3, method.form, Sweep(damping=0.5, act_order=True)).kernel
+    assert jnp.array_equal(method.edited(kernel, 3, hessian), expected)
