@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from curvjax.surgery import QVLM as QVLM
     from curvjax.surgery import RSQ as RSQ
     from curvjax.surgery import AdaQuant as AdaQuant
+    from curvjax.surgery import ALaST as ALaST
     from curvjax.surgery import Channels as Channels
     from curvjax.surgery import Factorize as Factorize
     from curvjax.surgery import Heads as Heads
@@ -99,8 +100,19 @@ _HOME = {
     "curvjax.runs.landscape": ("FilterNoise", "NewtonStep", "RitzVector"),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
-        *("AdaQuant", "GPTQ", "LISA", "QVLM", "RSQ", "Channels", "Factorize", "Heads", "LoRA", "LoRAMixture"),
-        *("Maestro", "Magnitude", "Nearest", "RSparse", "SliderQuant", "SparseGPT", "Structured", "Upcycle", "Wanda"),
+        *("ALaST", "AdaQuant", "GPTQ", "LISA", "QVLM", "RSQ", "Channels", "Factorize", "Heads", "LoRA"),
+        *(
+            "LoRAMixture",
+            "Maestro",
+            "Magnitude",
+            "Nearest",
+            "RSparse",
+            "SliderQuant",
+            "SparseGPT",
+            "Structured",
+            "Upcycle",
+            "Wanda",
+        ),
     ),
     "curvjax.training": ("LAMB", "AdamW", "ALLoRA", "DCTAdamW", "DeepZero", "LoRAPro", "NoiseAdaptive"),
     "curvjax.trials": ("compare", "descend", "judge", "landscape", "promise"),

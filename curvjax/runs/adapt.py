@@ -81,8 +81,8 @@ def adapt(
 ) -> Rebuilt:
     """Train adapters of the allocated ranks or experts, saved under `directory/adapter`; resumes where it was killed.
 
-    Of a method that restores no adapter (`LISA`, `Maestro`) the model is saved, under `directory/model`, for every
-    command to load.
+    Of a method that restores no adapter (`LISA`, `ALaST`, `Maestro`) the model is saved, under `directory/model`, for
+    every command to load.
 
     Args:
       loaded: the base model and its tokenizer.

@@ -10,6 +10,10 @@ from curvjax.surgery.adaquant import Calibrated as Calibrated
 from curvjax.surgery.adaquant import Calibration as Calibration
 from curvjax.surgery.adaquant import adaquant as adaquant
 from curvjax.surgery.adaquant import quantize_adaquant as quantize_adaquant
+from curvjax.surgery.alast import ALaST as ALaST
+from curvjax.surgery.alast import BudgetDraw as BudgetDraw
+from curvjax.surgery.alast import budgets as budgets
+from curvjax.surgery.alast import layer_changes as layer_changes
 from curvjax.surgery.codes import Codes as Codes
 from curvjax.surgery.codes import decoded as decoded
 from curvjax.surgery.codes import nearest as nearest

@@ -151,8 +151,8 @@ class LISA:
         drawable = sum(weight > 0 for weight in self.weights(model, amounts))
         if self.every < 1 or not 1 <= self.layers <= drawable:
             msg = (
-                f"lisa draws {self.layers} layers every {self.every} steps; both must be at least 1, and the layers at "
-                f"most {drawable}, which have an amount above 0."
+                f"{self.name} draws {self.layers} layers every {self.every} steps; both must be at least 1, and the "
+                f"layers at most {drawable}, which have an amount above 0."
             )
             raise ValueError(msg)
         remarks = [f"{self.layers} of {drawable} layers learn at a time, drawn every {self.every} steps"]

@@ -12,7 +12,7 @@ from curvjax.records import Rebuilt
 from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
-from curvjax.surgery import LISA, FactorizedLinear, LoRA, Maestro
+from curvjax.surgery import LISA, ALaST, FactorizedLinear, LoRA, Maestro
 from curvjax.surgery.ordered import ordered_linears
 from tests.runs.tiny import texts
 
@@ -30,7 +30,9 @@ def stopping(_, done, total):
 
 
 @pytest.mark.parametrize(
-    "method", [LISA(layers=1, every=2), Maestro(at_once="all", threshold=0.3)], ids=lambda m: m.name
+    "method",
+    [LISA(layers=1, every=2), ALaST(layers=1, every=2), Maestro(at_once="all", threshold=0.3)],
+    ids=lambda m: m.name,
 )
 def test_a_model_comes_out_the_same_after_an_interruption_and_is_loaded(shallow, plan, tmp_path, logits, method):
     whole = adapt(shallow, plan, method, texts(4), SETTINGS, tmp_path / "whole")

@@ -17,6 +17,7 @@ from curvjax.surgery import (
     RSQ,
     SURGERIES,
     AdaQuant,
+    ALaST,
     Channels,
     Factorize,
     Heads,
@@ -56,6 +57,7 @@ CASES = {
     "upcycle": (Upcycle(top_k=1), {"layers.1": 3, "layers.2": 1}),
     "lora": (LoRA(magnitudes=True), {"layers.1": 2, "layers.2.mlp.up_proj": 0}),
     "lisa": (LISA(layers=1), {"layers.1": 3, "layers.2": 1}),
+    "alast": (ALaST(layers=1), {"layers.1": 3, "layers.2": 1}),
     "maestro": (Maestro(), {"layers.1": 2, "layers.2.mlp.up_proj": 4}),
     "lora-mixture": (LoRAMixture(rank=2), {"layers.1": 2, "layers.2.mlp.up_proj": 1}),
 }
@@ -101,7 +103,7 @@ def test_each_unit_has_what_was_planned_and_the_model_given_is_untouched(small, 
         assert {unit.name: unit.realised for unit in found.units} == amounts
     assert (found.method, found.target, found.settings) == (name, method.targets[0], dataclasses.asdict(method))
     assert model_hash(small) == before
-    assert (model_hash(found.model) == before) == (name == "lisa")  # which changes what learns, and nothing yet
+    assert (model_hash(found.model) == before) == (name in {"lisa", "alast"})  # what learns changes, nothing yet
     assert sum(unit.realised for unit in found.units) == found.total or found.target in {"bits", "rank", "experts"}
 
 
