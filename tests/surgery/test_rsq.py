@@ -96,9 +96,10 @@ def test_without_its_parts_it_is_gptq(small, batch):
 
 
 def test_each_part_changes_codes_and_leaves_other_layers(small, batch):
-    weighted = RSQ(group=4, rows=5, rotate=False)(small, {"layers.1": 3}, batch)
+    method = RSQ(group=4, rows=5, rotate=False)
+    weighted = method(small, {"layers.1": 3}, batch)
     plan = quantization_plan(small, {"layers.1": 3}, Format(4, symmetric=False, scales="float16"))
-    expected = quantize_gptq(small, batch, plan, rows_at_once=5, weigh=Concentration(0.005)).model
+    expected = quantize_gptq(small, batch, plan, rows_at_once=5, sweep=method.sweep, weigh=Concentration(0.005)).model
     assert arrays_equal(weighted.model, expected)
     plain = all_arrays(GPTQ(group=4, rows=5)(small, {"layers.1": 3}, batch).model)
     changed = {path for path, array in all_arrays(weighted.model).items() if not np.array_equal(array, plain[path])}
