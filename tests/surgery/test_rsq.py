@@ -146,8 +146,9 @@ def test_codes_and_rotated_arrays_come_back_from_a_checkpoint(tmp_path):
 
 def test_single_kernels_are_priced_without_rotation_only(small, batch):
     kernel, moment = parameters(small)["layers.0.mlp.up_proj.kernel"], moments_of(jnp.eye(8) + 0.1)
-    plain = RSQ(group=4, rotate=False).edited(kernel, 3, moment)
-    assert jnp.array_equal(plain, gptq(kernel, moment, 3, Format(4, symmetric=False, scales="float16")).kernel)
+    method = RSQ(group=4, rotate=False)
+    plain = method.edited(kernel, 3, moment)
+    assert jnp.array_equal(plain, gptq(kernel, moment, 3, method.form, method.sweep).kernel)
     assert jnp.array_equal(RSQ(rotate=False).edited(kernel, 16, moment), kernel)
     with pytest.raises(ValueError, match="a rotated model is not priced one kernel at a time: descend with rotate=Fal"):
         RSQ(group=4).edited(kernel, 3, moment)
