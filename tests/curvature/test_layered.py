@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,36 +38,54 @@ def passes(model):
 
 
 def mean_loss(decoder):
-    total = sum(cross_entropy(decoder(b.tokens, positions_BT=b.positions, segments_BT=b.segments), b) for b in BATCHES)
-    return total / sum(jnp.sum(b.weights) for b in BATCHES)
+    def summed(b):
+        return cross_entropy(decoder(b.tokens, positions_BT=b.positions, segments_BT=b.segments), b)
+
+    batches = jax.tree.map(lambda *x: jnp.stack(x), *BATCHES)
+    return jnp.sum(jax.lax.map(summed, batches)) / jnp.sum(batches.weights)
 
 
-def dense_block(model, unit):
-    """J' S J / N of one unit, written down without the engine."""
-    varied, fixed = unit_parameters(model, unit)
-    total = 0.0
-    for batch in BATCHES:
+@pytest.fixture(scope="module")
+def dense_block(model):
+    """`unit -> J' S J / N [P, P]`, written down without the engine; compiled once for all layers."""
+    stacked, batches = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (model.blocks, BATCHES))
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, model.blocks[0]))
+    places = unravel(jnp.arange(flat.size, dtype=flat.dtype))
 
-        def logits(values, batch=batch):
-            blocks = list(model.blocks)
-            blocks[unit.index] = {**fixed, **values}
-            x = model.loss.embed(model.outer, batch)
-            for spec, weights in zip(model.specs, blocks, strict=True):
-                x = model.loss.block(spec, weights, x, batch)
-            return model.loss.readout(model.outer, x, batch)
+    def logits(offset, index, batch):
+        def block(x, layer):
+            weights, j = layer
+            moved = jax.tree.map(lambda w, move: w + jnp.where(j == index, move, 0.0), weights, unravel(offset))
+            return model.loss.block(model.specs[0], moved, x, batch), None
 
-        def output_hessian(z, batch=batch):
-            p = jax.nn.softmax(z).reshape(-1, VOCAB)
-            s = jax.vmap(lambda p, w: w * (jnp.diag(p) - jnp.outer(p, p)))(p, batch.weights.reshape(-1))
-            return jax.scipy.linalg.block_diag(*s)
+        x, _ = jax.lax.scan(block, model.loss.embed(model.outer, batch), (stacked, jnp.arange(LAYERS)))
+        return model.loss.readout(model.outer, x, batch)
 
-        total += dense_ggn(logits, varied, output_hessian=output_hessian)
-    return total / sum(jnp.sum(b.weights) for b in BATCHES)
+    def output_hessian(z, batch):
+        p = jax.nn.softmax(z).reshape(-1, VOCAB)
+        s = jax.vmap(lambda p, w: w * (jnp.diag(p) - jnp.outer(p, p)))(p, batch.weights.reshape(-1))
+        return jax.scipy.linalg.block_diag(*s)
+
+    @jax.jit
+    def whole(index):
+        def summed(batch):
+            return dense_ggn(
+                lambda x: logits(x, index, batch), flat, output_hessian=partial(output_hessian, batch=batch)
+            )
+
+        return jnp.sum(jax.lax.map(summed, batches), axis=0) / jnp.sum(batches.weights)
+
+    def of(unit):
+        varied, _ = unit_parameters(model, unit)
+        own = ravel_pytree({path: places[path] for path in varied})[0].astype(int)
+        return whole(unit.index)[own][:, own]
+
+    return of
 
 
 def test_gradients_and_loss_are_those_of_the_whole_model(decoder, model, passes, units):
     graph, state = nnx.split(decoder)
-    value, gradient = jax.value_and_grad(lambda s: mean_loss(nnx.merge(graph, s)))(state)
+    value, gradient = jax.jit(jax.value_and_grad(lambda s: mean_loss(nnx.merge(graph, s))))(state)
     whole = parameters(nnx.merge(graph, gradient))
     np.testing.assert_allclose(passes.value, value, rtol=1e-6)
     for unit in units:
@@ -86,9 +106,9 @@ def test_inputs_and_cotangents_make_the_gradient_of_every_linear_map(model, pass
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 10, 11])
-def test_products_and_gains_are_those_of_the_dense_ggn(model, passes, units, index):
+def test_products_and_gains_are_those_of_the_dense_ggn(model, passes, units, index, dense_block):
     unit = units[index]
-    matrix, gradient = dense_block(model, unit), unit_gradient(model, passes, unit)
+    matrix, gradient = dense_block(unit), unit_gradient(model, passes, unit)
     vector = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(3).normal(size=x.shape)), gradient)
     product = ravel_pytree(ggn_product(model, passes, unit)(vector))[0]
     np.testing.assert_allclose(product, matrix @ ravel_pytree(vector)[0], rtol=1e-8, atol=1e-12)
@@ -100,12 +120,12 @@ def test_products_and_gains_are_those_of_the_dense_ggn(model, passes, units, ind
             assert found.lower[i] <= truth <= found.upper[i]
 
 
-def test_module_gains_are_those_of_the_dense_ggn(decoder, model, passes):
+def test_module_gains_are_those_of_the_dense_ggn(decoder, model, passes, dense_block):
     chosen = [unit for unit in module_units(parameters(decoder)) if unit.index in (1, 10)]
     assert [unit.name for unit in chosen[:2]] == ["layers.1.self_attn.q_proj", "layers.1.self_attn.k_proj"]
     for row in each_layer_gain(model, passes, chosen[::3], damping=absolute(1e-2), rtol=1e-6):
         gradient = unit_gradient(model, passes, row.unit)
-        truth = dense_gain(dense_block(model, row.unit), gradient, damping=1e-2)
+        truth = dense_gain(dense_block(row.unit), gradient, damping=1e-2)
         assert row.gain.lower[0] <= truth <= row.gain.upper[0]
         assert row.parameters == next(iter(gradient.values())).size
 
@@ -132,12 +152,12 @@ def test_weightless_tokens_count_for_nothing(model, passes, units):
         np.testing.assert_allclose(value, vector[path], rtol=1e-9, atol=1e-12)
 
 
-def test_sampled_traces_are_unbiased(model, passes, units):
+def test_sampled_traces_are_unbiased(model, passes, units, dense_block):
     draws = [sampled_traces(model, passes, key) for key in jax.random.split(jax.random.key(1), 64)]
     for index in (0, 10):
         values = np.asarray([sum(float(v) for v in draw[index].values()) for draw in draws])
         error = values.std(ddof=1) / np.sqrt(len(values))
-        assert abs(values.mean() - float(jnp.trace(dense_block(model, units[index])))) < 4 * error
+        assert abs(values.mean() - float(jnp.trace(dense_block(units[index])))) < 4 * error
 
 
 def test_one_compilation_serves_all_layers(model, passes, units):
@@ -152,11 +172,11 @@ def test_one_compilation_serves_all_layers(model, passes, units):
     np.testing.assert_allclose(gains.gain.step_norm[:, 0], 0.02 * gains.parameter_norm, rtol=1e-3)
 
 
-def test_policies_scale_with_the_layer(model, passes, units):
+def test_policies_scale_with_the_layer(model, passes, units, dense_block):
     (mean,) = each_layer_gain(model, passes, units[4:5], damping=of_mean_eigenvalue(0.5), rtol=0.1)
     assert mean.gain.damping[0] == pytest.approx(0.5 * mean.trace / mean.parameters)
     (largest,) = each_layer_gain(model, passes, units[4:5], damping=of_largest_eigenvalue(0.01), rtol=1e-3)
-    top = jnp.linalg.eigvalsh(dense_block(model, units[4]))[-1]
+    top = jnp.linalg.eigvalsh(dense_block(units[4]))[-1]
     assert largest.gain.damping[0] == pytest.approx(0.01 * float(top), rel=1e-3)
 
 
