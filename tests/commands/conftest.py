@@ -38,6 +38,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """Two layers, where every rebuilt model is compiled anew."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "shallow", layers=2)
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_texts(tmp_path_factory.mktemp("data") / "texts", texts(8))
 
