@@ -32,22 +32,22 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(adapting, "fit", stand_in_fit)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shallow(tmp_path_factory):
     """Two layers, where every rebuilt model is compiled anew."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "shallow", layers=2)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory):
     return write_texts(tmp_path_factory.mktemp("data") / "texts", texts(8))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def origin(model):
     return load_model(model).origin

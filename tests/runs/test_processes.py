@@ -105,15 +105,14 @@ def named(*indices):
     return [f"layers.{index}" for index in indices]
 
 
-def test_two_processes_share_the_units_and_change_no_number(model_directory, tmp_path, address):
+def test_two_processes_share_the_units_and_change_no_number(model_directory, loaded, tmp_path, address):
     both = [started(model_directory, tmp_path / "two", address, process, gains="true") for process in (0, 1)]
     (status, first, errors), (other_status, second, other_errors) = ended(*both)
     assert (status, other_status) == (0, 0), errors + other_errors
     assert (first, second) == (named(*range(0, 12, 2)), named(*range(1, 12, 2)))
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["gains.json"]
-    ((status, every, _),) = ended(started(model_directory, tmp_path / "one", address, 0, processes=1, gains="true"))
-    assert (status, every) == (0, named(*range(12)))
-    found, single = (Scores.load(tmp_path / name / "gains.json") for name in ("two", "one"))
+    found, single = Scores.load(tmp_path / "two" / "gains.json"), run(loaded, tmp_path / "one", settings=QUICK)
+    assert [unit.name for unit in single.units] == named(*range(12))
     assert found.origin.settings == single.origin.settings
     assert untimed(found) == untimed(single)
 
