@@ -12,14 +12,14 @@ demo: $(VENV)/.demo
 	$(BIN)/curvjax run --out $(RUN) $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests --ignore=tests/oracles -n 2
+	$(BIN)/python -m pytest tests --ignore=tests/oracles -n 2 --dist worksteal
 
 test-types: $(VENV)/.test  ## the suite again, with every annotated shape checked at run time
-	$(BIN)/python -m pytest tests --ignore=tests/oracles -n 2 -m "not bad_shapes" -p tests.run_time_types \
+	$(BIN)/python -m pytest tests --ignore=tests/oracles -n 2 --dist worksteal -m "not bad_shapes" -p tests.run_time_types \
 		--jaxtyping-packages=curvjax,tests.run_time_types.checked
 
 test-oracles: $(VENV)/.oracles
-	$(BIN)/python -m pytest tests/oracles -n 2
+	$(BIN)/python -m pytest tests/oracles -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
