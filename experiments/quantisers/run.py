@@ -10,6 +10,7 @@ SQuAD and as many of BoolQ, the same for all. Control: `nearest`, which looks at
 loss is not below that of `nearest` by two standard errors over rows, on both texts and with every seed.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -37,8 +38,8 @@ class Settings:
 
     model: str = "smollm2-135m"
     """What `curvjax.load_model` takes."""
-    methods: tuple[str, ...] = ("nearest", "gptq", "rsq", "adaquant", "sliderquant")
-    """Surgeries that round."""
+    methods: tuple[str, ...] = ("nearest", "gptq", "gptq/act_order", "rsq", "adaquant", "sliderquant")
+    """Surgeries that round, with settings after a slash: gptq/act_order/damping=0.01."""
     means: tuple[int, ...] = (3, 4)
     """Equal widths."""
     plans: tuple[Path, ...] = ()
@@ -104,7 +105,7 @@ def main(settings: Settings) -> None:
     for plan, widths in widths_of(loaded, settings).items():
         arms[plan] = {}
         for name in with_control(settings.methods):
-            reads = SURGERIES[name].reads_text
+            reads = made(name, settings.group, 0).reads_text
             for seed in settings.seeds if reads else settings.seeds[:1]:
                 text = calibration(loaded, squad, settings, seed) if reads else None
                 method = made(name, settings.group, seed)
@@ -119,6 +120,7 @@ def main(settings: Settings) -> None:
                     return rounded(loaded, method, widths, text, tests)
 
                 label = f"{plan}-{name}-{seed}-{settings.tokens}" if reads else f"{plan}-{name}"
+                label = label.replace("/", "-")
                 arms[plan].setdefault(name, {})[seed] = stages(label, Arm, key, compute)
                 told = {each: result(found) for each, found in arms.items()}
                 write_json(FOLDER / settings.out, about | {"dense": plain(dense), "result": told})
@@ -148,9 +150,11 @@ def calibration(loaded: Loaded, squad: Splits, settings: Settings, seed: int) ->
     return packed(documents, loaded, TextSettings(tokens=settings.tokens, length=settings.length), source=settings.data)
 
 
-def made(name: str, group: int, seed: int) -> Surgery:
-    """The method at its defaults, with groups, and with the seed where it has one."""
-    method: Any = SURGERIES[name](group=group)
+def made(arm: str, group: int, seed: int) -> Surgery:
+    """The method with its groups, the settings that the arm names, and the seed where it has one."""
+    name, *settings = arm.split("/")
+    given = {field: json.loads(value or "true") for field, _, value in (each.partition("=") for each in settings)}
+    method: Any = SURGERIES[name](group=group, **given)
     return replace(method, seed=seed) if "seed" in {field.name for field in fields(method)} else method
 
 
