@@ -146,7 +146,7 @@ class Upcycle(Rebuild):
 class Adapt:
     """Fine-tune LoRA adapters of an allocation's ranks or experts -> an adapter. Resumes where it was killed.
 
-    With --method lisa, alast or maestro weights of the model itself -> a model.
+    With --method lisa, alast, maestro or upcycle weights of the model itself -> a model.
     """
 
     choices: ClassVar = (METHOD._replace(default=ADAPTERS.name, begin={ADAPTERS.name: ADAPTERS}), OPTIMIZER)
@@ -158,7 +158,7 @@ class Adapt:
     data: str = "task:sciq"
     """Training text, or prompts and completions; as for `curvjax score`."""
     method: str = ADAPTERS.name
-    """lora, factorize, lisa, alast, maestro (ranks), lora-mixture (experts). Its settings are flags."""
+    """lora, factorize, lisa, alast, maestro (ranks), lora-mixture, upcycle (experts). Its settings are flags."""
     out: Path = Path("runs/adapted")
     """Directory for adapter/ or model/, checkpoints and metrics.jsonl."""
     merge: bool = False

@@ -20,6 +20,7 @@ from curvjax.models import MLP, Decoder, Linear
 from curvjax.models.decoder import ACTIVATIONS
 from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
 from curvjax.records import Rebuilt
+from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import projections
 from curvjax.surgery.router import Router
@@ -210,6 +211,10 @@ class Upcycle:
             f"logits are equal: the largest change is {moved:.1e} of the largest",
         ]
         return account(self, "experts", (model, grown), counts, remarks=remarks, evidence={"moved": moved})
+
+    def lesson(self, born: Rebuilt) -> Lesson:
+        """Experts and routers learn."""
+        return Lesson(born.model)
 
 
 def _moved(model: Decoder, grown: Decoder, batch: Batch) -> float:

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from curvjax.allocation import Ranks
+from curvjax.allocation import Experts, Ranks
 from curvjax.layers import layer_index
 from curvjax.models import parameters, submodules
 from curvjax.records import Rebuilt
 from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
-from curvjax.surgery import LISA, ALaST, FactorizedLinear, LoRA, Maestro
+from curvjax.surgery import LISA, ALaST, FactorizedLinear, LoRA, Maestro, Upcycle
 from curvjax.surgery.ordered import ordered_linears
 from tests.runs.tiny import texts
 
@@ -50,6 +50,16 @@ def test_a_model_comes_out_the_same_after_an_interruption_and_is_loaded(shallow,
     for place in ("model", "model/checkpoint") if method.name == "maestro" else ("model",):
         assert np.allclose(logits(open_model(str(tmp_path / "parts" / place)).model), logits(whole.model), atol=1e-4)
     assert not (tmp_path / "parts" / "adapter").exists()
+
+
+def test_upcycled_experts_learn_and_their_model_is_loaded(shallow, shallow_gains, tmp_path, logits):
+    experts = allocate(shallow_gains, Experts(2.0), rule="uniform")
+    found = adapt(shallow, experts, Upcycle(top_k=1), texts(4), SETTINGS, tmp_path)
+    before, after = parameters(shallow.model), parameters(found.model)
+    changed = {path for path, array in after.items() if path in before and not np.array_equal(before[path], array)}
+    assert changed == {path for path in before if ".mlp." in path}
+    assert not np.array_equal(logits(found.model), logits(shallow.model))
+    assert np.array_equal(logits(open_model(str(tmp_path / "model" / "checkpoint")).model), logits(found.model))
 
 
 def test_layers_without_an_amount_stay_and_the_cost_is_that_of_one_layer(shallow, plan, tmp_path):
