@@ -10,13 +10,12 @@ from curvjax.data import Question, Splits, documents_hash, question_document, re
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded
 from curvjax.records import Adaptation, AdaptedArm, Pair, Scores, TaskOutcome, digest
-from curvjax.runs.adapt import adapt
+from curvjax.runs.adapt import ADAPTERS, adapt
 from curvjax.runs.allocate import PROGRAM, allocate
 from curvjax.runs.evaluate import known, task_accuracy, task_outcome
 from curvjax.runs.progress import Progress
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
-from curvjax.surgery import LoRA
 
 ARMS = {"curvature": (PROGRAM, "none"), "uniform": ("uniform", "none"), "permuted": (PROGRAM, "permuted")}
 """Rule and control of each arm."""
@@ -84,7 +83,7 @@ def _adapted(
     name, (rule, control) = f"adapt-{arm}-seed{seed}", ARMS[arm]
     target = directory / ("allocation-rank.json" if arm == "curvature" else f"stages/{name}-allocation.json")
     plan = allocate(gains, Ranks(settings.rank), rule=rule, control=control, seed=seed if arm == "permuted" else 0)
-    method, how = LoRA(seed=seed), replace(settings.adapt, order_seed=seed)
+    method, how = replace(ADAPTERS, seed=seed), replace(settings.adapt, order_seed=seed)
     train = [question_document(question) for question in parts.calibration]
     key = inputs | {"amounts": plan.amounts, "method": method, "adapt": how, "train": documents_hash(train)}
     folder = directory / "adapters" / f"{name}-{digest(key)[:12]}"
