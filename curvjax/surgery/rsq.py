@@ -88,6 +88,8 @@ class RSQ(GPTQ):
 
     name: ClassVar[str] = "rsq"
 
+    act_order: bool = False
+    """The strongest inputs first, on grids fitted beforehand; after a rotation inputs are more alike."""
     rotate: bool = True
     """Rotate the residual stream and the heads' values first."""
     weighted: bool = True
