@@ -9,7 +9,7 @@ Refuted where the metric's loss is not below that of the plain threshold by two 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,8 @@ class Reranking:
 def main(settings: Reranking) -> None:
     """Every cut, and the record."""
     loaded = load_model(settings.study.model)
-    record: dict[str, Any] = {"tasks": {}}
+    study = asdict(settings.study) | {"work": settings.study.work.name}
+    record: dict[str, Any] = {"settings": asdict(settings) | {"study": study}, "tasks": {}}
     for name in settings.tasks:
         task = read(name, loaded, settings.study)
         rows = TextSettings(tokens=settings.tokens, length=settings.study.training.length)
