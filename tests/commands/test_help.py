@@ -20,7 +20,7 @@ OPTIONS = {
     "descend": ("--data", "--start", "--out", "--selection-tokens", "--budget"),
     "adapt": ("--data", "--out", "--merge", "--checkpoint", "--steps", "--learning-rate", "--method", "--scaling"),
     "prune": ("--data", "--out", "--checkpoint", "structured", "--method", "--pattern", "--drop", "--tokens"),
-    "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--act-order", "--tokens"),
+    "quantize": ("--data", "--out", "--method", "--group", "--symmetric", "--scales", "--no-act-order", "--tokens"),
     "factorize": ("--data", "--out", "--metric", "svd", "aware", "asvd", "--alpha", "--tokens"),
     "upcycle": ("--data", "--out", "--top-k", "--seed"),
     "rebuild": (
@@ -53,7 +53,7 @@ def test_help_names_the_options(command, name):
     [
         (("allocate", "--target", "sparsity"), ("--kappa", "--max-sparsity")),
         (("allocate", "--target=bits"), ("--allowed",)),
-        (("rebuild", "--method", "gptq"), ("--group", "--act-order")),
+        (("rebuild", "--method", "gptq"), ("--group", "--no-act-order")),
         (("prune", "--drop-plan", "angular"), ("--drop-plan.every-token",)),
         (("rebuild", "--drop-plan=score"), ("--drop-plan.score", "--drop-plan.settings.directions")),
         (("adapt", "--method", "lora-mixture"), ("--rank", "--top-k")),

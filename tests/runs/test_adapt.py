@@ -173,7 +173,7 @@ def test_an_allocation_of_another_target_is_refused(loaded, gains, tmp_path):
 
 
 def test_a_method_that_does_not_say_what_learns_is_refused(loaded, gains, tmp_path):
-    with pytest.raises(ValueError, match=r"magnitude does not say what .* learns .*; methods that do: lora, "):
+    with pytest.raises(ValueError, match=r"magnitude does not say what .* learns .*; methods that do: upcycle, lora, "):
         adapt(loaded, allocate(gains, Sparsity(0.5)), Magnitude(), texts(4), SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
