@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from curvjax.models import Decoder, submodules
-from curvjax.surgery import QuantizedLinear
+from curvjax.models import Decoder
+from curvjax.surgery import QuantizedLinear, coded_modules
 
 
 class CodedExport(NamedTuple):
@@ -19,11 +19,6 @@ class CodedExport(NamedTuple):
     modules: dict[int, int]
     size: int
     change: float = 0.0
-
-
-def coded_modules(model: Decoder) -> dict[str, QuantizedLinear]:
-    """The projections that are stored as codes, by path."""
-    return {path: child for path, child in submodules(model).items() if isinstance(child, QuantizedLinear)}
 
 
 def coded_projections(model: Decoder) -> dict[str, QuantizedLinear]:

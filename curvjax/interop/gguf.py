@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys
 
-from curvjax.interop.coded import CodedExport, coded_modules, coded_projections, counted, zeros
+from curvjax.interop.coded import CodedExport, coded_projections, counted, zeros
 from curvjax.interop.folder import new_folder
 from curvjax.interop.gguf_blocks import Grid, block_type, blocks, offset_change
 from curvjax.interop.gguf_layers import (
@@ -27,7 +27,7 @@ from curvjax.interop.gguf_layers import (
 )
 from curvjax.models import Decoder, DecoderConfig, config_from_gguf, decoder_from_gguf, gguf_rows, parameters, read_gguf
 from curvjax.models.gguf_file import GGUFFile
-from curvjax.surgery import QuantizedLinear
+from curvjax.surgery import QuantizedLinear, coded_modules
 from curvjax.surgery.codes import unpacked
 
 MODEL_FILE = "model.gguf"

@@ -15,11 +15,11 @@ from curvjax.curvature import LayeredModel, absolute, of_largest_eigenvalue, of_
 from curvjax.curvature.damping import LayerPolicy
 from curvjax.curvature.layered import embedded, run_blocks
 from curvjax.data import Batch, microbatches
-from curvjax.interop.coded import coded_modules
 from curvjax.layers import Unit, UnitShape, layer_index, layer_units, mapped_units, module_path, module_units
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import cross_entropy
 from curvjax.records import read_json
+from curvjax.surgery import coded_modules
 
 POLICIES: dict[str, Callable[[float], LayerPolicy]] = {
     "trust-radius": trust_radius,

@@ -105,6 +105,7 @@ from curvjax.surgery.quantize import QuantizationPlan as QuantizationPlan
 from curvjax.surgery.quantize import Quantized as Quantized
 from curvjax.surgery.quantize import QuantizedLinear as QuantizedLinear
 from curvjax.surgery.quantize import Storage as Storage
+from curvjax.surgery.quantize import coded_modules as coded_modules
 from curvjax.surgery.quantize import dequantized as dequantized
 from curvjax.surgery.quantize import measured_storage as measured_storage
 from curvjax.surgery.quantize import quantization_plan as quantization_plan

@@ -135,6 +135,5 @@ class ALaST(LISA):
 
     def lesson(self, born: Rebuilt) -> Lesson:
         """Layers are drawn by amounts and budgets."""
-        weights = self.weights(born.model, {unit.name: int(unit.planned) for unit in born.units})
-        first = tuple(born.evidence["changes"])
-        return Lesson(born.model, draw=BudgetDraw(self.every, self.layers, weights, self.rate, first))
+        draw = BudgetDraw(*self.draw(born), self.rate, tuple(born.evidence["changes"]))
+        return Lesson(born.model, draw=draw)

@@ -160,8 +160,12 @@ class LISA:
 
     def lesson(self, born: Rebuilt) -> Lesson:
         """Layers are drawn by the amounts."""
+        return Lesson(born.model, draw=self.draw(born))
+
+    def draw(self, born: Rebuilt) -> LayerDraw:
+        """By the amounts that the model was born with."""
         weights = self.weights(born.model, {unit.name: int(unit.planned) for unit in born.units})
-        return Lesson(born.model, draw=LayerDraw(self.every, self.layers, weights))
+        return LayerDraw(self.every, self.layers, weights)
 
     def weights(self, model: Decoder, amounts: Mapping[str, int]) -> tuple[float, ...]:
         """The weight of every layer of the stack in the draw."""

@@ -209,6 +209,11 @@ def quantized(model: Decoder, codes: Mapping[str, Codes], plan: QuantizationPlan
     return Quantized(copy, storage)
 
 
+def coded_modules(model: nnx.Module) -> dict[str, QuantizedLinear]:
+    """The projections that are stored as codes, by path."""
+    return {path: child for path, child in submodules(model).items() if isinstance(child, QuantizedLinear)}
+
+
 def dequantized(model: Module) -> Module:
     """A copy of `model` with ordinary kernels in place of codes, and the same logits: what `save_hf` writes."""
 
@@ -216,8 +221,7 @@ def dequantized(model: Module) -> Module:
         assert isinstance(child, QuantizedLinear)
         return linear_with(child.dense(), child.bias)
 
-    coded = [path for path, child in submodules(model).items() if isinstance(child, QuantizedLinear)]
-    return replaced(model, dict.fromkeys(coded, plain))
+    return replaced(model, dict.fromkeys(coded_modules(model), plain))
 
 
 def measured_storage(model: nnx.Module, units: tuple[Unit, ...]) -> Storage:

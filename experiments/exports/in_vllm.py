@@ -94,13 +94,15 @@ def arms(loaded: Loaded, base: Path) -> dict[str, Arm]:
     plan = quantization_plan(model, dict.fromkeys(layers, 4), Format(64, symmetric=True, scales="float16"))
     coded = quantize_nearest(model, plan).model
     lora = adapted(model, "constant")
+
+    def dense(of: Decoder, dtype: str = "float32") -> Arm:
+        return Arm(of, lambda folder: save_hf(of, folder, tokenizer=loaded.tokenizer), dtype)
+
     return {
-        "unchanged": Arm(model, lambda folder: save_hf(model, folder, tokenizer=loaded.tokenizer)),
-        "pruned": Arm(pruned, lambda folder: save_hf(pruned, folder, tokenizer=loaded.tokenizer)),
+        "unchanged": dense(model),
+        "pruned": dense(pruned),
         "adapter, ranks 1 to 8": Arm(lora, lambda folder: save_peft(lora, folder, base=str(base)), adapter=True),
-        "unchanged, in bfloat16": Arm(
-            model, lambda folder: save_hf(model, folder, tokenizer=loaded.tokenizer), "bfloat16"
-        ),
+        "unchanged, in bfloat16": dense(model, "bfloat16"),
         "4 bits": Arm(
             coded, lambda folder: save_compressed_tensors(coded, folder, tokenizer=loaded.tokenizer), "bfloat16"
         ),

@@ -17,7 +17,6 @@ import numpy as np
 import tyro
 
 import curvjax as cj
-from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, load_model
 from curvjax.records import machine, versions, write_json
 from curvjax.runs.adapt import load_adapter
@@ -26,7 +25,7 @@ from curvjax.surgery import lora_ranks
 from curvjax.surgery.lora import adapters
 from curvjax.surgery.projections import rebuilt
 from curvjax.surgery.rerank import cut, truncated
-from experiments.learning.run import FOLDER, Settings, read, tested
+from experiments.learning.run import FOLDER, Settings, apart, read, tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +94,7 @@ def told(arms: dict[str, list[dict[str, Any]]], arm: str) -> dict[str, Any]:
     """Losses by seed, and in the mean over seeds the difference to the plain threshold."""
     start, _, rest = arm.partition(", ")
     other = f"{start}, {rest.partition(', ')[0]}, plain" if "," in rest else arm
-    ours, theirs = (np.asarray([run["nats"] for run in arms[name]]) for name in (arm, other))
-    tokens = np.asarray(arms[arm][0]["tokens"])
-    difference, error = clustered_mean((ours - theirs).mean(axis=0), tokens)
-    by_seed = ((ours - theirs).sum(axis=1) / tokens.sum()).tolist()
-    return {
-        "nll": [run["nll"] for run in arms[arm]],
-        "difference": difference,
-        "standard_error": error,
-        "by_seed": by_seed,
-    }
+    return {"nll": [run["nll"] for run in arms[arm]], **apart(arms[arm], arms[other])}
 
 
 def table(name: str, found: dict[str, Any]) -> str:

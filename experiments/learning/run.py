@@ -213,18 +213,22 @@ def tested(model: Decoder, task: Task) -> dict[str, Any]:
 
 def told(arms: dict[str, dict[str, Any]], arm: str) -> dict[str, Any]:
     """An arm for the record: its loss by seed, and its difference to `uniform` in the mean over seeds."""
-    ours, theirs = (np.asarray([run["nats"] for run in arms[name]["seeds"]]) for name in (arm, "uniform"))
-    tokens = np.asarray(arms[arm]["seeds"][0]["tokens"])
-    difference, error = clustered_mean((ours - theirs).mean(axis=0), tokens)
     return {
         "rate": arms[arm]["rate"],
         "trials": {f"{rate:g}": loss for rate, loss in arms[arm]["trials"].items()},
         "nll": [run["nll"] for run in arms[arm]["seeds"]],
-        "difference": difference,
-        "standard_error": error,
-        "by_seed": ((ours - theirs).sum(axis=1) / tokens.sum()).tolist(),
+        **apart(arms[arm]["seeds"], arms["uniform"]["seeds"]),
         "best_steps": [run["best_step"] for run in arms[arm]["seeds"]],
     }
+
+
+def apart(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The difference of two arms' runs, seed by seed, and of their means over seeds with its error over documents."""
+    each = np.asarray([run["nats"] for run in ours]) - np.asarray([run["nats"] for run in theirs])
+    tokens = np.asarray(ours[0]["tokens"])
+    difference, error = clustered_mean(each.mean(axis=0), tokens)
+    by_seed = (each.sum(axis=1) / tokens.sum()).tolist()
+    return {"difference": difference, "standard_error": error, "by_seed": by_seed}
 
 
 def table(name: str, found: dict[str, Any]) -> str:
