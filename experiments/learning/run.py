@@ -3,13 +3,16 @@
     nice .venv/bin/python -m experiments.learning.run                                          # glassllm, an hour
     nice .venv/bin/python -m experiments.learning.run --model smollm2-135m --tasks arc-easy --arms uniform gradient
 
-Two CPU cores. An arm is START or START/OPTIMIZER: equal ranks on every projection, hence equal parameters, and equal
-steps. For each task the arm's rate is chosen among the same five for all, on selection documents with seed 0, from the
-middle outwards while it helps; training stops early by them too. Then every seed is trained at that rate and measured
-on test documents, which chose nothing. Control: `uniform`, LoRA as published, by AdamW. Refuted for an arm where its
-loss is not below that of `uniform` by two standard errors over documents, with all seeds agreeing.
+Two CPU cores. An arm is WAY[/OPTIMIZER][@PLAN]: a start of LoRA or another method that learns, such as lisa; what
+makes steps; and how ranks are shared out, `plans.py`, equally if nothing is said. Adapters of all arms have equal
+parameters, and all arms equal steps. For each task the arm's rate is chosen among the same for all, on selection
+documents with seed 0, from the middle outwards while it helps; training stops early by them too. Then every seed is
+trained at that rate and measured on test documents, which chose nothing. Control: `uniform`, LoRA as published, by
+AdamW. Refuted for an arm where its loss is not below that of `uniform` by two standard errors over documents, with all
+seeds agreeing.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +21,6 @@ from typing import Any
 import numpy as np
 import tyro
 
-from curvjax.allocation import Ranks
 from curvjax.data import (
     Document,
     Question,
@@ -34,13 +36,11 @@ from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded, load_model
 from curvjax.records import Allocation, machine, versions, write_json
 from curvjax.runs.adapt import TrainSettings, adapt
-from curvjax.runs.allocate import allocate
-from curvjax.runs.measure import ScoreSettings
-from curvjax.runs.score import score
 from curvjax.runs.stages import Stages
-from curvjax.runs.text import TextSettings
+from curvjax.runs.text import Text, TextSettings
 from curvjax.runs.text import packed as packed_text
-from curvjax.surgery import LoRA
+from curvjax.surgery import SURGERIES, LoRA
+from experiments.learning.plans import plan
 
 FOLDER = Path(__file__).parent
 STARTS = ("uniform", "principal", "gradient", "curvature", "gora", "lora-ga", "eva")
@@ -56,7 +56,7 @@ class Settings:
     tasks: tuple[str, ...] = ("coqa", "gsm8k", "arc-easy")
     """Stories, worked arithmetic, or questions by name."""
     arms: tuple[str, ...] = (*STARTS, *(f"uniform/{name}" for name in OPTIMIZERS))
-    """START or START/OPTIMIZER."""
+    """WAY[/OPTIMIZER][@PLAN]."""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Of starts and of the order of rows."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -85,7 +85,6 @@ def main(settings: Settings) -> None:
     """All arms, and a record of each task."""
     loaded = load_model(settings.model)
     stages = Stages(settings.work / loaded.origin.name)
-    plan = uniform_plan(loaded, settings)
     about = {
         "settings": asdict(settings) | {"work": settings.work.name},
         "versions": versions(),
@@ -94,17 +93,16 @@ def main(settings: Settings) -> None:
     for name in settings.tasks:
         task = read(name, loaded, settings)
         before = stages(f"{name}-before", dict, asdict(settings), lambda task=task: tested(loaded.model, task))
-        arms = {arm: trained(arm, name, task, loaded, plan, settings, stages) for arm in settings.arms}
+        arms = {arm: trained(arm, name, task, loaded, settings, stages) for arm in settings.arms}
         found = {"task": name, "before": before["nll"], "arms": {arm: told(arms, arm) for arm in arms}}
         write_json(FOLDER / f"{loaded.origin.name}_{name}.json", about | found)
         print(table(name, found), flush=True)
 
 
-def uniform_plan(loaded: Loaded, settings: Settings) -> Allocation:
-    """Equal ranks; a score is asked for, and not looked at."""
-    text = packed_text(read_documents("demo:squad"), loaded, TextSettings(tokens=128, length=64), source="demo:squad")
-    scores = score(loaded, text, "gradient-norm", settings=ScoreSettings())
-    return allocate(scores, Ranks(settings.rank), rule="uniform")
+def looked_at(task: Task, loaded: Loaded, settings: Settings) -> Text:
+    """Training rows that plans are made by: 1024 tokens."""
+    rows = TextSettings(tokens=1024, length=settings.training.length)
+    return packed_text(task.documents[: settings.documents[0]], loaded, rows, source="training")
 
 
 def read(name: str, loaded: Loaded, settings: Settings) -> Task:
@@ -143,16 +141,23 @@ def worked_arithmetic() -> list[Document]:
     return [Document(f"gsm8k/{i}", f"{doc['question']}\n{doc['answer']}") for i, doc in enumerate(records)]
 
 
-def trained(
-    arm: str, name: str, task: Task, loaded: Loaded, plan: Allocation, settings: Settings, stages: Stages
-) -> dict[str, Any]:
+def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings, stages: Stages) -> dict[str, Any]:
     """The rate chosen with seed 0, then every seed at it."""
+    way, _, shares = arm.partition("@")
+    ranks: list[Allocation] = []  # made when first needed: a finished arm measures nothing
+
+    def shared() -> Allocation:
+        if not ranks:
+            ranks.append(plan(shares or "uniform", loaded, settings.rank, looked_at(task, loaded, settings)))
+        return ranks[0]
 
     def run(seed: int, rate: float) -> dict[str, Any]:
         inputs = asdict(settings) | {"task": name, "arm": arm, "seed": seed, "rate": rate}
         inputs = {key: value for key, value in inputs.items() if key not in ("tasks", "arms", "seeds", "rates", "work")}
         label = f"{name}-{arm.replace('/', '-')}-{rate:g}-{seed}"
-        return stages(label, dict, inputs, lambda: once(arm, task, loaded, plan, settings, seed, rate, label, stages))
+        return stages(
+            label, dict, inputs, lambda: once(way, task, loaded, shared(), settings, seed, rate, label, stages)
+        )
 
     trials = chosen_rate(lambda rate: run(0, rate)["selection"], settings.rates)
     best = min(trials, key=lambda rate: trials[rate])
@@ -174,10 +179,10 @@ def chosen_rate(loss: Callable[[float], float], rates: tuple[float, ...]) -> dic
 
 
 def once(
-    arm: str,
+    way: str,
     task: Task,
     loaded: Loaded,
-    plan: Allocation,
+    ranks: Allocation,
     settings: Settings,
     seed: int,
     rate: float,
@@ -185,7 +190,7 @@ def once(
     stages: Stages,
 ) -> dict[str, Any]:
     """One training; infinite where its loss leaves the numbers."""
-    start, _, optimizer = arm.partition("/")
+    name, _, optimizer = way.partition("/")
     how = replace(
         settings.training,
         learning_rate=rate,
@@ -193,15 +198,17 @@ def once(
         selection=settings.documents[1],
         optimizer=optimizer or "adamw",
     )
-    method: Any = LoRA(start=start, seed=seed)
+    method: Any = LoRA(start=name, seed=seed) if name in STARTS else SURGERIES[name]()
+    started = time.perf_counter()
     try:
-        found = adapt(loaded, plan, method, task.documents, how, stages.directory / "adapters" / label)
+        found = adapt(loaded, ranks, method, task.documents, how, stages.directory / "adapters" / label)
     except ValueError as lost:  # a rate too high for this arm: a trial like any other
         if "finite" not in str(lost):
             raise
         return {"selection": 1e9, "lost": str(lost)}
     looks = found.evidence["selection"]
-    return {"selection": min(looks["losses"]), "best_step": looks["best_step"]} | tested(found.model, task)
+    spent = {"seconds": time.perf_counter() - started, "state_size": found.evidence["optimizer"]["state_size"]}
+    return {"selection": min(looks["losses"]), "best_step": looks["best_step"]} | spent | tested(found.model, task)
 
 
 def tested(model: Decoder, task: Task) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Claim: at equal bits a quantiser that fits outputs, by steps or in windows, loses less than GPTQ or rounding.
 
     nice .venv/bin/python -m experiments.quantisers.run
-    nice .venv/bin/python -m experiments.quantisers.run --plans allocation.json        # unequal widths as well
+    nice .venv/bin/python -m experiments.quantisers.run --arms experiments/outcomes/bits_nearest_3_16384_seed0.json
+
+Unequal widths as well: those of the arm of a comparison that lost least, or --plans allocation.json.
 
 Two CPU cores, hours, most of them those of `sliderquant`; goes on where it was stopped. SmolLM2-135M, every projection
 on grids of groups of 64: equal widths of 3 and of 4 bits, and plans given, each by every method. A seed draws the
@@ -22,7 +24,7 @@ import tyro
 from curvjax.data import Splits, read_documents, sample, split_documents
 from curvjax.evaluation import paired_difference, perplexity
 from curvjax.models import Decoder, Loaded, load_model
-from curvjax.records import Allocation, TextOutcome, machine, plain, versions, write_json
+from curvjax.records import Allocation, Comparison, TextOutcome, machine, plain, versions, write_json
 from curvjax.runs.evaluate import text_outcome
 from curvjax.runs.stages import Stages
 from curvjax.runs.text import Text, TextSettings, packed
@@ -44,6 +46,8 @@ class Settings:
     """Equal widths."""
     plans: tuple[Path, ...] = ()
     """Allocations of unequal widths, allocation.json."""
+    arms: tuple[Path, ...] = ()
+    """Records of compared bits, of which the arm of least selection loss gives widths."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the calibration documents, and of methods that have one."""
     data: str = "demo:squad"
@@ -89,7 +93,9 @@ def main(settings: Settings) -> None:
         settings.other: packed(read_documents(settings.other), loaded, rows, source=settings.other),
     }
     about = {
-        "settings": plain(asdict(settings)) | {"work": settings.work.name, "plans": [p.name for p in settings.plans]},
+        "settings": plain(asdict(settings))
+        | {"work": settings.work.name, "plans": [p.name for p in settings.plans]}
+        | {"arms": [p.name for p in settings.arms]},
         "model": plain(loaded.origin),
         "texts": plain([test.origin for test in tests.values()]),
         "versions": versions(),
@@ -141,6 +147,15 @@ def widths_of(loaded: Loaded, settings: Settings) -> dict[str, dict[str, int]]:
         allocation.require_target(("bits",), need="rounding needs")
         allocation.origin.require_model(loaded.sha256, source=str(path))
         found[f"{path.parent.name}-{path.stem}"] = allocation.amounts
+    for path in settings.arms:
+        compared = Comparison.load(path)
+        if compared.target != "bits" or compared.outcomes is None:
+            raise ValueError(
+                f"{path} has no judged arms of bits: give a record of experiments.outcomes, --target bits."
+            )
+        compared.origin.require_model(loaded.sha256, source=str(path))
+        first = compared.outcomes.arms[0]
+        found[f"{first.method}-{path.stem}"] = first.amounts
     return found
 
 
