@@ -42,7 +42,7 @@ class Allocate:
     out: Path = Path("allocation.json")
     """Where the allocation goes."""
     target: str = "rank"
-    """What units receive: rank, experts, sparsity, bits; its settings are flags too (`--target sparsity --help`)."""
+    """What units receive; its settings are flags too (`--target sparsity --help`)."""
     score: str = ""
     """A column measured beside the gain: gradient-norm, trace. Empty: the scores themselves."""
     rule: str = PROGRAM

@@ -1,6 +1,6 @@
 """A flag that chooses a value, whose own fields then are flags too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -13,7 +13,7 @@ class Choice(NamedTuple):
     """flag: of the name. among: values by name. default: the name where the flag is not given. into: the field.
 
     prefix: of the flags of the value's own fields, before a dot; "" for none. begin: values that flags change, by name;
-    those of other names begin with their fields' own defaults.
+    those of other names begin with their fields' own defaults. fitting: whether a class is offered here.
     """
 
     flag: str
@@ -22,17 +22,23 @@ class Choice(NamedTuple):
     into: str
     prefix: str = ""
     begin: Mapping[str, Any] = MappingProxyType({})
+    fitting: Callable[[type], bool] = lambda _: True
+
+    @property
+    def offered(self) -> list[str]:
+        """The names to choose from, with all that is registered by now."""
+        return sorted(name for name, kind in self.among.items() if self.fitting(kind))
 
 
 def with_choices(command: type, arguments: Sequence[str]) -> type:
     """`command` with a field for each of its `choices`, of the class that the arguments name.
 
     Args:
-      command: a dataclass with `choices`, each of which has a field of its flag's name.
+      command: a dataclass with `choices`; fields of their flags' names are of it, or of settings within.
       arguments: of the command line.
 
     Returns:
-      A dataclass for `tyro.cli`.
+      A dataclass for `tyro.cli`, whose help lists what there is to choose from.
 
     Raises:
       ValueError: if a name is not among those of its choice.
@@ -40,9 +46,13 @@ def with_choices(command: type, arguments: Sequence[str]) -> type:
     fields = []
     for choice in getattr(command, "choices", ()):
         name = _given(choice.flag, arguments) or choice.default
-        if name not in choice.among:
-            msg = f"{choice.flag} must be one of {', '.join(choice.among)}; got {name!r}."
+        if name not in choice.offered:
+            msg = f"{choice.flag} must be one of {', '.join(choice.offered)}; got {name!r}."
             raise ValueError(msg)
+        asked = choice.flag.removeprefix("--").replace("-", "_")
+        if hasattr(command, asked):  # else a field of its settings asks
+            listed = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(choice.offered)}}}")]
+            fields.append((asked, listed, field(default=choice.default)))
         kind: Any = choice.among[name]
         begin = partial(replace, choice.begin[name]) if name in choice.begin else kind
         fields.append((choice.into, Annotated[kind, tyro.conf.arg(name=choice.prefix)], field(default_factory=begin)))

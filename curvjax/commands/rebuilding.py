@@ -1,5 +1,6 @@
 """Commands that rebuild a model to an allocation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -18,12 +19,21 @@ from curvjax.runs.open import ModelSettings, open_model
 from curvjax.runs.progress import Progress, bars
 from curvjax.runs.rebuild import Saved, rebuild, save, without_layers
 from curvjax.runs.text import TextSettings, read
-from curvjax.surgery import SURGERIES, Restoring, dense_equivalent, save_rebuilt
+from curvjax.surgery import SURGERIES, Learning, Restoring, dense_equivalent, save_rebuilt
 from curvjax.training import OPTIMIZERS
 
 METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
+"""Narrowed by the commands to what they are for."""
 OPTIMIZER = Choice("--optimizer", OPTIMIZERS, "adamw", "steps_by", prefix="optimizer")
 DEPTH = Choice("--drop-plan", DEPTH_PLANS, "greedy", "depth", prefix="drop-plan")
+
+
+def _of(target: str) -> Callable[[type], bool]:
+    return lambda kind: target in getattr(kind, "targets", ())
+
+
+def _learning(kind: type) -> bool:
+    return issubclass(kind, Learning)
 
 
 @dataclass(frozen=True)
@@ -98,31 +108,31 @@ class Prune(Rebuild):
     differ, and out/checkpoint holds them. A Hugging Face directory is written too where all layers end up alike.
     """
 
-    choices: ClassVar = (METHOD, DEPTH)
+    choices: ClassVar = (METHOD._replace(fitting=_of("sparsity")), DEPTH)
 
     out: Path = Path("runs/pruned")
     """New directory for the pruned model, its masks and the allocation realised."""
     method: str = "wanda"
-    """wanda, magnitude, sparsegpt: single weights; channels, heads, structured: whole pieces; with their flags."""
+    """How: of single weights, or of whole pieces. Its settings are flags."""
 
 
 @dataclass(frozen=True)
 class Quantize(Rebuild):
     """Round a model's projections to an allocation's bit widths -> packed codes, and a Hugging Face directory."""
 
-    choices: ClassVar = (METHOD._replace(default="gptq"), DEPTH)
+    choices: ClassVar = (METHOD._replace(default="gptq", fitting=_of("bits")), DEPTH)
 
     out: Path = Path("runs/quantized")
     """New directory: out/checkpoint has the codes, packed; out itself the weights on their grids in a dense form."""
     method: str = "gptq"
-    """gptq, nearest, rsq, adaquant, sliderquant, qvlm. Its settings are flags."""
+    """How; its settings are flags."""
 
 
 @dataclass(frozen=True)
 class Factorize(Rebuild):
     """Cut projections to an allocation's ranks, as products of two thin matrices -> a checkpoint and a dense form."""
 
-    choices: ClassVar = (METHOD._replace(default="factorize"), DEPTH)
+    choices: ClassVar = (METHOD._replace(default="factorize", fitting=_of("rank")), DEPTH)
 
     out: Path = Path("runs/factorized")
     """New directory: out/checkpoint has the factors; out itself their products."""
@@ -134,7 +144,7 @@ class Factorize(Rebuild):
 class Upcycle(Rebuild):
     """Grow MLPs into mixtures of an allocation's numbers of experts, with equal logits -> a checkpoint to train."""
 
-    choices: ClassVar = (METHOD._replace(default="upcycle"), DEPTH)
+    choices: ClassVar = (METHOD._replace(default="upcycle", fitting=_of("experts")), DEPTH)
 
     out: Path = Path("runs/upcycled")
     """New directory for checkpoint/ and the allocation realised."""
@@ -146,10 +156,13 @@ class Upcycle(Rebuild):
 class Adapt:
     """Fine-tune LoRA adapters of an allocation's ranks or experts -> an adapter. Resumes where it was killed.
 
-    With --method lisa, alast, maestro or upcycle weights of the model itself -> a model.
+    With methods that train weights of the model itself, such as lisa, upcycle -> a model.
     """
 
-    choices: ClassVar = (METHOD._replace(default=ADAPTERS.name, begin={ADAPTERS.name: ADAPTERS}), OPTIMIZER)
+    choices: ClassVar = (
+        METHOD._replace(default=ADAPTERS.name, begin={ADAPTERS.name: ADAPTERS}, fitting=_learning),
+        OPTIMIZER,
+    )
 
     model: Argument[str]
     """As for `curvjax score`."""
@@ -158,7 +171,7 @@ class Adapt:
     data: str = "task:sciq"
     """Training text, or prompts and completions; as for `curvjax score`."""
     method: str = ADAPTERS.name
-    """lora, factorize, lisa, alast, maestro (ranks), lora-mixture, upcycle (experts). Its settings are flags."""
+    """What learns: lora-mixture and upcycle take experts, others ranks. Its settings are flags."""
     out: Path = Path("runs/adapted")
     """Directory for adapter/ or model/, checkpoints and metrics.jsonl."""
     merge: bool = False

@@ -154,8 +154,7 @@ class Transfer:
     out: Path = Path("transfer.json")
     """Where the record goes."""
     target: str = "rank"
-    """What units receive: rank, experts or sparsity; its settings are flags too, of which --floor keeps scores above
-    0, as the bounds need."""
+    """What units receive; its settings are flags too, of which --floor keeps scores above 0, as the bounds need."""
 
     def __call__(self) -> None:
         """Run the command."""

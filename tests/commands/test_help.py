@@ -1,5 +1,6 @@
 """What there is, and how it is asked for."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from curvjax import cli
 from curvjax.runs.adapt import ADAPTERS
-from curvjax.surgery import LoRA
+from curvjax.surgery import SURGERIES, Learning, LoRA
 from tests.commands.running import refused
 
 OPTIONS = {
@@ -46,6 +47,25 @@ def test_help_names_the_options(command, name):
     assert status == 0
     assert not errors
     assert [option for option in OPTIONS[name] if option not in output] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("prune", lambda kind: "sparsity" in kind.targets),
+        ("quantize", lambda kind: "bits" in kind.targets),
+        ("upcycle", lambda kind: "experts" in kind.targets),
+        ("adapt", lambda kind: issubclass(kind, Learning)),
+        ("rebuild", lambda _: True),
+    ],
+)
+def test_help_lists_every_method_that_fits_and_no_other(command, name, fits):
+    _, output, _ = command(name, "--help")
+    listed = re.search(r"--method \{([^}]*)\}", output.replace("│", "")).group(1)
+    fitting = {method for method, kind in SURGERIES.items() if fits(kind)}
+    assert set("".join(listed.split()).split(",")) == fitting
+    if others := sorted(set(SURGERIES) - fitting):
+        refused(command(name, "x", "y", "--method", others[0]), "--method must be one of", repr(others[0]))
 
 
 @pytest.mark.parametrize(
