@@ -1,12 +1,12 @@
 """`descend`: a budget shared out by prices measured at the rebuilt model, judged by selection texts -> descent.json."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from curvjax.allocation import Bits, Program, Ranks, Sparsity
 from curvjax.allocation.exchange import Ladder
@@ -102,17 +102,12 @@ def descend(
     require_counted(program, method)
     posed = program.pose(shapes)
     x = _start(program, posed, shapes, start)
-    chosen = ladder(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
-    if chosen is not None:
-        _require_start(chosen, x, program)
+    steps = ladder(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
+    if steps is not None:
+        _require_start(steps, x, program)
+    whole = _whole(posed, steps)
     about = {"model": loaded.sha256, "text": text.origin, "selection": selection.origin, "program": program}
     key = digest(about | {"method": [method.name, plain(method)], "settings": settings, "start": x})
-
-    def whole(x: Float[np.ndarray, " K"]) -> Int[np.ndarray, " K"]:
-        if chosen is not None:
-            return np.rint(x * np.broadcast_to(posed.scale, x.shape)).astype(np.int64)
-        return posed.rounded(x).amount
-
     memory = Memory(None if directory is None else Path(directory) / "descent.partial.json", key)
     draft = drafts(method, loaded.model, text.batch, units, whole, target=program.target)
 
@@ -131,14 +126,10 @@ def descend(
         memory=memory,
         start=x,
         shares=program.target == "sparsity",
-        ladder=chosen,
+        ladder=steps,
         groups=tied_units(shapes, program.tie),
     )
-    found = Priced([], 0.0)
-    progress("descent", 0, settings.iterations)
-    for found in rounds(problem, settings):
-        done = sum(look.prices is not None for look in found.looks)
-        progress("descent", done, settings.iterations)
+    found = _followed(rounds(problem, settings), settings.iterations, progress)
     best = int(np.argmin([look.selection_nll for look in found.looks]))
     spent = Cost(seconds=time.perf_counter() - began, gradient_equivalents=found.gradients)
     about = plain(settings) | {"method": plain(method)}
@@ -155,6 +146,22 @@ def descend(
         selection=selection.origin,
         origin=origin,
     )
+
+
+def _whole(posed: Posed, steps: Ladder | None) -> WholeAmounts:
+    """Shares of the descent as whole amounts: entries of its ladder as they are, others rounded to the budget."""
+    if steps is None:
+        return lambda x: posed.rounded(x).amount
+    return lambda x: np.rint(x * np.broadcast_to(posed.scale, x.shape)).astype(np.int64)
+
+
+def _followed(rounds: Iterator[Priced], iterations: int, progress: Progress) -> Priced:
+    """The last round's."""
+    found = Priced([], 0.0)
+    progress("descent", 0, iterations)
+    for found in rounds:
+        progress("descent", sum(look.prices is not None for look in found.looks), iterations)
+    return found
 
 
 def _rounds(program: Program, method: Surgery) -> Rounds:
