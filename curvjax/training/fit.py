@@ -157,7 +157,6 @@ def fit(
     if selection is not None:
         settings |= {"select_every": select_every, "patience": patience}
     settings = recipe._asdict() | {"optimizer": described(by)} | settings
-    settings["order"] = settings.pop("regularizer")  # as run.json has it
     _require_ranges(settings | {"checkpoint_every": checkpoint_every}, len(rows))
     _require_parts(rows_per_step, accumulate, settings["devices"])
     _require_content(model, selection)
