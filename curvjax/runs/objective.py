@@ -20,7 +20,6 @@ from curvjax.data import Batch
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import cross_entropy, layered_model
 from curvjax.runs.activations import streams_before
-from curvjax.runs.measure import summed_gradient
 
 Kind = Literal["divergence", "loss"]
 
@@ -67,11 +66,16 @@ class Objective(NamedTuple):
         )
 
     def gradients(self, model: Decoder, paths: Iterable[str]) -> dict[str, Array]:
-        """Its gradient at a model, `path -> like the parameter`."""
+        """Its gradient at a model, `path -> like the parameter`.
+
+        Beside the model and the dense one, one sum like it is held, into which every microbatch's gradient goes.
+        """
         graph, state = nnx.split(model)
-        total = summed_gradient(partial(_gradient, graph, self.dense.loss, self.dense.outer), state, self.parts)
-        summed = parameters(nnx.merge(graph, total))
-        return {path: summed[path] / self.tokens for path in paths}
+        total = jax.tree.map(jnp.zeros_like, state)
+        for part in self.parts:
+            total = _added(graph, self.dense.loss, self.dense.outer, total, state, part)
+        mean = parameters(nnx.merge(graph, _over(total, self.tokens)))
+        return {path: mean[path] for path in paths}
 
     def after(self, model: LayeredModel, streams: Iterable[Float[Array, "B T D"]]) -> float:
         """Of a model from the streams before its readout, one for each part; nats."""
@@ -130,9 +134,15 @@ def _forward(graph: Any, loss: LayeredLoss, state: nnx.State, outer: Any, part: 
     return _value(logits, loss, outer, part)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _gradient(graph: Any, loss: LayeredLoss, outer: Any, state: nnx.State, part: Part) -> nnx.State:
-    return jax.grad(lambda state: _forward(graph, loss, state, outer, part))(state)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _added(graph: Any, loss: LayeredLoss, outer: Any, total: nnx.State, state: nnx.State, part: Part) -> nnx.State:
+    gradient = jax.grad(lambda state: _forward(graph, loss, state, outer, part))(state)
+    return jax.tree.map(jnp.add, total, gradient)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _over(total: nnx.State, tokens: float) -> nnx.State:
+    return jax.tree.map(lambda x: x / tokens, total)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
