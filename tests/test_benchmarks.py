@@ -17,6 +17,7 @@ from experiments.benchmarks import (
     gpu,
     gpu_estimate,
     prices,
+    prices_memory,
     products,
     scaling,
     table,
@@ -24,7 +25,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.measuring import SCHEMA, TINY, Settings, apart, engine, proportioned, random_subject
 
-QUICK = (products, all_gains, damping_grid, fisher, scaling, compile_time, prices)
+QUICK = (products, all_gains, damping_grid, fisher, scaling, compile_time, prices, prices_memory)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,6 +90,8 @@ def test_every_command_runs_and_the_table_reads_its_record(tmp_path):
     measured, out = str(tmp_path / "all_gains.json"), str(tmp_path / "gpu_estimate.json")
     estimate = gpu_estimate.main(["--quick", "--measured", measured, "--gaps", *gaps, "--out", out])
     assert estimate["is_estimate"]
+    counted = json.loads((tmp_path / "prices_memory.json").read_text())
+    assert 3 < counted["over_weights"] < 4, "two models and one sum; a microbatch's gradient apart would be a fourth"
     made = table.table(tmp_path)
     assert made.count("\n") > 25
     assert "Not measured yet: `torch_rival`." in made

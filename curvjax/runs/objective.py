@@ -73,7 +73,7 @@ class Objective(NamedTuple):
         graph, state = nnx.split(model)
         total = jax.tree.map(jnp.zeros_like, state)
         for part in self.parts:
-            total = _added(graph, self.dense.loss, self.dense.outer, total, state, part)
+            total = added_gradient(graph, self.dense.loss, self.dense.outer, total, state, part)
         mean = parameters(nnx.merge(graph, _over(total, self.tokens)))
         return {path: mean[path] for path in paths}
 
@@ -135,7 +135,10 @@ def _forward(graph: Any, loss: LayeredLoss, state: nnx.State, outer: Any, part: 
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _added(graph: Any, loss: LayeredLoss, outer: Any, total: nnx.State, state: nnx.State, part: Part) -> nnx.State:
+def added_gradient(
+    graph: Any, loss: LayeredLoss, outer: Any, total: nnx.State, state: nnx.State, part: Part
+) -> nnx.State:
+    """`total`, whose memory it takes, and the gradient of one microbatch's sum."""
     gradient = jax.grad(lambda state: _forward(graph, loss, state, outer, part))(state)
     return jax.tree.map(jnp.add, total, gradient)
 

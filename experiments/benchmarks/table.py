@@ -210,6 +210,14 @@ def prices(record: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def prices_memory(record: dict[str, Any]) -> list[Row]:
+    sizes = record["bytes"]
+    what = f"COUNTED by the compiler: memory of a gradient of a descent, {record['parameters'] / 1e9:.1f} G parameters"
+    ours = f"{sizes['peak_bfloat16'] / 1e9:.0f} GB in bfloat16"
+    temporary = f"weights {sizes['weights'] / 2e9:.1f} GB, temporaries {sizes['temporaries'] / 2e9:.1f} GB"
+    return [Row(what, "", ours, temporary, f"{record['over_weights']:.2f} x weights")]
+
+
 def gpu_estimate(record: dict[str, Any]) -> list[Row]:
     rows = []
     for name, case in record["cases"].items():
@@ -229,7 +237,18 @@ def gpu_estimate(record: dict[str, Any]) -> list[Row]:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     section.__name__: section
-    for section in (products, all_gains, torch_rival, fisher, damping_grid, compile_time, scaling, prices, gpu_estimate)
+    for section in (
+        products,
+        all_gains,
+        torch_rival,
+        fisher,
+        damping_grid,
+        compile_time,
+        scaling,
+        prices,
+        prices_memory,
+        gpu_estimate,
+    )
 }
 
 
