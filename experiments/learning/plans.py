@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,19 +17,24 @@ from curvjax.runs.score import score
 from curvjax.runs.text import Text
 from curvjax.surgery.starts import Looking, kernel_gradients, whitened_gradients
 
+Curvature = Literal["ggn", "kfac"]
+
 
 @dataclass(frozen=True)
 class Shared:
-    """Ranks of single projections by a score. rule, control: as for `curvjax allocate`."""
+    """Ranks of single projections by a score. curvature: of gains. rule, control: as for `curvjax allocate`."""
 
     score: str
+    curvature: Curvature = "ggn"
     rule: str = "program"
     control: str = "none"
 
 
 PLANS = {
     "gain": Shared("gain"),
+    "gain-kfac": Shared("gain", curvature="kfac"),
     "permuted": Shared("gain", control="permuted"),
+    "gradient-norm": Shared("gradient-norm"),
     "gora": Shared("gora", rule="proportional"),
     "fim-lora": Shared("fim-lora", rule="proportional"),
 }
@@ -48,7 +54,8 @@ def plan(name: str, loaded: Loaded, rank: int, text: Text) -> Allocation:
         return allocate(measured("gradient-norm", loaded, text), Ranks(rank, minimum=0), from_layer=int(first))
     if name in PLANS:
         how = PLANS[name]
-        return allocate(measured(how.score, loaded, text), Ranks(rank), rule=how.rule, control=how.control)
+        scores = measured(how.score, loaded, text, how.curvature)
+        return allocate(scores, Ranks(rank), rule=how.rule, control=how.control)
     equal = allocate(measured("gradient-norm", loaded, text), Ranks(rank), rule="uniform")
     if name == "uniform":
         return equal
@@ -63,9 +70,9 @@ def plan(name: str, loaded: Loaded, rank: int, text: Text) -> Allocation:
     return replace(equal, units=units, rule="program", score=name)
 
 
-def measured(name: str, loaded: Loaded, text: Text) -> Scores:
+def measured(name: str, loaded: Loaded, text: Text, curvature: Curvature = "ggn") -> Scores:
     """A score of each projection."""
-    return score(loaded, text, name, settings=ScoreSettings(granularity="module"))
+    return score(loaded, text, name, settings=ScoreSettings(granularity="module", curvature=curvature))
 
 
 def greedy(worth: Mapping[str, Float[np.ndarray, " r"]], cost: Mapping[str, float], budget: float) -> dict[str, int]:
