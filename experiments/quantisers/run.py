@@ -5,11 +5,12 @@
 
 Unequal widths as well: those of the arm of a comparison that lost least, or --plans allocation.json.
 
-Two CPU cores, hours, most of them those of `sliderquant`; goes on where it was stopped. SmolLM2-135M, every projection
-on grids of groups of 64: equal widths of 3 and of 4 bits, and plans given, each by every method. A seed draws the
-calibration documents (SQuAD), and is that of the method where it has one; tests are 4096 tokens of other documents of
-SQuAD and as many of BoolQ, the same for all. Control: `nearest`, which looks at no text. Refuted for a method where its
-loss is not below that of `nearest` by two standard errors over rows, on both texts and with every seed.
+Two CPU cores, hours, most of them those of `qvlm` and `sliderquant`; goes on where it was stopped. SmolLM2-135M, all
+projections on grids of groups of 64: equal widths of 3 and of 4 bits, and plans given, each by every method. A seed
+draws the calibration documents (SQuAD), and is that of the method where it has one; tests are 4096 tokens of other
+documents of SQuAD and as many of BoolQ, the same for all. Control: `nearest`, which looks at no text. Refuted for a
+method where its loss is not below that of `nearest` by two standard errors over rows, on both texts and with every
+seed.
 """
 
 import json
@@ -40,8 +41,16 @@ class Settings:
 
     model: str = "smollm2-135m"
     """What `curvjax.load_model` takes."""
-    methods: tuple[str, ...] = ("nearest", "gptq", "gptq/act_order", "rsq", "adaquant", "sliderquant")
-    """Surgeries that round, with settings after a slash: gptq/act_order/damping=0.01."""
+    methods: tuple[str, ...] = (
+        "nearest",
+        "gptq",
+        "gptq/act_order=false",
+        "rsq",
+        "rsq/weighted=false",
+        "adaquant",
+        "qvlm",
+    )
+    """Surgeries that round, with settings after a slash: gptq/act_order=false/damping=0.01."""
     means: tuple[int, ...] = (3, 4)
     """Equal widths."""
     plans: tuple[Path, ...] = ()

@@ -89,7 +89,7 @@ def test_moments_are_those_of_weighed_inputs(small, batch):
 def test_without_its_parts_it_is_gptq(small, batch):
     widths = {"layers.1": 3, "layers.2": 4}
     bare = RSQ(group=4, rows=5, rotate=False, weighted=False)(small, widths, batch)
-    same = GPTQ(group=4, rows=5, act_order=False)(small, widths, batch)
+    same = GPTQ(group=4, rows=5)(small, widths, batch)
     assert arrays_equal(bare.model, same.model)
     even = RSQ(group=4, rows=5, rotate=False, least=1.0)(small, widths, batch)
     assert arrays_equal(even.model, same.model)
@@ -127,7 +127,7 @@ def test_it_errs_less_than_nearest_in_the_basis_it_is_in(small, batch, logits):
     turned = rotated(small, seed=0)
     errors = [
         float(jnp.mean(jnp.square(logits(dense_equivalent(found.model)) - exact)))
-        for found in (RSQ(group=4, rows=5)(small, widths, batch), Nearest(group=4)(turned, widths))
+        for found in (RSQ(group=4, rows=5, act_order=False)(small, widths, batch), Nearest(group=4)(turned, widths))
     ]
     assert errors[0] < errors[1]
 
