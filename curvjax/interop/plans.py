@@ -59,16 +59,27 @@ def plan_text(program: str, widths: Widths, form: Format) -> tuple[str, str]:
 def lora_yaml(config: Mapping[str, Any]) -> str:
     """Ranks and scales of PEFT's configuration (`peft_config`) as entries of axolotl's configuration.
 
-    Source: axolotl, `lora_rank_pattern` and `lora_alpha_pattern` of its schema, which it hands to PEFT.
+    Raises:
+      ValueError: if an alpha is not whole, which axolotl's schema refuses.
+
+    Source: axolotl 0.19, `lora_rank_pattern` and `lora_alpha_pattern` of its schema, which it hands to PEFT.
     """
+    alphas = {name: int(alpha) for name, alpha in config["alpha_pattern"].items() if alpha > 0 and alpha == int(alpha)}
+    wrong = {name: alpha for name, alpha in config["alpha_pattern"].items() if name not in alphas}
+    if wrong:
+        few = dict(list(wrong.items())[:3])
+        msg = (
+            f"axolotl takes whole alphas, 1 or more; got {few}: choose an --alpha whose factors times ranks are whole."
+        )
+        raise ValueError(msg)
     entries = {
         "adapter": "lora",
         "lora_r": config["r"],
-        "lora_alpha": config["lora_alpha"],
+        "lora_alpha": int(config["lora_alpha"]),  # that of one of the modules
         "peft_use_rslora": config["use_rslora"],
         "lora_target_modules": config["target_modules"],
         "lora_rank_pattern": config["rank_pattern"],
-        "lora_alpha_pattern": config["alpha_pattern"],
+        "lora_alpha_pattern": alphas,
     }
     return "".join(f"{key}: {json.dumps(value, indent=2)}\n" for key, value in entries.items())  # JSON is YAML
 
@@ -117,7 +128,7 @@ def _auto_round(widths: Widths, form: Format) -> str:
 
 
 def _gptqmodel(widths: Widths, form: Format) -> str:
-    """`QuantizeConfig(dynamic=...)`: the first pattern that matches; `-:` leaves a module out."""
+    """`QuantizeConfig(dynamic=...)`: the first pattern that matches; `-:` leaves a module out. Source GPTQModel 7.6."""
     grid = {"group_size": form.group, "sym": form.symmetric}
     return _json({
         f"{'-' if bits == UNTOUCHED else '+'}:^{re.escape(name)}$": {} if bits == UNTOUCHED else {"bits": bits} | grid
@@ -161,7 +172,10 @@ def _qwix(widths: Widths, form: Format) -> str:
 
 
 def _tensor_types(widths: Widths, form: Format) -> str:
-    """Lines for `llama-quantize --tensor-type-file`, a pattern and a type each; llama.cpp chooses grids itself."""
+    """Lines for `llama-quantize --tensor-type-file`, a pattern and a type each; llama.cpp chooses grids itself.
+
+    The type of the file, its last argument, has to be one of codes, such as Q8_0: with F16 it passes over all lines.
+    """
     del form
     types = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 6: "q6_k", 8: "q8_0", UNTOUCHED: "f16"}
     return "".join(f"^{re.escape(name)}$={types[bits]}\n" for name, bits in widths.items())
@@ -173,8 +187,8 @@ def _json(entries: Any) -> str:
 
 PLANS = {
     "auto-round": PlanFile("layer_config.json", _auto_round, (2, 3, 4, 5, 6, 7, 8), (8,)),
-    "gptqmodel": PlanFile("dynamic.json", _gptqmodel, (2, 3, 4, 5, 6, 8)),
+    "gptqmodel": PlanFile("dynamic.json", _gptqmodel, (2, 3, 4, 5, 6, 7, 8)),
     "torchao": PlanFile("fqn_to_config.json", _torchao, (2, 3, 4, 5, 6, 7, 8)),
-    "qwix": PlanFile("rules.json", _qwix, (2, 3, 4, 5, 6, 7, 8)),
+    "qwix": PlanFile("rules.json", _qwix, (2, 3, 4, 5, 6, 7, 8), (2, 3, 5, 6, 7)),
     "tensor-types": PlanFile("tensor_types.txt", _tensor_types, (2, 3, 4, 5, 6, 8)),
 }

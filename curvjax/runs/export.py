@@ -232,7 +232,8 @@ def export_peft_config(
       KeyError: if the allocation names a unit that `loaded` lacks.
       ValueError: if the allocation is of another target or model, names what is no layer or projection or names it
         twice, gives a rank above a smaller side or not whole, or gives none at all; if it does not say its model's
-        architecture and there is no `loaded`; or if the family fuses projections (GPT-2).
+        architecture and there is no `loaded`; if the family fuses projections (GPT-2); or if axolotl takes no such
+        alphas.
     """
     allocation.require_target(("rank",), need="a peft-config needs")
     family = family_of(allocation, loaded)

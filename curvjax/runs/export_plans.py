@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from curvjax.interop import lora_rules, lora_yaml, new_folder, plan_text
+from curvjax.layers import layer_prefix
 from curvjax.models import Loaded, gguf_rows
 from curvjax.models.hf_names import stored_module
 from curvjax.records import Allocation
 from curvjax.runs.stored_names import amounts_of_projections, family_of
-from curvjax.storage import Format
+from curvjax.storage import UNTOUCHED, Format
 from curvjax.surgery import by_projection, projections
 
 
 def export_widths(
     allocation: Allocation, program: str, form: Format, directory: str | Path, *, loaded: Loaded | None = None
 ) -> Path:
-    """Write an allocation's widths for a program that quantises by itself.
+    """Write an allocation's widths for a program that quantises by itself; projections that have none stay as they are.
 
     Args:
       allocation: record of allocation.json, target "bits".
@@ -42,6 +43,9 @@ def export_widths(
         amounts = amounts_of_projections(allocation, family)
     else:
         amounts = by_projection(loaded.model, allocation.amounts)
+    layers = [layer_prefix(index) for index in range(allocation.origin.model.layers)]
+    left = {f"{layer}.{path}": UNTOUCHED for layer in layers for path in family.projections}
+    amounts = left | amounts  # a module that has no entry gets the program's own default, which may be 4 bits
     names = {path: path if program == "qwix" else stored_module(family, path) for path in amounts}  # qwix's are JAX's
     if loaded is not None and program == "tensor-types":
         shapes = {path: linear.kernel.shape for path, linear in projections(loaded.model).items()}
@@ -55,6 +59,7 @@ def export_axolotl(config: dict, directory: str | Path) -> Path:
 
     Raises:
       FileExistsError: if `directory` holds anything.
+      ValueError: if an alpha is not whole.
     """
     return _written(directory, "lora.yaml", lora_yaml(config))
 

@@ -80,10 +80,11 @@ def test_qwix_rules_match_a_path_of_modules_whole():
 @pytest.mark.parametrize(
     ("program", "bits", "form", "says"),
     [
-        ("gptqmodel", 7, FORM, r"gptqmodel takes symmetric modules of \[2, 3, 4, 5, 6, 8\] bits.*got {'a': 7}"),
+        ("gptqmodel", 9, FORM, r"gptqmodel takes symmetric modules of \[2, 3, 4, 5, 6, 7, 8\] bits.*got {'a': 9}"),
         ("tensor-types", 7, FORM, "tensor-types takes"),
         ("auto-round", 8, Format(32, symmetric=False), "auto-round takes asymmetric modules of"),
         ("torchao", 9, FORM, "torchao takes"),
+        ("qwix", 3, Format(32, symmetric=False), r"qwix takes asymmetric modules of \[4, 8\] bits"),
     ],
 )
 def test_widths_that_a_program_lacks_are_refused(program, bits, form, says):
@@ -101,6 +102,14 @@ def test_axolotl_takes_pefts_patterns():
     config = peft_config({"layers.1.q": 2, "layers.10.q": 4}, {"layers.1.q": 2.0, "layers.10.q": 2.0}, base="b")
     entries = yaml.safe_load(lora_yaml(config))
     assert entries["lora_rank_pattern"] == {"layers.1.q": 2, "layers.10.q": 4}
-    assert entries["lora_alpha_pattern"] == {"layers.1.q": 4.0, "layers.10.q": 8.0}
-    assert (entries["lora_r"], entries["lora_alpha"], entries["peft_use_rslora"]) == (4, 8.0, False)
+    assert entries["lora_alpha_pattern"] == {"layers.1.q": 4, "layers.10.q": 8}
+    assert {type(alpha) for alpha in (entries["lora_alpha"], *entries["lora_alpha_pattern"].values())} == {int}
+    assert (entries["lora_r"], entries["lora_alpha"], entries["peft_use_rslora"]) == (4, 8, False)
     assert entries["lora_target_modules"] == ["layers.1.q", "layers.10.q"]
+
+
+@pytest.mark.parametrize("scale", [0.75, 1e-3, -1.0])
+def test_alphas_that_axolotl_refuses_are_refused(scale):
+    config = peft_config({"layers.1.q": 2, "layers.10.q": 4}, {"layers.1.q": scale, "layers.10.q": 2.0}, base="b")
+    with pytest.raises(ValueError, match=r"axolotl takes whole alphas, 1 or more; got {'layers.1.q': .*--alpha"):
+        lora_yaml(config)

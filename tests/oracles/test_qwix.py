@@ -8,7 +8,8 @@ import pytest
 import qwix
 from flax import nnx
 
-from curvjax.interop import lora_rules
+from curvjax.interop import lora_rules, plan_text
+from curvjax.storage import UNTOUCHED, Format
 
 pytestmark = pytest.mark.oracle
 
@@ -58,3 +59,32 @@ def test_qwix_gives_each_module_its_rank_and_factor():
     merged[...] += 0.25 * learned.kernel_lora_a[...] @ learned.kernel_lora_b[...]
     np.testing.assert_allclose(adapted(x), model(x), rtol=0, atol=1e-5)
     assert np.abs(adapted(x) - before).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("form", "menu"),
+    [
+        (Format(4, symmetric=True), (2, 3, 4, 5, 6, 7, 8, UNTOUCHED)),
+        (Format(-1, symmetric=True), (2, 3, 4, 5, 6, 7, 8, UNTOUCHED)),
+        (Format(-1, symmetric=False), (4, 8, UNTOUCHED)),
+    ],
+)
+def test_qwix_gives_each_module_codes_of_its_width(form, menu):
+    modules = [f"layers.{layer}.attn.{name}" for layer in range(12) for name in ("q_proj", "o_proj")]
+    widths = {name: menu[i % len(menu)] for i, name in enumerate(modules)}
+    rules = json.loads(plan_text("qwix", widths, form)[1])
+    provider = qwix.PtqProvider([qwix.QuantizationRule(**rule) for rule in rules])
+    state = nnx.state(qwix.quantize_model(Model(nnx.Rngs(0)), provider, jnp.ones((1, 3, 8))))
+    leaves = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    assert {name for name in modules if f"{name}.kernel" in leaves} == {n for n in modules if widths[n] == UNTOUCHED}
+    for name in modules:
+        if widths[name] != UNTOUCHED:
+            codes = np.asarray(leaves[f"{name}.kernel.array.qvalue"], np.int32)
+            assert width(codes) == widths[name], name
+            assert leaves[f"{name}.kernel.array.scale"].shape[0] == (1 if form.group == -1 else 8 // form.group)
+            assert (f"{name}.kernel.array.zero_point" in leaves) == (not form.symmetric)
+
+
+def width(codes):
+    """The fewest bits whose signed range holds all codes."""
+    return next(bits for bits in range(1, 9) if -(1 << bits - 1) <= codes.min() and codes.max() < 1 << bits - 1)

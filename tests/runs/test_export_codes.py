@@ -12,6 +12,8 @@ import curvjax as cj
 from curvjax.models import Decoder
 from curvjax.runs import export as exporting
 from curvjax.runs.export import ExportSettings, export
+from curvjax.runs.export_plans import export_widths
+from curvjax.storage import Format
 from curvjax.surgery import Channels, Nearest
 from curvjax.testing import CONFIG, tiny_model
 from tests.runs.test_export import LAYER_RANKS, configuration, of
@@ -46,6 +48,19 @@ def test_a_plan_of_widths_names_every_projection_with_and_without_the_model(
     found = plan["_data"]["fqn_to_config"] if program == "torchao" else plan
     assert len(found) == 7 * 12
     assert "layers/10/mlp/up_proj" in text if program == "qwix" else "layers" in text
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_projections_that_an_allocation_leaves_out_are_left_as_they_are(loaded, tmp_path, with_model):
+    """auto-round and GPTQModel quantise what a plan does not name."""
+    partial = of(loaded, "bits", {"layers.10.mlp.up_proj": 4, "layers.1": 8})
+    export_widths(partial, "auto-round", Format(8), tmp_path / "out", loaded=loaded if with_model else None)
+    plan = json.loads((tmp_path / "out" / "layer_config.json").read_text())
+    assert len(plan) == 7 * 12
+    found = {name: entry["bits"] for name, entry in plan.items() if entry["bits"] != 16}
+    assert found.pop("model.layers.10.mlp.up_proj") == 4
+    assert len(found) == 7
+    assert all(name.startswith("model.layers.1.") and bits == 8 for name, bits in found.items())
 
 
 def test_tensor_types_are_those_of_the_gguf_file(bits, model_directory, tmp_path):
