@@ -2,7 +2,8 @@
 
 Source: llm-compressor 0.14, `SparsityModifierBase`. It pairs the list of sparsities with the matched modules in the
 order of the *model*, whatever the order of `targets`; both lists are therefore in that order here. Its Wanda removes
-floor(sparsity * in) weights of each output, less than asked; its SparseGPT rounds within blocks of 128 columns.
+floor(sparsity * in) weights of each output, less than asked; its SparseGPT floor(sparsity * n) + 1 of the n weights in each
+128 columns, so one even where none is asked: modules of sparsity 0 are no targets.
 """
 
 from collections.abc import Mapping
@@ -16,18 +17,19 @@ def pruning_recipe(sparsities: Mapping[str, float], *, method: Literal["sparsegp
 
     Args:
       sparsities: `module name in the PyTorch model -> share of weights to remove`, in the order of the model's modules.
-        A decoder layer stands for all projections in it.
+        A decoder layer stands for all projections in it. Those of 0 are left out.
       method: which modifier prunes.
 
     Returns:
       YAML for `oneshot(recipe=...)`.
 
     Raises:
-      ValueError: if there are no modules, or a sparsity is not in [0, 1).
+      ValueError: if no module has a sparsity above 0, or one is not in [0, 1).
     """
     wrong = {name: share for name, share in sparsities.items() if not 0 <= share < 1}
-    if wrong or not sparsities:
-        msg = f"a recipe needs at least one module, and sparsities in [0, 1); got {wrong or 'none'}."
+    pruned = {name: share for name, share in sparsities.items() if share}
+    if wrong or not pruned:
+        msg = f"a recipe needs at least one module to prune, and sparsities in [0, 1); got {wrong or 'none'}."
         raise ValueError(msg)
     return "\n".join([
         "pruning_stage:",
@@ -35,8 +37,8 @@ def pruning_recipe(sparsities: Mapping[str, float], *, method: Literal["sparsegp
         f"    {_MODIFIERS[method]}:",
         '      mask_structure: "0:0"',
         "      sparsity:  # in the order of the targets, which is that of the model's modules",
-        *(f"        - {float(share)!r}" for share in sparsities.values()),
+        *(f"        - {float(share)!r}" for share in pruned.values()),
         "      targets:",
-        *(f"        - {name}" for name in sparsities),
+        *(f"        - {name}" for name in pruned),
         "",
     ])

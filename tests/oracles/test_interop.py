@@ -12,7 +12,7 @@ import transformers
 from flax import nnx
 
 from curvjax.data import Batch
-from curvjax.interop import load_peft, pruning_recipe, save_peft, save_peft_experts
+from curvjax.interop import load_peft, save_peft, save_peft_experts
 from curvjax.models import load_hf, save_hf
 from curvjax.runs.export import ExportSettings, export_peft_config
 from curvjax.surgery import (
@@ -202,14 +202,6 @@ def test_transformers_loads_what_surgery_leaves(model, tmp_path, edit):
     zeros = {path: int(np.sum(np.asarray(linear.kernel[...]) == 0)) for path, linear in projections(edited).items()}
     assert zeros == {path: stored[path if path == "lm_head" else f"model.{path}"] for path in zeros}
     assert (sum(zeros.values()) > 0) is (edit == "pruned")
-
-
-def test_llm_compressor_reads_our_recipe(model, base):
-    recipes = pytest.importorskip("llmcompressor.recipe", exc_type=ImportError)
-    shares = {f"model.layers.{layer}": layer / 16 for layer in range(12)}
-    (modifier,) = recipes.Recipe.create_instance(pruning_recipe(shares)).modifiers
-    names = [name for name, _ in causal(base).named_modules() if name in modifier.targets]
-    assert dict(zip(names, modifier.sparsity, strict=True)) == shares  # it pairs them in the order of the model
 
 
 def test_an_adapter_goes_on_a_model_of_fewer_layers(model, tmp_path):

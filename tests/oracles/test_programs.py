@@ -123,7 +123,7 @@ def by_sparsegpt(share, outputs, inputs):
 
 @pytest.mark.parametrize(("method", "removed"), [("wanda", by_wanda), ("sparsegpt", by_sparsegpt)])
 def test_llm_compressor_removes_what_a_recipe_says(loaded, small, tmp_path, method, removed):
-    shares = in_turn(loaded, tuple(range(100, 900, 110)))
+    shares = in_turn(loaded, tuple(range(0, 900, 110)))
     if method == "wanda":  # whole layers
         shares = {f"layers.{layer}": 100 + 70 * layer for layer in range(LAYERS - 1)}
     allocation = allocated(loaded, "sparsity", shares, size=1000, maximum=950.0)

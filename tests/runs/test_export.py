@@ -263,8 +263,8 @@ def test_unknown_projections_are_refused(names):
 def test_a_recipes_lists_are_in_the_models_order(sparsities, tmp_path):
     path = export_recipe(sparsities, SETTINGS, tmp_path / "out")
     lines = [line.removeprefix("        - ") for line in path.read_text().splitlines() if "    - " in line]
-    assert [float(line) for line in lines[:12]] == [layer / 16 for layer in range(12)]
-    assert lines[12:] == [f"model.layers.{layer}" for layer in range(12)]
+    assert [float(line) for line in lines[:11]] == [layer / 16 for layer in range(1, 12)]  # layer 0 has none
+    assert lines[11:] == [f"model.layers.{layer}" for layer in range(1, 12)]
 
 
 def test_a_recipe_orders_projections_within_a_layer(sparsities, tmp_path):
