@@ -2,8 +2,8 @@
 
 Source: llm-compressor 0.14, `SparsityModifierBase`. It pairs the list of sparsities with the matched modules in the
 order of the *model*, whatever the order of `targets`; both lists are therefore in that order here. Its Wanda removes
-floor(sparsity * in) weights of each output, less than asked; its SparseGPT floor(sparsity * n) + 1 of the n weights in each
-128 columns, so one even where none is asked: modules of sparsity 0 are no targets.
+floor(sparsity * in) weights of each output, less than asked; its SparseGPT floor(sparsity * n) + 1 of the n weights in
+each 128 columns, so one even where none is asked: modules of sparsity 0 are no targets.
 """
 
 from collections.abc import Mapping
