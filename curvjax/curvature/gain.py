@@ -335,7 +335,7 @@ def _read(matrix: Tridiagonal, finite: Bool[Array, ""], policy: Policy, rtol: Ar
     return certified(
         found.lower,
         found.upper,
-        matrix.step_norm(damping),
+        found.step_norm,
         damping=damping,
         rtol=rtol,
         norm=matrix.norm,

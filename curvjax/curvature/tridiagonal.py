@@ -45,9 +45,7 @@ class Tridiagonal(NamedTuple):
 
     def step_norm(self, damping: Float[Array, " n"]) -> Float[Array, " n"]:
         """|(C + tau I)^-1 g| at each damping: d zeta^2 / d tau = -|d|^2, by differentiating the Gauss rule."""
-        damping = jnp.asarray(damping, self.norm.dtype)
-        _, slope = jax.jvp(lambda tau: _quadrature(self, tau).value, (damping,), (jnp.ones_like(damping),))
-        return self.norm * jnp.sqrt(jnp.maximum(-slope, 0.0))
+        return _with_step(self, jnp.asarray(damping, self.norm.dtype))[1]
 
     def largest_eigenvalue(self) -> Float[Array, ""]:
         """The largest Ritz value."""
@@ -61,13 +59,15 @@ class Tridiagonal(NamedTuple):
 class Bounds(NamedTuple):
     """What T says of each damping `[n]`.
 
-    lower, upper: bracket of g' (C + tau I)^-1 g, rounding allowed for. negative: C + tau I is not positive, whatever
-    rounding did. proved: the pivots of T + tau I and T - node I are positive, so that the upper bound holds. settled:
-    further products would change little; less than a quarter of the bracket's width is theirs to remove.
+    lower, upper: bracket of g' (C + tau I)^-1 g, rounding allowed for. step_norm: as `Tridiagonal.step_norm`. negative:
+    C + tau I is not positive, whatever rounding did. proved: the pivots of T + tau I and T - node I are positive, so
+    that the upper bound holds. settled: further products would change little; less than a quarter of the bracket's
+    width is theirs to remove.
     """
 
     lower: Float[Array, " n"]
     upper: Float[Array, " n"]
+    step_norm: Float[Array, " n"]
     negative: Bool[Array, " n"]
     proved: Bool[Array, " n"]
     settled: Bool[Array, " n"]
@@ -83,7 +83,7 @@ def bounds(matrix: Tridiagonal, damping: Float[Array, " n"]) -> Bounds:
     Numer. Algorithms 62, in the form of pivots.
     """
     damping, norm, rounding = jnp.asarray(damping, matrix.norm.dtype), matrix.norm, matrix.rounding
-    found, step = _quadrature(matrix, damping), matrix.step_norm(damping)
+    found, step = _with_step(matrix, damping)
     value, tail = norm * (norm * found.value), norm * (norm * found.tail)
     seen = jnp.minimum(largest_seen(matrix.diagonal, matrix.coupling), matrix.largest)
     slack, intrinsic = (rounding * ((size * step) * step + value) for size in (matrix.largest, seen))
@@ -92,7 +92,7 @@ def bounds(matrix: Tridiagonal, damping: Float[Array, " n"]) -> Bounds:
     upper = (jnp.sqrt(value + tail + slack) + change) ** 2
     removable = tail + 2 * (slack - intrinsic)
     closed = jnp.where(found.definite, found.proved & (4 * removable < upper - lower), matrix.largest <= 4 * seen)
-    return Bounds(lower, upper, found.negative, found.proved, found.negative | closed)
+    return Bounds(lower, upper, step, found.negative, found.proved, found.negative | closed)
 
 
 def ritz_values(matrix: Tridiagonal) -> Float[Array, " m"]:
@@ -118,6 +118,17 @@ class _Quadrature(NamedTuple):
     definite: Bool[Array, " n"]
     negative: Bool[Array, " n"]
     proved: Bool[Array, " n"]
+
+
+def _with_step(matrix: Tridiagonal, damping: Float[Array, " n"]) -> tuple[_Quadrature, Float[Array, " n"]]:
+    """The sums and `step_norm`, in one loop over T: the loops are what a gain takes to compile."""
+
+    def sums(tau):
+        found = _quadrature(matrix, tau)
+        return found.value, found
+
+    _, slope, found = jax.jvp(sums, (damping,), (jnp.ones_like(damping),), has_aux=True)
+    return found, matrix.norm * jnp.sqrt(jnp.maximum(-slope, 0.0))
 
 
 def _quadrature(matrix: Tridiagonal, damping: Float[Array, " n"]) -> _Quadrature:
