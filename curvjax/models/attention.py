@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from curvjax.models.config import DecoderConfig
-from curvjax.models.linear import Linear, RMSNorm
+from curvjax.models.linear import Linear, RMSNorm, Undrawn
 from curvjax.models.rope import rotated
 
 
@@ -33,7 +33,7 @@ class Attention(nnx.Module):
     What is static about its layer (window, rotation) is a plain hashable attribute.
     """
 
-    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs | Undrawn, dtype: DTypeLike):
         heads = config.layer_kv_heads(layer)
         keys = heads * config.head_dim
         queries = config.num_heads // config.num_kv_heads * keys

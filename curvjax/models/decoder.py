@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from curvjax.models.attention import Attention, Segments
 from curvjax.models.config import DecoderConfig
-from curvjax.models.linear import Embedding, LayerNorm, Linear, RMSNorm
+from curvjax.models.linear import Embedding, LayerNorm, Linear, RMSNorm, Undrawn
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class MLP(nnx.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) where there is no gate."""
 
-    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs | Undrawn, dtype: DTypeLike):
         width, inner, bias = config.hidden_size, config.layer_intermediate_size(layer), config.mlp_bias
         self.gate_proj = Linear(width, inner, bias=bias, rngs=rngs, dtype=dtype) if config.gated_mlp else None
         self.up_proj = Linear(width, inner, bias=bias, rngs=rngs, dtype=dtype)
@@ -43,7 +43,7 @@ class Block(nnx.Module):
     Two layers of the same kind have equal `nnx.split(block)[0]`, so one compiled function serves both.
     """
 
-    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(self, config: DecoderConfig, layer: int, *, rngs: nnx.Rngs | Undrawn, dtype: DTypeLike):
         self.input_layernorm = norm(config, dtype=dtype)
         self.self_attn = Attention(config, layer, rngs=rngs, dtype=dtype)
         self.post_attention_layernorm = norm(config, dtype=dtype)
@@ -71,7 +71,9 @@ class Decoder(nnx.Module):
     Parameters and the residual stream have `dtype`; norms, softmax, rotation and logits at least float32.
     """
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs | None = None, dtype: DTypeLike = jnp.float32):
+    def __init__(
+        self, config: DecoderConfig, *, rngs: nnx.Rngs | Undrawn | None = None, dtype: DTypeLike = jnp.float32
+    ):
         rngs = nnx.Rngs(0) if rngs is None else rngs
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, rngs=rngs, dtype=dtype)
@@ -134,4 +136,4 @@ def norm(config: DecoderConfig, *, dtype: DTypeLike) -> RMSNorm | LayerNorm:
 
 def abstract_decoder(config: DecoderConfig, *, dtype: DTypeLike = jnp.float32) -> Decoder:
     """A decoder whose parameters are only shapes and dtypes; `with_parameters` fills it."""
-    return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return nnx.eval_shape(lambda: Decoder(config, rngs=Undrawn(), dtype=dtype))

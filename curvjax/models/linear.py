@@ -6,12 +6,22 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 
+class Undrawn:
+    """In place of `nnx.Rngs` where only shapes count: tracing the draws took most of the time of an abstract model."""
+
+
+def drawn(rngs: nnx.Rngs | Undrawn, shape: tuple[int, int], *, deviation: float, dtype: DTypeLike) -> jax.Array:
+    """Normal numbers of that standard deviation, drawn in float32; zeros where nothing draws."""
+    if isinstance(rngs, Undrawn):
+        return jnp.zeros(shape, dtype)
+    return (jax.random.normal(rngs.params(), shape, jnp.float32) * deviation).astype(dtype)
+
+
 class Linear(nnx.Module):
     """x @ kernel + bias. kernel: `[in, out]`. bias: `[out]` or None."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, dtype: DTypeLike):
-        kernel = jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32) * inputs**-0.5
-        self.kernel = nnx.Param(kernel.astype(dtype))
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs | Undrawn, dtype: DTypeLike):
+        self.kernel = nnx.Param(drawn(rngs, (inputs, outputs), deviation=inputs**-0.5, dtype=dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -30,9 +40,8 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
 class Embedding(nnx.Module):
     """A table of vectors. embedding: `[rows, D]`."""
 
-    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        table = 0.02 * jax.random.normal(rngs.params(), (rows, width), jnp.float32)
-        self.embedding = nnx.Param(table.astype(dtype))
+    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs | Undrawn, dtype: DTypeLike):
+        self.embedding = nnx.Param(drawn(rngs, (rows, width), deviation=0.02, dtype=dtype))
 
     def __call__(self, index: jax.Array) -> jax.Array:
         """Integer indices `[...]` to `[..., D]`."""

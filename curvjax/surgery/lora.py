@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from curvjax.models import Linear, with_parameters
+from curvjax.models import Linear
 from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
 from curvjax.surgery.projections import linear_with, projections, rebuilt, select
 
@@ -278,8 +278,4 @@ def path_key(key: jax.Array, path: str) -> jax.Array:
 
 def _merged(adapter: Linear) -> Linear:
     assert isinstance(adapter, LoRALinear)
-    kernel, bias = adapter.kernel[...], adapter.bias
-    values = {"kernel": adapter.folded().astype(kernel.dtype)} | ({} if bias is None else {"bias": bias[...]})
-    inputs, outputs = kernel.shape
-    empty = nnx.eval_shape(lambda: Linear(inputs, outputs, bias=bias is not None, rngs=nnx.Rngs(0), dtype=kernel.dtype))
-    return with_parameters(empty, values)
+    return adapter.plain()

@@ -8,6 +8,7 @@ from flax import nnx
 
 from curvjax.layers import Unit, layer_index, module_path
 from curvjax.models import Decoder, Linear, parameters, submodules, with_parameters
+from curvjax.models.linear import Undrawn
 
 Module = TypeVar("Module", bound=nnx.Module)
 Amount = TypeVar("Amount")
@@ -109,5 +110,5 @@ def replaced(module: Module, edits: Mapping[str, Callable[..., nnx.Module]]) -> 
 def linear_with(kernel: jax.Array, bias: nnx.Param | None) -> Linear:
     """A `Linear` that holds these arrays."""
     inputs, outputs = kernel.shape
-    empty = nnx.eval_shape(lambda: Linear(inputs, outputs, bias=bias is not None, rngs=nnx.Rngs(0), dtype=kernel.dtype))
+    empty = nnx.eval_shape(lambda: Linear(inputs, outputs, bias=bias is not None, rngs=Undrawn(), dtype=kernel.dtype))
     return with_parameters(empty, {"kernel": kernel} | ({} if bias is None else {"bias": bias[...]}))

@@ -30,6 +30,7 @@ from curvjax.models import (
     save_arrays,
     submodules,
 )
+from curvjax.models.linear import Undrawn
 from curvjax.models.rebuilt import Facts
 from curvjax.surgery.projections import replaced
 
@@ -98,7 +99,7 @@ def _abstract(config: Any, modules: Mapping[str, Facts]) -> Decoder:
     """A decoder of shapes with modules of the given kinds."""
 
     def built() -> Decoder:
-        model = Decoder(config, rngs=nnx.Rngs(0))
+        model = Decoder(config, rngs=Undrawn())
         missing = sorted(modules.keys() - submodules(model).keys())
         if missing:
             msg = f"its config has no {missing[:3]}"
