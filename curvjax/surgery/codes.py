@@ -48,10 +48,14 @@ def nearest(kernel: Float[Array, "I O"], bits: int, form: Format) -> Codes:
 
 def decoded(codes: Codes, dtype: DTypeLike) -> Float[Array, "I O"]:
     """The weights that codes stand for, computed in at least float32."""
+    return _decoded(codes.codes, codes.scales, codes.zeros, jnp.dtype(dtype))
+
+
+@jax.jit(static_argnames="dtype")
+def _decoded(codes: Array, scales: Array, zeros: Array, dtype: jnp.dtype) -> Array:
     wide = jnp.promote_types(dtype, jnp.float32)
-    grouped = _grouped(codes.codes, codes.scales.shape[0])
-    weights = weight_of(grouped, codes.scales[:, None, :].astype(wide), codes.zeros[:, None, :])
-    return weights.reshape(codes.codes.shape).astype(dtype)
+    weights = weight_of(_grouped(codes, scales.shape[0]), scales[:, None, :].astype(wide), zeros[:, None, :])
+    return weights.reshape(codes.shape).astype(dtype)
 
 
 def require_format(shape: tuple[int, ...], bits: object, form: Format) -> None:
@@ -88,7 +92,15 @@ def grid(
     As in the published program, but where no weight of a column is negative its symmetric grid starts at zero and yet
     puts code 0 at -2^(bits - 1), so that it cuts off the upper half of the range. Ours is symmetric always.
     """
-    most = 2**bits - 1
+    scale, low = _scaled(weights, bits, form, clip)
+    return scale, _zeros(scale, low, bits, form)
+
+
+# Compiled for each shape, not each operation and width; in parts, since within a program XLA may leave out the rounding
+# of a scale to float16.
+@jax.jit(static_argnames="form")
+def _scaled(weights: Array, bits: int | Array, form: Format, clip: tuple[Array | float, ...]) -> tuple[Array, Array]:
+    """Scale and least weight of each column."""
     low = clip[0] * jnp.minimum(jnp.min(weights, axis=-2), 0.0)
     high = clip[1] * jnp.maximum(jnp.max(weights, axis=-2), 0.0)
     if form.symmetric:
@@ -96,14 +108,18 @@ def grid(
         low = -high
     empty = high == low
     low, high = jnp.where(empty, -1.0, low), jnp.where(empty, 1.0, high)
-    scale = ((high - low) / most).astype(form.scales)
-    scale = jnp.maximum(scale, jnp.finfo(form.scales).tiny)
+    scale = ((high - low) / (2**bits - 1)).astype(form.scales)
+    return jnp.maximum(scale, jnp.finfo(form.scales).tiny), low
+
+
+@jax.jit(static_argnames="form")
+def _zeros(scale: Array, low: Array, bits: int | Array, form: Format) -> Array:
     if form.symmetric:
-        return scale, jnp.full(scale.shape, 2 ** (bits - 1), jnp.uint8)
-    zero = jnp.clip(jnp.round(-low / scale.astype(low.dtype)), 0, most)
-    return scale, zero.astype(jnp.uint8)
+        return jnp.full(scale.shape, 2 ** (bits - 1), jnp.uint8)
+    return jnp.clip(jnp.round(-low / scale.astype(low.dtype)), 0, 2**bits - 1).astype(jnp.uint8)
 
 
+@jax.jit
 def encoded(weights: Array, scale: Array, zero: Array, bits: int | Int[Array, ""]) -> Array:
     """Codes nearest to weights; ties to the even multiple of the scale."""
     code = jnp.round(weights / scale.astype(weights.dtype)) + zero.astype(weights.dtype)

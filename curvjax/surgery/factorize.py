@@ -272,11 +272,18 @@ def _cut(
 ) -> Factors:
     """The leading part of `white`, with `back` put in front of it again; errors in the metric."""
     left, values, right = jnp.linalg.svd(white, full_matrices=False)
-    half = jnp.sqrt(values[:rank])
-    first, second = back(left[:, :rank] * half[None, :]), half[:, None] * right[:rank]
+    first, second, optimal = _halves(left, values, right, rank)
+    first, dtype = back(first), kernel.dtype
     change = jnp.matmul(first, second, precision="highest") - _wide(kernel)
-    optimal, dtype = jnp.sum(values[rank:] ** 2), kernel.dtype
     return Factors(first.astype(dtype), second.astype(dtype), output_error(change, metric), optimal, 0.0)
+
+
+@jax.jit(static_argnames="rank")
+def _halves(
+    left: jax.Array, values: jax.Array, right: jax.Array, rank: int
+) -> tuple[jax.Array, jax.Array, Float[Array, ""]]:
+    half = jnp.sqrt(values[:rank])
+    return left[:, :rank] * half[None, :], half[:, None] * right[:rank], jnp.sum(values[rank:] ** 2)
 
 
 def _wide(kernel: jax.Array) -> jax.Array:
