@@ -186,7 +186,8 @@ def take(batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
     if wrong:
         msg = f"no row {wrong[0]}: the batch has rows 0 to {count - 1}."
         raise ValueError(msg)
-    return jax.tree.map(lambda leaf: leaf[jnp.asarray(rows, jnp.int32)], batch)
+    places = np.asarray(rows, int)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[places]), batch)
 
 
 def microbatches(batch: AnyRows, size: int) -> Iterator[AnyRows]:
@@ -203,9 +204,10 @@ def microbatches(batch: AnyRows, size: int) -> Iterator[AnyRows]:
         raise ValueError(msg)
     rows = batch.tokens.shape[0]
     missing = -rows % size
-    padded = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, missing), (0, 0))), batch)
+    # On the host: nothing is to be compiled for each number of rows.
+    padded = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), ((0, missing), (0, 0))), batch)
     for start in range(0, rows, size):
-        yield jax.tree.map(lambda leaf: leaf[start : start + size], padded)  # noqa: B023  used at once
+        yield jax.tree.map(lambda leaf: jnp.asarray(leaf[start : start + size]), padded)  # noqa: B023  used at once
 
 
 class _Whole(NamedTuple):
