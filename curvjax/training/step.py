@@ -214,6 +214,7 @@ def _summed_loss(graph, frozen, recipe, trained, part, key):
 
 def _mean(sums, batch, *, recipe, key, mesh):
     """`sums(part, key)` over all microbatches, divided by the counted tokens of the batch."""
+    sums = jax.jit(sums)  # traced once, for its shapes and for the loop
 
     def add(total, inputs):
         return jax.tree.map(jnp.add, total, sums(*inputs)), None
