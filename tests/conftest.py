@@ -1,10 +1,10 @@
 """Shared test set-up: float64 at hand, no silent rank promotion, warnings are errors (pyproject.toml).
 
-Compilation is most of the suite's time, and XLA takes its short way, with its older emitters: a third of the time. Its
-cache on disk is left out: writing to it was seen to crash (jaxlib 0.10.2), and few programs of a file are compiled
-twice. Compiled programs are dropped when they hold too many of the mappings that Linux allows a process (65,530):
-beyond those, compiling aborts. Tracing makes so many objects that Python's collector, at its own thresholds, took a
-tenth of the time.
+Compilation is most of the suite's time, and XLA takes its short way, with its older emitters: a third of the time; nor
+does it part small programs among threads. Its cache on disk is left out: writing to it was seen to crash (jaxlib
+0.10.2), and few programs of a file are compiled twice. Compiled programs are dropped when they hold too many of the
+mappings that Linux allows a process (65,530): beyond those, compiling aborts. Tracing makes so many objects that
+Python's collector, at its own thresholds, took a tenth of the time.
 """
 
 import gc
@@ -15,7 +15,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # workers share the cores: w
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 import jax
