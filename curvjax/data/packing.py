@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -171,7 +170,7 @@ def arrange(pieces: Sequence[Piece], *, length: int) -> Arrangement:
         tokens[r, place], targets[r, place], weights[r, place] = piece
         positions[r, place] = np.arange(len(piece.tokens))
         segments[r, place] = number
-    batch = Batch(*map(jnp.asarray, (tokens, targets, weights, positions, segments)))
+    batch = Batch(*map(jax.device_put, (tokens, targets, weights, positions, segments)))
     return Arrangement(batch, np.asarray(row), np.asarray(column))
 
 
@@ -187,7 +186,7 @@ def take(batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
         msg = f"no row {wrong[0]}: the batch has rows 0 to {count - 1}."
         raise ValueError(msg)
     places = np.asarray(rows, int)
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[places]), batch)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[places]), batch)
 
 
 def microbatches(batch: AnyRows, size: int) -> Iterator[AnyRows]:
@@ -204,10 +203,10 @@ def microbatches(batch: AnyRows, size: int) -> Iterator[AnyRows]:
         raise ValueError(msg)
     rows = batch.tokens.shape[0]
     missing = -rows % size
-    # On the host: nothing is to be compiled for each number of rows.
+    # On the host, and `device_put`: `jnp.asarray` too compiles for each shape.
     padded = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), ((0, missing), (0, 0))), batch)
     for start in range(0, rows, size):
-        yield jax.tree.map(lambda leaf: jnp.asarray(leaf[start : start + size]), padded)  # noqa: B023  used at once
+        yield jax.tree.map(lambda leaf: jax.device_put(leaf[start : start + size]), padded)  # noqa: B023  used at once
 
 
 class _Whole(NamedTuple):

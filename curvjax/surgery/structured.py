@@ -140,11 +140,11 @@ def _features(groups: np.ndarray, width: int) -> np.ndarray:
 def _columns(values: Mapping[str, jax.Array], paths: list[str], stay: np.ndarray) -> dict[str, jax.Array]:
     """Kernels and biases of projections with only the outputs `stay`; those that the model lacks are left out."""
     names = [f"{path}.{part}" for path in paths for part in ("kernel", "bias")]
-    return {name: values[name][..., stay] for name in names if name in values}
+    return {name: jnp.take(values[name], stay, axis=-1) for name in names if name in values}
 
 
 def _rows(values: Mapping[str, jax.Array], path: str, stay: np.ndarray) -> dict[str, jax.Array]:
-    return {f"{path}.kernel": values[f"{path}.kernel"][stay]}
+    return {f"{path}.kernel": jnp.take(values[f"{path}.kernel"], stay, axis=0)}
 
 
 def _with_channels(config: DecoderConfig, sizes: tuple[int, ...]) -> DecoderConfig:
