@@ -1,8 +1,8 @@
 """Problems that a Krylov run sees little of before it stops: what hides from g is what rounding goes with."""
 
+from decimal import Decimal, localcontext
 from typing import NamedTuple
 
-import mpmath
 import numpy as np
 
 from curvjax.curvature import Gain, Status
@@ -77,18 +77,20 @@ def _problem(family: str, rng: np.random.Generator, eps: float) -> tuple[np.ndar
 def exact_gains(problems: Problems, *, digits: int = 50) -> tuple[np.ndarray, np.ndarray]:
     """g' (C + tau I)^-1 g of the problems as they stand, and whether C + tau I is positive definite; multiprecision."""
     gains, definite = [], []
-    with mpmath.workdps(digits):
+    with localcontext(prec=digits):
         for matrix, gradient, damping in zip(*problems[:3], strict=True):
-            shifted = mpmath.matrix(matrix.astype(float).tolist()) + mpmath.mpf(float(damping)) * mpmath.eye(SIZE)
-            total, positive = _by_pivots(shifted, [mpmath.mpf(x) for x in gradient.astype(float)])
+            rows = [[Decimal(float(x)) for x in row] for row in matrix]
+            for i in range(SIZE):
+                rows[i][i] += Decimal(float(damping))
+            total, positive = _by_pivots(rows, [Decimal(float(x)) for x in gradient])
             gains.append(float(total))
             definite.append(positive)
     return np.asarray(gains), np.asarray(definite)
 
 
-def _by_pivots(matrix: mpmath.matrix, right: list) -> tuple[mpmath.mpf, bool]:
+def _by_pivots(rows: list[list[Decimal]], right: list[Decimal]) -> tuple[Decimal, bool]:
     """sum_i y_i^2 / d_i of the factorisation L D L' with L y = g, and whether all d_i are positive."""
-    rows, total, positive = [list(matrix[i, :]) for i in range(SIZE)], mpmath.mpf(0), True
+    total, positive = Decimal(0), True
     for i in range(SIZE):
         pivot = rows[i][i]
         positive &= pivot > 0
