@@ -133,6 +133,11 @@ def dense_ggn(outputs: Callable, params: Any, *, output_hessian: Callable) -> Fl
 
 def dense_gain(matrix: Float[Array, "P P"], grad: Any, *, damping: float) -> Float[Array, ""]:
     """g' (C + tau I)^-1 g by Cholesky [M4]; NaN where C + tau I is not positive definite."""
+    return _dense_gain(matrix, grad, damping)
+
+
+@jax.jit
+def _dense_gain(matrix: Float[Array, "P P"], grad: Any, damping: float | Float[Array, ""]) -> Float[Array, ""]:
     flat = ravel_pytree(grad)[0].astype(matrix.dtype)
     factor = jnp.linalg.cholesky(matrix + damping * jnp.eye(flat.size, dtype=matrix.dtype))
     half = jax.scipy.linalg.solve_triangular(factor, flat, lower=True)

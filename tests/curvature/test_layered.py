@@ -50,7 +50,7 @@ def dense_block(model):
     """`unit -> J' S J / N [P, P]`, written down without the engine; compiled once for all layers."""
     stacked, batches = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (model.blocks, BATCHES))
     flat, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, model.blocks[0]))
-    places = unravel(jnp.arange(flat.size, dtype=flat.dtype))
+    places = jax.tree.map(np.asarray, unravel(jnp.arange(flat.size, dtype=flat.dtype)))
 
     def logits(offset, index, batch):
         def block(x, layer):
@@ -77,8 +77,8 @@ def dense_block(model):
 
     def of(unit):
         varied, _ = unit_parameters(model, unit)
-        own = ravel_pytree({path: places[path] for path in varied})[0].astype(int)
-        return whole(unit.index)[own][:, own]
+        own = np.concatenate([places[path].ravel() for path in sorted(varied)]).astype(int)  # as `ravel_pytree`
+        return np.asarray(whole(unit.index))[np.ix_(own, own)]
 
     return of
 

@@ -1,7 +1,6 @@
 """Gains made up from the units' places, where what counts is how they are kept and not what they are."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from curvjax.curvature import Gain, Status, StepPromise, UnitGain
@@ -44,7 +43,8 @@ def _gain(dampings, index, lost=False):
 def stand_in_fit(model, batch, *, steps, seed, progress, **settings):
     """Adapters drawn at random."""
     rng = np.random.default_rng(seed)
-    drawn = {path: jnp.asarray(rng.normal(size=a.shape), a.dtype) for path, a in lora_parameters(model).items()}
+    learned = lora_parameters(model).items()
+    drawn = {path: jax.device_put(rng.normal(size=a.shape).astype(a.dtype)) for path, a in learned}
     progress(steps, steps)
     losses, none = np.zeros(steps, np.float32), np.zeros(0)
     return Fitted(with_lora_parameters(model, drawn), losses, none, none.astype(int), steps, 0, TrainCost(0, np.nan))
