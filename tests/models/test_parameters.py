@@ -63,7 +63,8 @@ def test_a_copy_holds_the_values_and_leaves_the_module_alone(model):
 
 def test_arrays_are_shared_not_copied(model):
     values = parameters(model)
-    assert all(parameters(with_parameters(model, values))[path] is value for path, value in values.items())
+    copied = parameters(with_parameters(model, values))
+    assert all(copied[path] is value for path, value in values.items())
 
 
 def test_missing_and_unknown_paths_are_listed(model):
