@@ -78,7 +78,7 @@ def dense_block(model):
     def of(unit):
         varied, _ = unit_parameters(model, unit)
         own = np.concatenate([places[path].ravel() for path in sorted(varied)]).astype(int)  # as `ravel_pytree`
-        return np.asarray(whole(unit.index))[np.ix_(own, own)]
+        return jax.device_put(np.asarray(whole(unit.index))[np.ix_(own, own)])
 
     return of
 
