@@ -185,8 +185,8 @@ def take(batch: Batch, rows: Sequence[int] | np.ndarray) -> Batch:
     if wrong:
         msg = f"no row {wrong[0]}: the batch has rows 0 to {count - 1}."
         raise ValueError(msg)
-    places = np.asarray(rows, int)
-    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[places]), batch)
+    places = jax.device_put(np.asarray(rows, np.int32))
+    return jax.tree.map(lambda leaf: leaf[places], batch)  # where they lie: training takes rows at every step
 
 
 def microbatches(batch: AnyRows, size: int) -> Iterator[AnyRows]:
