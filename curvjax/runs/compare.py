@@ -79,7 +79,7 @@ def compare(
       ValueError: if a name is unknown, the budget is out of reach, the documents are too few, or `gains` belong to
         another model or partition; before anything is measured.
     """
-    settings, measured = settings or CompareSettings(), measured or ScoreSettings()
+    settings, measured = settings or CompareSettings(), (measured or ScoreSettings()).settled()
     _require_known(settings, program.target)
     units = units_of(loaded.model, measured)
     shapes = unit_shapes(loaded.model, units)

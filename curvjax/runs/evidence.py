@@ -117,6 +117,7 @@ def measure_evidence(
         no gains by it are given, the group does not divide a kernel's inputs, or `gains` belong to another model or
         units.
     """
+    settings = settings.settled()
     unknown = sorted(set(needs) - FIELDS.keys())
     if unknown:
         msg = f"unknown fields of evidence {unknown}; there are {', '.join(FIELDS)}."

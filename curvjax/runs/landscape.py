@@ -236,7 +236,7 @@ def landscape(
       ValueError: if the span is empty, there are fewer than 2 points, an edit changes nothing or has other parameters,
         or a direction refuses its settings.
     """
-    settings, started = settings or ScoreSettings(), time.perf_counter()
+    settings, started = (settings or ScoreSettings()).settled(), time.perf_counter()
     if not (np.isfinite(span).all() and span[0] < span[1]) or points < 2:
         msg = f"need a span from low to high and 2 points or more, got {span} and {points}."
         raise ValueError(msg)

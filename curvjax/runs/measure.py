@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,8 @@ POLICIES: dict[str, Callable[[float], LayerPolicy]] = {
 
 BY_STEPS = ("promise", "held-out")
 """Policies that try the steps on the loss itself [M20]; `curvjax.runs.steps` makes their choice."""
+STEPPING = ("ggn", "hessian")
+"""Curvatures whose gains have such steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +88,7 @@ class ScoreSettings:
     """Of tokens, directions, probes and orders."""
 
     def __post_init__(self) -> None:
-        """Settle the policy, and refuse what cannot be measured."""
-        steps = self.curvature in ("ggn", "hessian")
-        if self.policy == "auto":  # settled here, so that records say what it was
-            object.__setattr__(self, "policy", "promise" if steps else "trust-radius")
+        """Refuse what cannot be measured."""
         for name in ("damping", "rtol", "max_products", "stream_tokens", "directions", "step"):
             if not getattr(self, name) > 0:
                 msg = f"{name} must be positive, got {getattr(self, name)!r}."
@@ -103,21 +102,26 @@ class ScoreSettings:
         if not self.radii or min(self.radii) <= 0 or not 0 < self.keep <= 1:
             msg = f"need positive radii and keep within (0, 1], got {self.radii} and {self.keep!r}."
             raise ValueError(msg)
-        if self.tried and not steps:
+        if self.tried and self.curvature not in STEPPING:
             msg = f"curvature {self.curvature!r} has gains in closed form and no steps to try; take ggn or hessian."
             raise ValueError(msg)
         self.layer_policy()
 
+    def settled(self) -> "ScoreSettings":
+        """The same with the policy that `auto` stands for, so that records say what it was."""
+        if self.policy != "auto":
+            return self
+        return replace(self, policy="promise" if self.curvature in STEPPING else "trust-radius")
+
     def layer_policy(self) -> LayerPolicy:
         """What the Krylov runs are certified at; for policies by steps the longest, so that the shorter are too."""
-        if self.policy in BY_STEPS:
-            return trust_radius(max(self.radii))
-        return POLICIES[self.policy](self.damping)
+        policy = self.settled().policy
+        return trust_radius(max(self.radii)) if policy in BY_STEPS else POLICIES[policy](self.damping)
 
     @property
     def tried(self) -> tuple[float, ...]:
         """The radii whose steps are tried; none if that was not asked for."""
-        return self.radii if self.promise or self.policy in BY_STEPS else ()
+        return self.radii if self.promise or self.settled().policy in BY_STEPS else ()
 
     @property
     def partition(self) -> str:
@@ -127,8 +131,10 @@ class ScoreSettings:
     @property
     def damping_words(self) -> str:
         """The policy and its number."""
-        number = {"promise": f" {self.keep:g}", "held-out": ""}.get(self.policy, f" {self.damping:g}")
-        return self.policy.replace("-", " ") + number
+        policy = self.settled().policy
+        return policy.replace("-", " ") + {"promise": f" {self.keep:g}", "held-out": ""}.get(
+            policy, f" {self.damping:g}"
+        )
 
 
 def units_of(model: Decoder | LayeredModel, settings: ScoreSettings) -> tuple[Unit, ...]:

@@ -66,7 +66,7 @@ def promise(
         no unit; if a radius is not positive; if what a surgery made has other parameters; or if the texts share a
         document.
     """
-    settings = settings or ScoreSettings()
+    settings = (settings or ScoreSettings()).settled()
     if fresh is not None:
         require_apart(calibration=text, fresh=fresh)
     units, radius = units_of(loaded.model, settings), edit if isinstance(edit, (int, float)) else None

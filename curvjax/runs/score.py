@@ -73,7 +73,7 @@ def score(
       OSError: if a file cannot be written.
       TimeoutError: if other processes are lost.
     """
-    settings = settings or ScoreSettings()
+    settings = (settings or ScoreSettings()).settled()
     SCORES.require([name])
     if name == GAIN:
         return gains(loaded, text, settings, directory, fresh=fresh, progress=progress, team=team)

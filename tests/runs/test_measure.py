@@ -4,7 +4,9 @@ import dataclasses
 import json
 
 import pytest
+import tyro
 
+from curvjax.commands.scoring import Score
 from curvjax.runs.measure import ScoreSettings, units_of
 from curvjax.runs.text import changed
 from curvjax.surgery import Nearest
@@ -66,12 +68,17 @@ def test_units_that_the_model_does_not_have_are_refused(loaded, tmp_path, never,
 )
 def test_the_damping_keeps_its_promise_where_there_are_steps_to_try(curvature, policy):
     settings = ScoreSettings(curvature=curvature)
-    assert settings.policy == policy
+    assert settings.settled().policy == policy
     assert settings.tried == (settings.radii if policy == "promise" else ())
 
 
 def test_another_curvature_settles_its_own_policy():
-    assert changed(ScoreSettings, {"curvature": "kfac"}).policy == "trust-radius"
+    for other in (
+        changed(ScoreSettings, {"curvature": "kfac"}),
+        dataclasses.replace(ScoreSettings(), curvature="kfac"),
+    ):
+        assert other.settled().policy == "trust-radius"
+    assert tyro.cli(Score, args=["model", "--curvature", "kfac"]).settings.settled().policy == "trust-radius"
     with pytest.raises(ValueError, match="no steps to try; take ggn or hessian"):
         changed(ScoreSettings, {"curvature": "kfac", "policy": "promise"})
 
