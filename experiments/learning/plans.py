@@ -1,6 +1,5 @@
 """How the adapters' ranks are shared out in the study, at the parameters that equal ranks have."""
 
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -82,14 +81,8 @@ def greedy(worth: Mapping[str, Float[np.ndarray, " r"]], cost: Mapping[str, floa
     """
     ranks = dict.fromkeys(cost, 1)
     left = budget - sum(cost.values())
-    heap = [(-values[1], unit) for unit, values in worth.items() if len(values) > 1]
-    heapq.heapify(heap)
-    while heap:
-        _, unit = heapq.heappop(heap)
-        if cost[unit] > left:
-            continue
-        ranks[unit] += 1
-        left -= cost[unit]
-        if ranks[unit] < len(worth[unit]):
-            heapq.heappush(heap, (-worth[unit][ranks[unit]], unit))
+    for _, unit in sorted(((-value, unit) for unit, values in worth.items() for value in values[1:])):
+        if cost[unit] <= left:
+            ranks[unit] += 1
+            left -= cost[unit]
     return ranks

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from auto_round import AutoRound
+from fewest_bits import fewest_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -32,7 +33,7 @@ def width(module: torch.nn.Linear) -> int:
     codes = steps.round()
     torch.testing.assert_close(steps, codes, rtol=2**-8, atol=0.01)  # it rounds weights to bfloat16
     low, high = int(codes.min()), int(codes.max())
-    return next(bits for bits in range(1, 9) if -(1 << bits - 1) <= low and high < 1 << bits - 1)
+    return fewest_bits(low, high)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from fewest_bits import fewest_bits
 from torchao.core.config import config_from_dict
 from torchao.quantization import quantize_
 from transformers import AutoModelForCausalLM
@@ -27,7 +28,7 @@ def width(weight: torch.Tensor) -> int:
     if codes is None:
         return 16
     low, high = int(codes.min()), int(codes.max())
-    return next(bits for bits in range(1, 9) if -(1 << bits - 1) <= low and high < 1 << bits - 1)
+    return fewest_bits(low, high)
 
 
 if __name__ == "__main__":
