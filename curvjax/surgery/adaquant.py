@@ -5,7 +5,6 @@ and Integer Programming", 2020, arXiv 2006.10518: its abstract, and its program.
 plan `adaquant` of `curvjax.scores`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -17,11 +16,10 @@ from jaxtyping import Array, Float, UInt8
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder, parameters, with_parameters
-from curvjax.records import Rebuilt
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, decoded, finite, grid, require_format, straight_codes
 from curvjax.surgery.method import Progress, require_batch, surgery
-from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
+from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.second_moment import moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import edit_in_order, residual_streams
 
@@ -246,21 +244,14 @@ class AdaQuant(Nearest):
     rows: int = 4
     """Rows in memory at a time."""
 
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Nearest`."""
-        rows, plan = require_batch(self, batch), quantization_plan(model, amounts, self.form)
-        settings = Calibration(self.steps, self.rate)
-        found = quantize_adaquant(
+    def quantize(
+        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
+    ) -> Quantized:
+        """By `quantize_adaquant`."""
+        rows, settings = require_batch(self, batch), Calibration(self.steps, self.rate)
+        return quantize_adaquant(
             model, rows, plan, rows_at_once=self.rows, calibration=settings, biases=self.biases, progress=progress
         )
-        return quantized_units(self, model, amounts, found)
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """Calibrated to inputs of this second moment, without its bias; see `Stepwise`."""

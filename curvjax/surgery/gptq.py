@@ -5,7 +5,6 @@ Transformers", 2022, arXiv 2210.17323, algorithm 1, with the groups and the orde
 """
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -15,11 +14,10 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
-from curvjax.records import Rebuilt
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, decoded, encoded, finite, grid, require_format, weight_of
 from curvjax.surgery.method import Progress, require_batch, surgery
-from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
+from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.second_moment import (
     compensated,
     inverse_root,
@@ -257,19 +255,12 @@ class GPTQ(Nearest):
         """Order and damping."""
         return Sweep(damping=self.damping, act_order=self.act_order)
 
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Nearest`."""
-        rows, sweep = require_batch(self, batch), self.sweep
-        plan = quantization_plan(model, amounts, self.form)
-        found = quantize_gptq(model, rows, plan, rows_at_once=self.rows, sweep=sweep, progress=progress)
-        return quantized_units(self, model, amounts, found)
+    def quantize(
+        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
+    ) -> Quantized:
+        """By `quantize_gptq`."""
+        rows = require_batch(self, batch)
+        return quantize_gptq(model, rows, plan, rows_at_once=self.rows, sweep=self.sweep, progress=progress)
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """Rounded and refitted to inputs of this second moment; see `Stepwise`."""

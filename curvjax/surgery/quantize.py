@@ -1,5 +1,6 @@
 """Projections stored as codes of 2 to 8 bits, a width for each, and the bytes that this takes, counted from arrays."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -116,10 +117,14 @@ class QuantizationPlan(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """model: the copy, with `QuantizedLinear` projections. storage: counted in its arrays, and as planned."""
+    """model: the copy, with `QuantizedLinear` projections. storage: counted in its arrays, and as planned.
+
+    remarks: what else is to be said, in words.
+    """
 
     model: Decoder
     storage: Storage
+    remarks: tuple[str, ...] = ()
 
 
 def quantization_plan(model: nnx.Module, widths: Mapping[str, int], form: Format) -> QuantizationPlan:
@@ -278,15 +283,18 @@ def quantized_units(method: Surgery, model: Decoder, widths: Mapping[str, int], 
     units = [dict(zip(fields, row, strict=True)) for row in zip(*storage, strict=True)]
     evidence = {"storage": {"bytes": storage.total, "bits_per_weight": storage.bits_per_weight, "units": units}}
     counts = Counts({name: int(widths[name]) for name in realised}, realised, float(total))
-    remarks = [f"{storage.total:,} bytes, {storage.bits_per_weight:.3f} bits per weight with scales and zeros"]
-    return account(method, method.targets[0], (model, found.model), counts, remarks=remarks, evidence=plain(evidence))
+    stored = f"{storage.total:,} bytes, {storage.bits_per_weight:.3f} bits per weight with scales and zeros"
+    models, remarks = (model, found.model), (stored, *found.remarks)
+    return account(method, method.targets[0], models, counts, remarks=remarks, evidence=plain(evidence))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grids:
-    """Settings of all surgeries that round to grids."""
+class Grids(ABC):
+    """What surgeries that round to grids have in common; `quantize` is what each does."""
 
+    name: ClassVar[str]
     targets: ClassVar[tuple[str, ...]] = ("bits",)
+    reads_text: ClassVar[bool]
 
     group: int = 64
     """Inputs that share a scale; -1: all inputs of a projection."""
@@ -299,6 +307,24 @@ class Grids:
     def form(self) -> Format:
         """Groups and grid."""
         return Format(self.group, self.symmetric, self.scales)
+
+    def __call__(
+        self,
+        model: Decoder,
+        amounts: Mapping[str, int],
+        batch: Batch | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Rebuilt:
+        """See `Surgery`: amounts are widths, 2 to 8, or 16 for a unit left as it is."""
+        plan = quantization_plan(model, amounts, self.form)
+        return quantized_units(self, model, amounts, self.quantize(model, batch, plan, progress))
+
+    @abstractmethod
+    def quantize(
+        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
+    ) -> Quantized:
+        """The model with every kernel at its width; `batch` where the surgery reads text."""
 
 
 @surgery
@@ -317,19 +343,12 @@ class Nearest(Grids):
     name: ClassVar[str] = "nearest"
     reads_text: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Surgery`: amounts are widths, 2 to 8, or 16 for a unit left as it is."""
+    def quantize(
+        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
+    ) -> Quantized:
+        """By `quantize_nearest`."""
         del batch, progress
-        return quantized_units(
-            self, model, amounts, quantize_nearest(model, quantization_plan(model, amounts, self.form))
-        )
+        return quantize_nearest(model, plan)
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """On a grid of 2^amount points; see `Stepwise`."""

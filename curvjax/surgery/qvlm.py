@@ -4,8 +4,8 @@ Source: Wang, Wang, Xu, Tang, Zhou, Lu, "Q-VLM: Post-training Quantization for L
 arXiv 2410.08119: its abstract, and its program, from which the formula of the entropy and the size of blocks are.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -14,9 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
-from curvjax.records import Rebuilt
 from curvjax.surgery.method import Progress, require_batch, surgery
-from curvjax.surgery.quantize import Grids, quantization_plan, quantized_units
+from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized
 from curvjax.surgery.sequential import after, residual_streams
 from curvjax.surgery.sliderquant import AS_PUBLISHED, Slides, quantize_sliding
 
@@ -116,7 +115,7 @@ _dependence = jax.jit(dependence)
 
 
 @surgery
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class QVLM(Grids):
     """Grids learned block by block, in blocks of layers that depend on each other; see `found_blocks`.
 
@@ -149,21 +148,15 @@ class QVLM(Grids):
     rows: int = 4
     """Rows in a step, and in memory, at a time."""
 
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Surgery`: amounts are widths, 2 to 8, or 16 for a unit left as it is."""
-        rows, plan = require_batch(self, batch), quantization_plan(model, amounts, self.form)
+    def quantize(
+        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
+    ) -> Quantized:
+        """By `quantize_sliding`, a window for each block."""
+        rows = require_batch(self, batch)
         blocks = found_blocks(model, rows, rows_at_once=self.rows, most=self.most).blocks
         slides = Slides(shares=(1.0,), steps=self.steps, rank=1, rank_rate=0.0)
         found = quantize_sliding(
             model, rows, plan, rows_at_once=self.rows, slides=slides, windows=blocks, progress=progress
         )
-        made = quantized_units(self, model, amounts, found)
         sizes = ", ".join(str(len(block)) for block in blocks)
-        return dataclasses.replace(made, remarks=(*made.remarks, f"blocks of {sizes} layers, in order"))
+        return found._replace(remarks=(f"blocks of {sizes} layers, in order",))

@@ -4,8 +4,7 @@ Source: Sung, Yadav, Li, Yoon, Bansal, "RSQ: Learning from Important Tokens Lead
 2503.01820: its abstract, and its program, from which the formulas are.
 """
 
-import dataclasses
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -14,10 +13,9 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.models import Block, Decoder
-from curvjax.records import Rebuilt
 from curvjax.surgery.gptq import GPTQ, quantize_gptq
 from curvjax.surgery.method import Progress, require_batch, surgery
-from curvjax.surgery.quantize import quantization_plan, quantized_units
+from curvjax.surgery.quantize import QuantizationPlan, Quantized
 from curvjax.surgery.rotation import rotated
 from curvjax.surgery.sequential import Stream
 
@@ -64,7 +62,7 @@ def attention_paid(block: Block, stream: Stream) -> Float[Array, "B T"]:
 
 
 @surgery
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RSQ(GPTQ):
     """GPTQ of a rotated model, with important tokens weighing more; each part can be left out.
 
@@ -100,30 +98,26 @@ class RSQ(GPTQ):
     seed: int = 0
     """Of the rotation."""
 
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Nearest`."""
+    def __post_init__(self) -> None:
+        """Refuse weights out of range."""
         if not 0 < self.least <= 1:
             msg = f"least must be above 0 and at most 1, the weight of the token of most attention; got {self.least}."
             raise ValueError(msg)
+
+    def quantize(
+        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
+    ) -> Quantized:
+        """By `quantize_gptq`, in the other basis and with weights of tokens."""
         rows, sweep = require_batch(self, batch), self.sweep
-        plan = quantization_plan(model, amounts, self.form)  # before the rotation, which takes longer than to refuse
         turned = rotated(model, seed=self.seed) if self.rotate else model
         weigh = Concentration(self.least) if self.weighted else None
         found = quantize_gptq(turned, rows, plan, rows_at_once=self.rows, sweep=sweep, weigh=weigh, progress=progress)
-        made = quantized_units(self, model, amounts, found)
         if not self.rotate or not model.config.tied:
-            return made
+            return found
         assert turned.lm_head is not None
         head = turned.lm_head.kernel
         remark = f"the head is no longer tied to the embedding: {head.size:,} weights, {head[...].nbytes:,} bytes more"
-        return dataclasses.replace(made, remarks=(*made.remarks, remark))
+        return found._replace(remarks=(remark,))
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """As `GPTQ`, all tokens alike; see `Stepwise`.

@@ -19,11 +19,10 @@ from jaxtyping import Array, Float, UInt8
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, within_layer
 from curvjax.models import Block, Decoder, parameters, with_parameters
-from curvjax.records import Rebuilt
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, finite, grid, straight_codes
 from curvjax.surgery.method import Progress, require_batch, surgery
-from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized, quantization_plan, quantized, quantized_units
+from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.sequential import Stream, after, residual_streams
 
 
@@ -380,17 +379,11 @@ class SliderQuant(Grids):
     rows: int = 4
     """Rows in a step, and in memory, at a time."""
 
-    def __call__(
-        self,
-        model: Decoder,
-        amounts: Mapping[str, int],
-        batch: Batch | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Rebuilt:
-        """See `Surgery`: amounts are widths, 2 to 8, or 16 for a unit left as it is."""
-        rows, plan = require_batch(self, batch), quantization_plan(model, amounts, self.form)
+    def quantize(
+        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
+    ) -> Quantized:
+        """By `quantize_sliding`."""
+        rows = require_batch(self, batch)
         shares = tuple((stage + 1) / self.stages for stage in range(self.stages))
         slides = Slides(ends=self.ends, size=self.size, shares=shares, steps=self.steps, rank=self.rank, seed=self.seed)
-        found = quantize_sliding(model, rows, plan, rows_at_once=self.rows, slides=slides, progress=progress)
-        return quantized_units(self, model, amounts, found)
+        return quantize_sliding(model, rows, plan, rows_at_once=self.rows, slides=slides, progress=progress)

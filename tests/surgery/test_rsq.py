@@ -155,6 +155,6 @@ def test_single_kernels_are_priced_without_rotation_only(small, batch):
 
 
 @pytest.mark.parametrize("least", [0.0, -1.0, 1.5])
-def test_a_range_without_weight_is_refused(small, batch, least):
+def test_a_range_without_weight_is_refused(least):
     with pytest.raises(ValueError, match=f"least must be above 0 and at most 1, .* got {least}"):
-        RSQ(least=least)(small, {"layers.1": 3}, batch)
+        RSQ(least=least)
