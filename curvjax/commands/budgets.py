@@ -28,6 +28,7 @@ from curvjax.runs.text import TextSettings, judged_texts, packed, read, with_val
 from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import SURGERIES
 from curvjax.surgery.method import require_target
+from curvjax.surgery.prices import has_prices
 from curvjax.training import OPTIMIZERS
 
 
@@ -143,6 +144,10 @@ class Compare:
         tell(path, *save_figure(comparison_figure(record), self.out, "compare"))
 
 
+def _priced(kind: type) -> bool:
+    return any(has_prices(kind, target) for target in PROGRAMS)
+
+
 @dataclass(frozen=True)
 class Descend:
     """Share out sparsity, bits or ranks by prices measured at the rebuilt model -> allocation.json, descent.json.
@@ -152,7 +157,7 @@ class Descend:
     is kept. A run that was killed goes on to the same numbers.
     """
 
-    choices: ClassVar = (TARGET._replace(default="sparsity"), METHOD._replace(prefix="method"))
+    choices: ClassVar = (TARGET._replace(default="sparsity"), METHOD._replace(prefix="method", fitting=_priced))
 
     model: Argument[str]
     """As for `curvjax score`."""
@@ -162,9 +167,8 @@ class Descend:
     """What units receive: sparsity (also N:M, with --pattern 8 --method.pattern n:8), bits, or rank, of factors: there
     the budget is a mean rank, s sum(in out) / sum(in + out) for a share s of the parameters. Its settings are flags."""
     method: str = "wanda"
-    """What rebuilds, and so is priced: of sparsity magnitude, wanda, channels (by one gradient a round), sparsegpt and
-    all N:M (by measured moves); nearest, gptq, adaquant, rsq (--method.no-rotate) of bits; factorize of rank. Its
-    settings are flags after a dot, such as --method.group."""
+    """What rebuilds, and so is priced: by one gradient a round where it takes single weights or channels in an order,
+    else by measured moves (with rsq, --method.no-rotate). Its settings are flags after a dot, as --method.group."""
     start: Path | None = None
     """allocation.json to begin with; uniform without."""
     out: Path = Path("runs/descent")

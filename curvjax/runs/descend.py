@@ -43,9 +43,9 @@ from curvjax.runs.rounds import (
     mirror_rounds,
 )
 from curvjax.runs.text import Text, require_apart
-from curvjax.surgery import Channels, Factorize, Surgery, Wanda
+from curvjax.surgery import SURGERIES, Channels, Factorize, Surgery, Wanda
 from curvjax.surgery.method import require_target
-from curvjax.surgery.prices import Ordered, Stepwise
+from curvjax.surgery.prices import has_prices
 from curvjax.surgery.projections import kernel_units, layer_projections
 
 RULE = "descent"
@@ -171,11 +171,9 @@ def _rounds(program: Program, method: Surgery) -> Rounds:
       ValueError: if they are not.
     """
     require_target(method, program.target)
-    if not isinstance(method, Stepwise) and not (program.target == "sparsity" and isinstance(method, Ordered)):
-        there = (
-            "wanda, magnitude, sparsegpt, channels of sparsity; nearest, gptq, rsq, adaquant of bits; factorize of rank"
-        )
-        msg = f"{method.name} has no prices of {program.target}: there are {there}."
+    if not has_prices(type(method), program.target):
+        there = ", ".join(sorted(name for name, kind in SURGERIES.items() if has_prices(kind, program.target)))
+        msg = f"{method.name} has no prices of {program.target}; those that have: {there or 'none'}."
         raise ValueError(msg)
     if isinstance(program, Sparsity):
         _require_pattern(program, method)

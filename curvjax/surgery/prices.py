@@ -58,6 +58,17 @@ class Stepwise(Protocol):
         ...
 
 
+def has_prices(kind: type, target: str) -> bool:
+    """Whether a descent can price a surgery's amounts of a target: by single moves, or shares by an order of weights.
+
+    Args:
+      kind: the surgery's class.
+      target: of the program.
+    """
+    moved = issubclass(kind, Stepwise) or (target == "sparsity" and issubclass(kind, Ordered))
+    return moved and target in getattr(kind, "targets", ())
+
+
 def kernels_of(model: Decoder, paths: Iterable[str]) -> dict[str, jax.Array]:
     """`path -> [in, out]`, the model's arrays flattened once."""
     values = parameters(model)

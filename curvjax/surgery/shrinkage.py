@@ -180,23 +180,17 @@ def _sizes(model: Decoder) -> dict[str, int]:
     return found
 
 
-@surgery
 @dataclass(frozen=True, kw_only=True)
-class Channels:
-    """Whole MLP channels go, those of least |x| sum |W|, so that the model really shrinks; see `shrink`.
+class Shrinking:
+    """What surgeries have in common that take whole `pieces`, so that the model really shrinks; see `shrink`.
 
     Totals are met to the nearest whole piece; "asked" in the evidence is what the amounts come to.
-
-    Example:
-      >>> import curvjax as cj
-      >>> cj.Channels().pieces
-      ('channels',)
     """
 
-    name: ClassVar[str] = "channels"
+    name: ClassVar[str]
     targets: ClassVar[tuple[str, ...]] = ("sparsity",)
     reads_text: ClassVar[bool] = True
-    pieces: ClassVar[tuple[str, ...]] = ("channels",)
+    pieces: ClassVar[tuple[str, ...]]
 
     rows: int = 4
     """Rows in memory at a time."""
@@ -226,15 +220,23 @@ class Channels:
         remarks = [f"{went} are gone: {plan.total - plan.asked:+,.0f} weights from the {plan.asked:,.0f} allocated"]
         return account(self, self.targets[0], (model, smaller), counts, remarks=remarks, evidence=evidence)
 
-    def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
-        """Channels by |x_i| sum |W_i|, as the rows of down_proj: without its row a channel does nothing.
 
-        Raises:
-          ValueError: if attention heads may go: a head's weights have no order of their own.
-        """
-        if self.pieces != ("channels",):
-            msg = f"only channels are priced, not {' and '.join(self.pieces)}; descend with --method channels."
-            raise ValueError(msg)
+@surgery
+@dataclass(frozen=True, kw_only=True)
+class Channels(Shrinking):
+    """Whole MLP channels go, those of least |x| sum |W|; see `Shrinking`.
+
+    Example:
+      >>> import curvjax as cj
+      >>> cj.Channels().pieces
+      ('channels',)
+    """
+
+    name: ClassVar[str] = "channels"
+    pieces: ClassVar[tuple[str, ...]] = ("channels",)
+
+    def order(self, model: Decoder, batch: Batch | None, paths: Sequence[str]) -> Order:
+        """Channels by |x_i| sum |W_i|, as the rows of down_proj: without its row a channel does nothing."""
         energies = input_energies(model, require_batch(self, batch), rows_at_once=self.rows)
         kernels = kernels_of(model, [path for path in paths if within_layer(path) == "mlp.down_proj.kernel"])
         scores = {path: input_scores(kernel, energies[module_path(path)]) for path, kernel in kernels.items()}
@@ -247,8 +249,10 @@ class Channels:
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
-class Heads(Channels):
-    """Whole key heads go with their query heads; see `Channels`.
+class Heads(Shrinking):
+    """Whole key heads go with their query heads; see `Shrinking`.
+
+    A head's weights have no order of their own, and so a descent has no prices of it.
 
     Example:
       >>> import curvjax as cj
@@ -262,8 +266,8 @@ class Heads(Channels):
 
 @surgery
 @dataclass(frozen=True, kw_only=True)
-class Structured(Channels):
-    """Both whole channels and whole heads; see `Channels`.
+class Structured(Shrinking):
+    """Both whole channels and whole heads; see `Shrinking`.
 
     Example:
       >>> import curvjax as cj

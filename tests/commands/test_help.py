@@ -9,6 +9,7 @@ import pytest
 from curvjax import cli
 from curvjax.runs.adapt import ADAPTERS
 from curvjax.surgery import SURGERIES, Learning, LoRA
+from curvjax.surgery.prices import has_prices
 from tests.commands.running import refused
 
 OPTIONS = {
@@ -56,6 +57,7 @@ def test_help_names_the_options(command, name):
         ("quantize", lambda kind: "bits" in kind.targets),
         ("upcycle", lambda kind: "experts" in kind.targets),
         ("adapt", lambda kind: issubclass(kind, Learning)),
+        ("descend", lambda kind: any(has_prices(kind, target) for target in kind.targets)),
         ("rebuild", lambda _: True),
     ],
 )

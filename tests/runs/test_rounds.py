@@ -203,10 +203,8 @@ def test_pairs_without_moves_are_refused_by_name(shallow, parts):
         with pytest.raises(ValueError, match=match):
             descend(shallow, *parts, program, method, settings)
 
-    refused("lora has no prices of rank: there are wanda, .*; factorize of rank", Ranks(4), LoRA())
-    refused(
-        "only channels are priced, not heads", Sparsity(0.5), Heads(), dataclasses.replace(SETTINGS, granularity="mlp")
-    )
+    refused("lora has no prices of rank; those that have: factorize", Ranks(4), LoRA())
+    refused("heads has no prices of sparsity; those that have: channels, magn", Sparsity(0.5), Heads())
     refused("shares of n of 8 weights need a method with the pattern n:8; got", Sparsity(0.5, pattern=8), SparseGPT())
     refused("shares of n of 8 weights need .* n:8; got", Sparsity(0.5, pattern=8), Wanda(pattern="4:8"))
     refused("shares of single weights need a method with no pattern; got", Sparsity(0.5), Wanda(pattern="2:4"))
