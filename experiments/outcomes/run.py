@@ -76,6 +76,8 @@ class Settings:
     descent: DescendSettings = field(default_factory=DescendSettings)
     work: Path = Path("runs/outcomes")
     """Where finished parts are kept."""
+    label: str = ""
+    """Ends the names of records: of another model, or of other scores, than those that bear the plain name."""
 
 
 def main(settings: Settings) -> None:
@@ -113,7 +115,7 @@ def main(settings: Settings) -> None:
             )  # fmt: skip
             amount = 100 * budget if budget < 1 else budget
             name = f"{settings.target}_{method.name}_{amount:g}_{settings.tokens}_seed{settings.seed}"
-            judged.save(FOLDER / f"{name}.json")
+            judged.save(FOLDER / f"{'_'.join(filter(None, (name, settings.label)))}.json")
             print(table(judged), flush=True)
 
 
