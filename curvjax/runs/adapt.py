@@ -40,7 +40,7 @@ class TrainSettings:
     warmup: int = 5
     """Steps of warm-up."""
     optimizer: str = "adamw"
-    """What makes steps of gradients: adamw, lamb, allora, lora-pro, dct-adamw, noise-adaptive, deepzero."""
+    """What makes steps of gradients, of those that `curvjax methods` lists; its settings are flags after a dot."""
     weight_decay: float = 0.0
     """Decoupled from the gradient, on the adapters."""
     dropout: float = 0.0
