@@ -31,6 +31,7 @@ from curvjax.allocation.programs import TransferProgram as TransferProgram
 from curvjax.allocation.pruning import allocate_sparsity as allocate_sparsity
 from curvjax.allocation.quality import positive_scores as positive_scores
 from curvjax.allocation.quality import quality as quality
+from curvjax.allocation.ranking import rank_correlation as rank_correlation
 from curvjax.allocation.ranks import Ranks as Ranks
 from curvjax.allocation.refinement import Refined as Refined
 from curvjax.allocation.refinement import refine as refine

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from scipy.stats import t
+from scipy.special import stdtrit
 
 
 class Interval(NamedTuple):
@@ -39,5 +39,5 @@ def student_interval(mean: float, standard_error: float, *, clusters: int, level
         raise ValueError(msg)
     if clusters == 1:
         return Interval(float("nan"), float("nan"), level, 0)
-    reach = float(t.ppf((1 + level) / 2, clusters - 1)) * standard_error
+    reach = float(stdtrit(clusters - 1, (1 + level) / 2)) * standard_error
     return Interval(mean - reach, mean + reach, level, clusters - 1)

@@ -5,7 +5,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 from curvjax.evaluation.intervals import Interval, student_interval
 from curvjax.evaluation.perplexity import clustered_mean
@@ -84,5 +83,7 @@ def paired_choice(first: Bool[np.ndarray, " Q"], second: Bool[np.ndarray, " Q"])
         raise ValueError(msg)
     mean, error = clustered_mean(first.astype(float) - second, np.ones(len(first)))
     only = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    from scipy.stats import binomtest  # here: it takes as long to load as JAX
+
     p_value = float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0
     return ChoiceDifference(mean, error, *only, p_value)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
+from curvjax.allocation import rank_correlation
 from curvjax.records import Scores
 from curvjax.report import style
 from curvjax.report.numbers import TIMES, Real, setting
@@ -20,7 +20,6 @@ from curvjax.report.profile import (
     leading,
     positive,
     proved_ranks,
-    rank_correlation,
     shares,
     telling,
 )
@@ -99,6 +98,8 @@ def order_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     """
     profile = _with_grid(gains)
     figure, (order,) = style.panels(width, 3.4)
+    from scipy.stats import rankdata  # here: it takes as long to load as JAX
+
     ranks = rankdata(-np.nan_to_num(profile.grid.middle), axis=0)
     proved = proved_ranks(profile.grid.lower, profile.grid.upper)
     colours = dict(zip(telling(profile), style.HIGHLIGHTS, strict=False))

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from curvjax.allocation import rank_correlation
 from curvjax.records import Allocation, Run, Scores
 from curvjax.report.numbers import amount, count, duration, fixed, memory, percent, significant
-from curvjax.report.profile import Brackets, Profile, extent, gain_profile, measured, rank_correlation, shares
+from curvjax.report.profile import Brackets, Profile, extent, gain_profile, measured, shares
 from curvjax.report.run_directory import overall_sparsity
 from curvjax.report.tables import Table, table
 

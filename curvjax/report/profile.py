@@ -5,8 +5,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Int
-from scipy.stats import rankdata, spearmanr
 
+from curvjax.allocation import rank_correlation
 from curvjax.curvature import LayerGains, Status, UnitGain
 from curvjax.records import Bracket, GainEvidence, Scores, UnitScore
 from curvjax.report.units import Units, arranged
@@ -110,14 +110,6 @@ def measured(scores: Scores) -> list[tuple[UnitScore, GainEvidence]]:
     return found
 
 
-def rank_correlation(first: Float[np.ndarray, " K"], second: Float[np.ndarray, " K"]) -> float:
-    """Spearman's correlation over the units known in both; nan if fewer than three are, or one side is constant."""
-    known = np.isfinite(first) & np.isfinite(second)
-    if known.sum() < 3 or any(np.ptp(values[known]) == 0 for values in (first, second)):
-        return float("nan")
-    return float(spearmanr(first[known], second[known]).statistic)
-
-
 def shares(values: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
     """Each unit's part of the sum over the known units; nan where unknown."""
     return values / positive(np.nansum(values))
@@ -144,6 +136,8 @@ def restless(profile: Profile, count: int) -> list[int]:
     """Places of the `count` units whose rank changes most over the damping grid, most first."""
     if profile.dampings.size < 2:
         return []
+    from scipy.stats import rankdata  # here: it takes as long to load as JAX
+
     ranks = rankdata(np.nan_to_num(profile.grid.middle), axis=0)
     return leading(np.ptp(ranks, axis=1), count)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from curvjax.allocation import rank_correlation
 from curvjax.records import Adaptation, Allocation, Pruning, Scores, TextOrigin
 from curvjax.report.comparison import comparison_words
 from curvjax.report.descent import descent_words
@@ -23,7 +24,7 @@ from curvjax.report.numbers import (
     signed_plus_minus,
     significant,
 )
-from curvjax.report.profile import Profile, extent, gain_profile, leading, rank_correlation
+from curvjax.report.profile import Profile, extent, gain_profile, leading
 from curvjax.report.rebuilt import rebuilt_words
 from curvjax.report.run_directory import RunDirectory
 from curvjax.report.settings import Measurement, Program

@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import spearmanr
 
-from curvjax.allocation import CONTROLS, Posed, Program, Whole
+from curvjax.allocation import CONTROLS, Posed, Program, Whole, rank_correlation
 from curvjax.allocation.rules import RULES
 from curvjax.allocation.rules.proportional import proportional
 from curvjax.layers import UnitShape
 from curvjax.models import Loaded
 from curvjax.records import ComparedScore, ComparedUnit, Comparison, Correlations, Cost, Method, Origin, Scores, plain
 from curvjax.runs.allocate import PROGRAM, SharedOut, rules_of, share_out, with_beside
+from curvjax.runs.evaluate import known
 from curvjax.runs.evidence import Measured, measure_evidence
 from curvjax.runs.measure import ScoreSettings, unit_shapes, units_of
 from curvjax.runs.progress import Progress, silent
@@ -294,13 +294,7 @@ def _in_shares(method: Method, posed: Posed) -> tuple[float, ...] | None:
 
 
 def _correlations(columns: Iterable[tuple[str, tuple[float | None, ...] | None]]) -> Correlations:
-    """Spearman's rank correlation of every two columns; None where one is constant."""
-    known = {name: np.asarray(values, np.float64) for name, values in columns if values is not None}
-    matrix = tuple(tuple(_rank(first, second) for second in known.values()) for first in known.values())
-    return Correlations(names=tuple(known), matrix=matrix)
-
-
-def _rank(first: np.ndarray, second: np.ndarray) -> float | None:
-    if first.size < 2 or not np.ptp(first) or not np.ptp(second):
-        return None
-    return float(spearmanr(first, second).statistic)
+    """Spearman's rank correlation of every two columns; None where one is constant, or of two units."""
+    values = {name: np.asarray(column, np.float64) for name, column in columns if column is not None}
+    matrix = tuple(tuple(known(rank_correlation(one, other)) for other in values.values()) for one in values.values())
+    return Correlations(names=tuple(values), matrix=matrix)

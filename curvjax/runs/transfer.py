@@ -1,10 +1,10 @@
 """`transfer`: scores of two texts -> transfer.json, what allocating by the one costs when judged by the other."""
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from curvjax.allocation import Program, positive_scores, quality, transfer_regret
+from curvjax.allocation import Program, positive_scores, quality, rank_correlation, transfer_regret
 from curvjax.records import Scores, Transfer, TransferUnit, plain
+from curvjax.runs.evaluate import known
 
 
 def transfer(source: Scores, target: Scores, program: Program) -> Transfer:
@@ -42,7 +42,6 @@ def transfer(source: Scores, target: Scores, program: Program) -> Transfer:
         np.asarray(quality(positive_scores(scores.values), floor=program.floor)) for scores in (source, target)
     )
     found = transfer_regret(posed.paper, first, second)
-    several = len(source.units) > 1
     return Transfer(
         source_text=source.origin.text,
         target_text=target.origin.text,
@@ -57,7 +56,7 @@ def transfer(source: Scores, target: Scores, program: Program) -> Transfer:
         drift=found.drift,
         condition_number=found.condition_number,
         evidence={name: getattr(found, name) for name in ("lipschitz", "strong_convexity", "interior")},
-        rank_correlation=float(spearmanr(source.values, target.values).statistic) if several else None,
+        rank_correlation=known(rank_correlation(source.values, target.values)),
         units=tuple(
             TransferUnit(
                 name=unit.name,

@@ -8,7 +8,6 @@ from curvjax.report.profile import (
     gain_profile,
     leading,
     proved_ranks,
-    rank_correlation,
     restless,
     shares,
     telling,
@@ -54,18 +53,6 @@ def test_gains_without_any_bracket_are_refused():
 def test_scores_other_than_gains_are_refused():
     with pytest.raises(ValueError, match="scores 'owl': no gain was measured of 1 units; use `gain`"):
         gain_profile(replace(with_unit(gains_of(2), 1, gain=None), score="owl"))
-
-
-def test_rank_correlation_is_that_of_ranks_ties_sharing_theirs():
-    first, second = np.array([10.0, 30.0, 20.0, 20.0]), np.array([1.0, 9.0, 4.0, 2.0])
-    assert rank_correlation(first, second) == pytest.approx(9 / np.sqrt(90))  # ranks 1, 4, 2.5, 2.5 and 1, 4, 3, 2
-
-
-def test_rank_correlation_leaves_out_the_unknown_and_refuses_to_guess():
-    first = np.array([1.0, 2.0, 3.0, np.nan, 5.0])
-    assert rank_correlation(first, np.array([2.0, 4.0, 6.0, -9.0, 8.0])) == pytest.approx(1)
-    assert np.isnan(rank_correlation(first, np.ones(5)))
-    assert np.isnan(rank_correlation(first[:2], first[:2]))
 
 
 def test_shares_leading_and_extent_pass_over_the_unknown():
