@@ -1,6 +1,6 @@
 """A score, a rule, a program, a surgery and ways of training from outside the package go everywhere that its own go."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ from curvjax.allocation.rules import RULES
 from curvjax.cli import main
 from curvjax.layers import layer_index
 from curvjax.models import parameters, save_hf
-from curvjax.records import Comparison, Rebuilt, Scores
+from curvjax.records import Allocation, Comparison, Rebuilt, Scores
 from curvjax.report import write_report
 from curvjax.runs import evidence as measuring
 from curvjax.runs.adapt import load_adapter
+from curvjax.runs.allocate import program_of
 from curvjax.runs.text import TextSettings, packed
 from curvjax.scores import SCORES, score
 from curvjax.surgery import SURGERIES, Lesson, LoRA, Magnitude, lora_parameters, surgery
@@ -25,7 +26,7 @@ from curvjax.testing import tiny_model, tiny_texts
 from tests.records.samples import scores, unit_score
 from tests.runs.tiny import write_texts
 
-# What a contributor writes: six names of a dozen lines each.
+# What a contributor writes: seven names of a dozen lines each.
 
 
 @score("toy-score", needs=("kernels",), source="this file")
@@ -48,6 +49,16 @@ class Toy(cj.Sparsity):
     """Sparsities, by another name."""
 
     target: ClassVar[str] = "toy"
+
+
+@cj.program
+@dataclass(frozen=True)
+class ToyBand(cj.Sparsity):
+    """Sparsities that stay close: another program of a target that is there, for its rules and surgeries."""
+
+    name: ClassVar[str] = "toy-band"
+    max_sparsity: float = 0.55
+    spread: float = 1.0
 
 
 @surgery
@@ -104,7 +115,7 @@ class ToyRidge(LoRA):
 ENTERED = (
     (SCORES, "toy-score"),
     (RULES, "toy-rule"),
-    (PROGRAMS, "toy"),
+    *((PROGRAMS, name) for name in ("toy", "toy-band")),
     *((SURGERIES, name) for name in ("toy-surgery", "toy-norms", "toy-ridge")),
 )
 KEPT = [(registry, name, registry.pop(name)) for registry, name in ENTERED]  # no other test is to see them
@@ -145,6 +156,19 @@ def test_all_verbs_take_them(model, text):
     ]
 
 
+def test_another_program_of_a_target_goes_through_its_rules_and_surgeries(model, text, tmp_path):
+    scores = cj.score(model, text, "toy-score")
+    plan, by_rule = (cj.allocate(scores, ToyBand(0.5), rule=rule) for rule in ("program", "owl"))
+    assert (plan.target, plan.program_name) == ("sparsity", "toy-band")
+    assert max(plan.amounts.values()) <= 0.55 * 1920 < max(cj.allocate(scores, cj.Sparsity(0.5)).amounts.values())
+    assert cj.rebuild(model, plan, Magnitude()).total == sum(by_rule.amounts.values()) == 1920
+    assert program_of(Allocation.load(plan.save(tmp_path / "allocation.json"))) == ToyBand(0.5)
+    assert program_of(replace(plan, program_name="", program=asdict(cj.Sparsity(0.3)))) == cj.Sparsity(0.3)
+    found = cj.compare(model, text, ToyBand(0.5), scores=["toy-score"], rules=["program", "owl"])
+    assert (found.target, found.program_name) == ("sparsity", "toy-band")
+    assert [method.refused for method in found.methods] == [None, None]
+
+
 @pytest.fixture
 def run(capsys):
     """The output of a command."""
@@ -163,6 +187,8 @@ def test_the_commands_and_the_report_take_them(model, tmp_path, run):
     assert "1,920" in run("score", source, "--score", "toy-score", *some, "--out", out)
     plan = out / "allocation-toy.json"
     run("allocate", out / "toy-score.json", "--target", "toy", "--budget", 0.25, "--rule", "toy-rule", "--out", plan)
+    band = ("--target", "toy-band", "--budget", 0.25, "--spread", 2, "--rule", "owl", "--out", out / "allocation.json")
+    assert "of 960 weights removed" in run("allocate", out / "toy-score.json", *band)
     run("rebuild", source, plan, "--method", "toy-surgery", "--pattern", "n:4", "--out", tmp_path / "rebuilt")
     found = Rebuilt.load(tmp_path / "rebuilt" / "rebuilt.json")
     assert (found.method, found.target, found.total) == ("toy-surgery", "toy", 960)

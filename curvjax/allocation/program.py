@@ -69,12 +69,13 @@ class Posed(NamedTuple):
 
 
 class Program(Protocol):
-    """A frozen dataclass with a budget, and with a name by which commands and records call it.
+    """A frozen dataclass with a budget.
 
-    target: the name. budget: mean or share, over all units. floor: added to every quality score, in medians. sweep:
-    further budgets, for the curve of what more of it buys.
+    target: what units receive, by which rules and surgeries take it. budget: mean or share, over all units. floor:
+    added to every quality score, in medians. sweep: further budgets, for the curve of what more of it buys.
 
-    A program with a `tuned: ClassVar[Tuned]` says which of its settings a comparison by outcome chooses by trial.
+    Commands and records call it by its target, or by a `name: ClassVar[str]` where another program has that target. One
+    with a `tuned: ClassVar[Tuned]` says which of its settings a comparison by outcome chooses by trial.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -104,7 +105,7 @@ Kind = TypeVar("Kind", bound=type[Program])
 
 
 def program(kind: Kind) -> Kind:
-    """Enter a program under its `target`, for commands, records and comparisons.
+    """Enter a program under its `program_name`, for commands, records and comparisons.
 
     Raises:
       ValueError: if the name is taken.
@@ -114,8 +115,13 @@ def program(kind: Kind) -> Kind:
       >>> PROGRAMS["rank"](8).budget
       8
     """
-    PROGRAMS.enter(kind.target, kind, place=kind.__module__)
+    PROGRAMS.enter(program_name(kind), kind, place=kind.__module__)
     return kind
+
+
+def program_name(program: Program | type[Program]) -> str:
+    """Its `name`, or its target where it has none."""
+    return getattr(program, "name", program.target)
 
 
 def frozen_units(units: Sequence[UnitShape], names: Sequence[str]) -> np.ndarray:

@@ -43,7 +43,7 @@ class Allocate:
     out: Path = Path("allocation.json")
     """Where the allocation goes."""
     target: str = "rank"
-    """What units receive; its settings are flags too (`--target sparsity --help`)."""
+    """What units receive, or a program of it by name; its settings are flags too (`--target sparsity --help`)."""
     score: str = ""
     """A column measured beside the gain: gradient-norm, trace. Empty: the scores themselves."""
     rule: str = PROGRAM
@@ -145,7 +145,7 @@ class Compare:
 
 
 def _priced(kind: type) -> bool:
-    return any(has_prices(kind, target) for target in PROGRAMS)
+    return any(has_prices(kind, program.target) for program in PROGRAMS.values())
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Methods:
         for name, control in CONTROLS.items():
             table.add_row("control", name, "", _first_line(control))
         for name, program in PROGRAMS.items():
-            table.add_row("program", name, "", _first_line(program))
+            table.add_row("program", name, program.target, _first_line(program))
         for name, surgery in SURGERIES.items():
             table.add_row("method", name, ", ".join(surgery.targets), _first_line(surgery))
         for name, by in OPTIMIZERS.items():

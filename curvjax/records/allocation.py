@@ -84,8 +84,9 @@ class SweepPoint:
 class Allocation(Value):
     """A budget shared out over units, in layer order.
 
-    target: what they receive, the name of a program. program: its settings. rule: how scores became amounts: "program",
-    or a published rule. control: what was done to the scores before. score: their name; scores_sha256: their record.
+    target: what they receive. program: the program's settings. program_name: its name; "" in older records, where that
+    is the target. rule: how scores became amounts: "program", or a published rule. control: what was done to the scores
+    before. score: their name; scores_sha256: their record.
     dual: the price, its meaning in dual_meaning. objective, gap, residual, status: of the continuous program.
     dropped: layers that `without_layers` left out, and their weights.
 
@@ -103,6 +104,7 @@ class Allocation(Value):
     budget: Budget
     origin: Origin
     program: dict[str, Any]
+    program_name: str = ""
     granularity: str = "layer"
     rule: str = "program"
     control: str = "none"

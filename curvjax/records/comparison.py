@@ -122,7 +122,7 @@ class ComparedUnit:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Value):
-    """Scores through rules, and plans, at one budget.
+    """Scores through rules, and plans, at one budget. program_name: as in `Allocation`.
 
     Example:
       >>> import curvjax as cj
@@ -144,6 +144,7 @@ class Comparison(Value):
     costs: tuple[FieldCost, ...]
     gradient_seconds: float
     validation_tokens: int
+    program_name: str = ""
     outcomes: Outcomes | None = None
     origin: Origin
 

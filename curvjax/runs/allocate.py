@@ -26,6 +26,7 @@ from curvjax.allocation import (
     quality,
 )
 from curvjax.allocation import Status as ProgramStatus
+from curvjax.allocation.program import program_name
 from curvjax.allocation.rules import RULES
 from curvjax.layers import UnitShape
 from curvjax.records import Allocation, Budget, Ranges, Scores, SweepPoint, UnitAmount, WholeEvidence, plain
@@ -99,6 +100,7 @@ def allocate(
         ),
         origin=replace(scores.origin, settings=settings | {"rule": rule, "control": control, "seed": seed} | where),
         program=settings,
+        program_name=program_name(program),
         granularity=scores.granularity,
         rule=rule,
         control=control,
@@ -185,12 +187,13 @@ def program_of(allocation: Allocation) -> Program:
     """The program that an allocation was made by.
 
     Raises:
-      ValueError: if no program has its target, or the program has no such settings.
+      ValueError: if no program has its name, or the program has no such settings.
     """
-    kind, settings = PROGRAMS.named(allocation.target), allocation.program
+    name = allocation.program_name or allocation.target
+    kind, settings = PROGRAMS.named(name), allocation.program
     unknown = sorted(settings.keys() - {field.name for field in fields(kind)})
     if unknown:
-        msg = f"the program of {allocation.target} has no {', '.join(unknown)}; allocate again with this version."
+        msg = f"the program {name!r} has no {', '.join(unknown)}; allocate again with this version."
         raise ValueError(msg)
     return msgspec.convert(settings, kind)
 

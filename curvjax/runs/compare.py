@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from curvjax.allocation import CONTROLS, Posed, Program, Whole, rank_correlation
+from curvjax.allocation.program import program_name
 from curvjax.allocation.rules import RULES
 from curvjax.allocation.rules.proportional import proportional
 from curvjax.layers import UnitShape
@@ -98,6 +99,7 @@ def compare(
     record = Comparison(
         target=program.target,
         program=plain(program),
+        program_name=program_name(program),
         granularity=measured.partition,
         units=tuple(
             ComparedUnit(name=shape.name, index=shape.index, cost=float(posed.cost[k]), size=shape.weights)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from curvjax.allocation import Bits, Program, Ranks, Sparsity
 from curvjax.allocation.exchange import Ladder
-from curvjax.allocation.program import Posed, tied_units
+from curvjax.allocation.program import Posed, program_name, tied_units
 from curvjax.evaluation import perplexity
 from curvjax.layers import Unit, UnitShape, layer_prefix
 from curvjax.models import Decoder, Loaded, require_plain
@@ -181,6 +181,9 @@ def _rounds(program: Program, method: Surgery) -> Rounds:
     if isinstance(program, Ranks) and (program.tie != "none" or getattr(method, "metric", "") == "asvd"):
         msg = f"ranks of factors are priced one projection at a time, by svd or aware: leave out tie; got {method}."
         raise ValueError(msg)
+    if not isinstance(program, (Bits, Ranks)):
+        msg = f"a descent steps within Sparsity, Bits, Ranks and what inherits from one; got {program}."
+        raise ValueError(msg)
     return exchange_rounds
 
 
@@ -280,6 +283,7 @@ def _allocation(
         budget=Budget(requested=posed.beside + posed.requested, planned=posed.beside + planned, unit=posed.unit),
         origin=origin,
         program=plain(program),
+        program_name=program_name(program),
         granularity=granularity,
         rule=RULE,
         score="price",

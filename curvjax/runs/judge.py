@@ -120,7 +120,7 @@ def _court(
     settings: JudgeSettings,
     directory: str | Path | None,
 ) -> Court:
-    program = msgspec.convert(comparison.program, PROGRAMS[comparison.target])
+    program = msgspec.convert(comparison.program, PROGRAMS.named(comparison.program_name or comparison.target))
     require_counted(program, surgery)
     units = kernel_units(loaded.model, [unit.name for unit in comparison.units])
     shapes = unit_shapes(loaded.model, units)

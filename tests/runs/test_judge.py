@@ -202,6 +202,8 @@ def test_shared_documents_other_models_and_other_targets_are_refused(shallow, lo
         judge(loaded, compared, Magnitude(), **parts)
     with pytest.raises(ValueError, match="nearest takes bits, not sparsity; methods of sparsity: "):
         judge(shallow, compared, Nearest(), **parts)
+    with pytest.raises(ValueError, match="unknown programs: gone; there are bits, rank, "):
+        judge(shallow, dataclasses.replace(compared, program_name="gone"), Magnitude(), **parts)
 
 
 @pytest.mark.parametrize("change", [{"evaluations": 0}, {"rounds": 0}, {"epochs": 0}, {"rows": 0}, {"move": 1.0}])

@@ -60,7 +60,7 @@ def test_a_program_made_outside_the_package_is_allocated_like_its_own():
 
 def test_a_program_with_settings_of_another_version_is_refused(gains):
     found = allocate(gains, Ranks(2))
-    with pytest.raises(ValueError, match="the program of rank has no spread; allocate again"):
+    with pytest.raises(ValueError, match="the program 'rank' has no spread; allocate again"):
         program_of(replace(found, program=found.program | {"spread": 1.0}))
     with pytest.raises(ValueError, match=r"`budget`|\$\.budget"):
         program_of(replace(found, program=found.program | {"budget": "two"}))

@@ -198,6 +198,19 @@ def test_a_start_of_ranks_or_patterns_is_taken_up_and_must_be_within_budget(foun
         descend(shallow, *parts, low, Factorize(metric="svd"), SINGLE, start=found("svd").allocation)
 
 
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """A program of sparsities with no more than a program must have."""
+
+    target = "sparsity"
+    budget = 0.5
+    floor = 0.0
+    sweep = ()
+
+    def pose(self, units):
+        return Sparsity(self.budget).pose(units)
+
+
 def test_pairs_without_moves_are_refused_by_name(shallow, parts):
     def refused(match, program, method, settings=SETTINGS):
         with pytest.raises(ValueError, match=match):
@@ -211,6 +224,7 @@ def test_pairs_without_moves_are_refused_by_name(shallow, parts):
     refused("leave out tie; got layer", Sparsity(0.5, tie="layer"), SparseGPT())
     refused("by svd or aware: leave out tie; got Factorize", Ranks(4, tie="layer"), Factorize())
     refused("by svd or aware: leave out tie; got .*asvd", Ranks(4), Factorize(metric="asvd"))
+    refused("within Sparsity, Bits, Ranks and what inherits from one; got .*Half", Half(), Wanda())
     refused("their granularity is module, not layer", Ranks(4), Factorize())
     with pytest.raises(ValueError, match="band and step in"):
         DescendSettings(step=0.5)
