@@ -32,8 +32,8 @@ def drawn(posed, seed):
 
 
 def test_the_registry_has_the_four_and_their_defaults_leave_the_scores_alone():
-    assert set(PROGRAMS) == set(FOUR)
-    for name, kind in PROGRAMS.items():
+    assert set(FOUR) <= set(PROGRAMS)
+    for name, kind in ((name, PROGRAMS[name]) for name in FOUR):
         assert kind.target == name
         assert (kind().floor, kind().sweep) == (0.0, ())
         assert kind(**asdict(FOUR[name])) == FOUR[name]

@@ -86,7 +86,7 @@ def made(small, batch):
 
 
 def test_every_surgery_that_is_registered_is_tested_here():
-    assert set(CASES) == set(SURGERIES)
+    assert set(CASES) == set(SURGERIES), "each needs a line in CASES: small settings, and amounts of two units"
     assert all(type(method) is SURGERIES[name] for name, (method, _) in CASES.items())
 
 
