@@ -1,6 +1,9 @@
 """A score, a rule, a program, a surgery and ways of training from outside the package go everywhere that its own go."""
 
+import re
+import textwrap
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -112,7 +115,16 @@ class ToyRidge(LoRA):
         return Lesson(born.model, regularizer=Ridge(self.ridge))
 
 
+CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLES = {"__name__": __name__}
+for block in re.findall(r"^    (?:import|@).*\n(?:(?: {4}.*)?\n)*", CONTRIBUTING, re.MULTILINE):
+    exec(compile(textwrap.dedent(block), "CONTRIBUTING.md", "exec"), EXAMPLES)
+
 ENTERED = (
+    (SCORES, "mass"),
+    (RULES, "squares"),
+    (PROGRAMS, "narrow"),
+    *((SURGERIES, name) for name in ("last", "norms")),
     (SCORES, "toy-score"),
     (RULES, "toy-rule"),
     *((PROGRAMS, name) for name in ("toy", "toy-band")),
@@ -154,6 +166,22 @@ def test_all_verbs_take_them(model, text):
         ("toy-score + program", None),
         ("toy-score + toy-rule", None),
     ]
+
+
+def test_the_examples_of_contributing_do_what_they_say(model, text):
+    Narrow, Last, Norms = (EXAMPLES[name] for name in ("Narrow", "Last", "Norms"))
+    scores, kernels = cj.score(model, text, "mass"), parameters(model.model)
+    of_layer = [[path for path in kernels if layer_index(path) == k and path.endswith("kernel")] for k in (0, 1)]
+    np.testing.assert_allclose(scores.values, [sum(abs(kernels[p]).sum() for p in paths) for paths in of_layer], 1e-6)
+    first, second = (unit.continuous for unit in cj.allocate(scores, cj.Ranks(3.0), rule="squares").units)
+    np.testing.assert_allclose(first / second, (scores.values[0] / scores.values[1]) ** 2)
+    plan = cj.allocate(scores, Narrow(0.5))
+    made = cj.rebuild(model, plan, Last())
+    gone = {path for path, mask in made.arrays.items() if not mask[-1, -1]}
+    assert gone == {path for paths in of_layer for path in paths}
+    assert all(mask[0, 0] for mask in made.arrays.values())
+    born = cj.rebuild(model, cj.allocate(scores, cj.Ranks(3.0)), Norms())
+    assert {path.split(".")[-1] for path in Norms().lesson(born).learns} == {"scale"}
 
 
 def test_another_program_of_a_target_goes_through_its_rules_and_surgeries(model, text, tmp_path):
