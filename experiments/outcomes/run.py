@@ -11,7 +11,7 @@ less on the tests.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import tyro
 
@@ -74,6 +74,7 @@ class Settings:
     """Also `PLANS`, which need no score."""
     judged: JudgeSettings = field(default_factory=lambda: JudgeSettings(evaluations=60, searches=("evopress",)))
     descent: DescendSettings = field(default_factory=DescendSettings)
+    measured: ScoreSettings = field(default_factory=lambda: ScoreSettings(rtol=0.1))
     work: Path = Path("runs/outcomes")
     """Where finished parts are kept."""
     label: str = ""
@@ -83,40 +84,56 @@ class Settings:
 def main(settings: Settings) -> None:
     """All budgets, and a record of each."""
     loaded = load_model(settings.model)
-    squad = split_documents(read_documents("demo:squad"), seed=settings.seed, shares=(0.4, 0.2, 0.4))
-    third = len(squad.calibration) // 3
-    evidence = rows(loaded, squad.calibration[third:], settings.evidence, settings.length)
-    validation = rows(loaded, squad.calibration[:third], settings.evidence, settings.length)
-    text = rows(loaded, squad.calibration[third:], settings.tokens, settings.length)
-    selection = rows(loaded, squad.selection, settings.selected, settings.length)
-    tests = {
-        "squad": rows(loaded, squad.test, settings.tested, settings.length),
-        "boolq": rows(loaded, read_documents("demo:boolq"), settings.tested, settings.length),
-    }
+    texts = read_texts(loaded, settings)
     method = SURGERIES[settings.method or {"sparsity": "wanda", "bits": "nearest"}[settings.target]]()
     chosen = CompareSettings(
         scores=settings.scores or SCORES[settings.target],
         rules=settings.rules or RULES[settings.target],
         plans=PLANS[settings.target] if settings.planned else (),
     )
-    measured = ScoreSettings(rtol=0.1)
     with bars() as progress:
-        common = {"validation": validation, "progress": progress}
+        common = {"validation": texts.validation, "progress": progress}
         first = PROGRAMS[settings.target](settings.budgets[0])
-        found = measured_for(loaded, evidence, chosen, measured, first, **common)
+        found = measured_for(loaded, texts.evidence, chosen, settings.measured, first, **common)
         for budget in settings.budgets:
             program = PROGRAMS[settings.target](budget)
-            compared = compare(loaded, evidence, program, chosen, measured, found=found, **common)
+            compared = compare(loaded, texts.evidence, program, chosen, settings.measured, found=found, **common)
             where = settings.work / f"{settings.target}-{method.name}-{budget:g}-{settings.seed}"
-            texts = {"text": text, "selection": selection, "tests": tests}
+            read = {"text": texts.text, "selection": texts.selection, "tests": texts.tests}
             judged = judge(
-                loaded, compared, method, **texts, settings=settings.judged, descent=settings.descent, directory=where,
+                loaded, compared, method, **read, settings=settings.judged, descent=settings.descent, directory=where,
                 progress=progress,
             )  # fmt: skip
             amount = 100 * budget if budget < 1 else budget
             name = f"{settings.target}_{method.name}_{amount:g}_{settings.tokens}_seed{settings.seed}"
             judged.save(FOLDER / f"{'_'.join(filter(None, (name, settings.label)))}.json")
             print(table(judged), flush=True)
+
+
+class Texts(NamedTuple):
+    """evidence, validation: of scores. text: of calibration. selection, tests: of other documents."""
+
+    evidence: Text
+    validation: Text
+    text: Text
+    selection: Text
+    tests: dict[str, Text]
+
+
+def read_texts(loaded: Loaded, settings: Settings) -> Texts:
+    """SQuAD, split by document, and BoolQ to test on."""
+    squad = split_documents(read_documents("demo:squad"), seed=settings.seed, shares=(0.4, 0.2, 0.4))
+    third = len(squad.calibration) // 3
+    return Texts(
+        evidence=rows(loaded, squad.calibration[third:], settings.evidence, settings.length),
+        validation=rows(loaded, squad.calibration[:third], settings.evidence, settings.length),
+        text=rows(loaded, squad.calibration[third:], settings.tokens, settings.length),
+        selection=rows(loaded, squad.selection, settings.selected, settings.length),
+        tests={
+            "squad": rows(loaded, squad.test, settings.tested, settings.length),
+            "boolq": rows(loaded, read_documents("demo:boolq"), settings.tested, settings.length),
+        },
+    )
 
 
 def rows(loaded: Loaded, documents: list[Document], tokens: int, length: int) -> Text:
