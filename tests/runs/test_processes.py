@@ -21,10 +21,11 @@ PROCESS = """
 import os, signal, sys
 import tests.conftest
 from curvjax.runs.processes import ProcessSettings, join
-model, out, address, processes, process, timeout, dies_after, gains = sys.argv[1:]
+model, out, address, processes, process, timeout, patience, dies_after, gains = sys.argv[1:]
 team = join(
     ProcessSettings(processes=int(processes), process=int(process), coordinator=address, timeout=float(timeout))
 )
+team = team._replace(timeout=float(patience))  # beginning together takes longer here than any unit
 
 from curvjax.models import load_model
 from curvjax.runs import score
@@ -58,8 +59,8 @@ ENV = {
 }
 
 
-def started(model, out, address, process, *, processes=2, timeout=90.0, dies_after=-1, gains="stand-in"):
-    words = [model, out, address, processes, process, timeout, dies_after, gains]
+def started(model, out, address, process, *, processes=2, timeout=90.0, patience=90.0, dies_after=-1, gains="stand-in"):
+    words = [model, out, address, processes, process, timeout, patience, dies_after, gains]
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, *map(str, words)],
         env=os.environ | ENV,
@@ -122,14 +123,14 @@ def test_a_lost_process_is_named_by_its_layers_and_the_rest_is_kept(
 ):
     before = time.monotonic()
     both = [
-        started(model_directory, tmp_path, address, process, timeout=20, dies_after=dies_after)
+        started(model_directory, tmp_path, address, process, patience=5, dies_after=dies_after)
         for process, dies_after in ((0, -1), (1, 4))
     ]
     (status, first, errors), (other_status, second, _) = ended(*both)
     assert other_status == -signal.SIGKILL
     assert (first, second) == (named(*range(0, 12, 2)), named(1, 3, 5, 7))
     assert status == 1
-    assert "no process has finished a unit for 20 s; missing: layers.9, layers.11. Run again, with any number" in errors
+    assert "no process has finished a unit for 5 s; missing: layers.9, layers.11. Run again, with any number" in errors
     assert "10 finished units are kept in" in errors
     assert time.monotonic() - before < 100
     assert not (tmp_path / "gains.json").exists()
@@ -141,7 +142,7 @@ def test_a_lost_process_is_named_by_its_layers_and_the_rest_is_kept(
 
 def test_process_0_may_be_lost_too(model_directory, loaded, tmp_path, address, measured):
     both = [
-        started(model_directory, tmp_path, address, process, timeout=20, dies_after=dies_after)
+        started(model_directory, tmp_path, address, process, patience=5, dies_after=dies_after)
         for process, dies_after in ((0, 0), (1, -1))
     ]
     (status, *_), (other_status, second, errors) = ended(*both)
