@@ -17,15 +17,15 @@ import numpy as np
 from curvjax.allocation import (
     CONTROLS,
     RULES,
-    Budget,
+    BudgetConstraint,
     allocate_bits,
     allocate_capacity,
     allocate_sparsity,
     budget_path,
     certify,
     quality,
-    refine,
     round_capacity,
+    tighten_bounds,
 )
 from curvjax.curvature import layer_gains, run_passes, trust_radius
 from curvjax.data import pack, read_documents, take
@@ -112,8 +112,8 @@ print(f"allowed ranks {sorted(set(allowed[menu.choice].tolist()))}, exact: {menu
 # %% [markdown]
 # ## Proof, and what it costs
 #
-# Gains are known within brackets, so whole amounts are known within ranges [M19]. `refine` tightens only those units
-# whose amount is still open. A probe would run further curvature products; here it reads a second, tighter
+# Gains are known within brackets, so whole amounts are known within ranges [M19]. `tighten_bounds` tightens only those
+# units whose amount is still open. A probe would run further curvature products; here it reads a second, tighter
 # measurement, whose own brackets of 2% can leave an amount open.
 
 # %%
@@ -137,7 +137,7 @@ def probe(unit):
     return lower[unit] * (1 - factors[unit]), upper[unit] * (1 + factors[unit])
 
 
-refined = refine(experts, probe, *wide, effort=500)
+refined = tighten_bounds(experts, probe, *wide, effort=500)
 before = certify(experts, *wide)
 after = refined.certificate
 print(f"{before.unique.sum()} of {count} proved before, {after.unique.sum()} after {refined.probes.sum()} probes")
@@ -151,7 +151,7 @@ show(ranges_figure({"few products": before, "refined": after}, index=index, unit
 # measurements: `curvjax compare` makes them.)
 
 # %%
-share = Budget(weight=np.ones(count), total=4.0 * count, maximum=np.full(count, 64.0))
+share = BudgetConstraint(weight=np.ones(count), total=4.0 * count, maximum=np.full(count, 64.0))
 
 
 def program(scores):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.inputs import with_rounding
 from curvjax.allocation.menu import Menu
 from curvjax.allocation.program import Posed, Whole, frozen_units, program, tied_units
@@ -116,7 +116,7 @@ class Bits:
         return Posed(
             cost=size,
             maximum=np.full(size.shape, float(widths.max())),
-            budget=Budget(size, total - least, np.full(size.shape, float(widths.max()))),
+            budget=BudgetConstraint(size, total - least, np.full(size.shape, float(widths.max()))),
             requested=total,
             unit={"weights": "bits", "stored": "bits with scales and zeros", "file": "bytes"}[self.budget_of],
             meaning="fall of the relaxed objective per further bit",

@@ -25,7 +25,7 @@ from curvjax.allocation.inputs import (
 )
 
 
-class Budget(NamedTuple):
+class BudgetConstraint(NamedTuple):
     """What every allocator shares out: {x : 0 <= x <= maximum, weight @ x = total}.
 
     weight: `[K]` cost of a unit of capacity, or size of a block. total: `[]` budget, or weights to remove.
@@ -43,7 +43,7 @@ class Budget(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """A `Budget` once checked: weight `[K]`, total `[]`, maximum `[K]`, all float64."""
+    """A `BudgetConstraint` once checked: weight `[K]`, total `[]`, maximum `[K]`, all float64."""
 
     weight: Float[Array, " K"]
     total: Float[Array, ""]
@@ -70,10 +70,10 @@ Form = Callable[..., Line]
 
 
 @in_float64
-def share_out(
+def meet_budget(
     form: Form,
     q: Num[ArrayLike, " K"],
-    budget: Budget,
+    budget: BudgetConstraint,
     *settings: Setting,
     allowed: Range = NON_NEGATIVE,
     sparsity: bool = False,
@@ -121,7 +121,7 @@ def share_out(
     return amount
 
 
-def _checked(budget: Budget, count: int, bound: Range) -> Limits:
+def _checked(budget: BudgetConstraint, count: int, bound: Range) -> Limits:
     return Limits(
         jnp.asarray(per_unit("weight", budget.weight, count, POSITIVE)),
         jnp.asarray(single("total", budget.total)),

@@ -9,7 +9,7 @@ from jaxtyping import Int, Num
 from curvjax.allocation.curves import Curve, log_utility
 from curvjax.allocation.inputs import BOUND, END, FINITE, POSITIVE, in_float64, per_unit, raised, single, unit_count
 from curvjax.allocation.result import Solution, delivered
-from curvjax.allocation.separable import Terms, solved
+from curvjax.allocation.separable import SeparableProblem, solved
 
 
 @in_float64
@@ -56,7 +56,7 @@ def allocate_capacity(
       equality: whether the budget must be spent in full even where that costs more than it buys.
       least: `[]` what must be spent at least, None for nothing.
       ties: `[K]` whole group numbers from 0 to K - 1; units of one number receive the same.
-      utility: the curve -u in place of -log(1 + e): `power_utility`, `saturating_utility`, `measured`.
+      utility: the curve -u in place of -log(1 + e): `power_utility`, `saturating_utility`, `measured_curve`.
 
     Returns:
       An `Solution` in extra units e. Its dual is the fall of the objective per unit of further budget. Worked out in
@@ -80,5 +80,5 @@ def allocate_capacity(
         "least": single("least", -np.inf if ends is None else ends, END),
         "budget": single("budget", budget, FINITE),
     }
-    result = solved(utility, Terms(**numbers), ties)
+    result = solved(utility, SeparableProblem(**numbers), ties)
     return delivered(result)

@@ -18,7 +18,7 @@ _STEEP = 1e300  # slope past the last measured point
 
 
 class Curve(NamedTuple):
-    """A convex f on the amounts x >= 0, with f(0) = 0 but for `measured`; elementwise on `[K]`.
+    """A convex f on the amounts x >= 0, with f(0) = 0 but for `measured_curve`; elementwise on `[K]`.
 
     value: f(x). slope: f'(x), from the right where there are two. inverse_slope: the x at which f' has a given value;
     below f'(0) it may return anything at most 0, and inf above what f' reaches. left_slope: f'(x) from the left, None
@@ -121,7 +121,7 @@ def saturating_utility(rate: ArrayLike) -> Curve:
     return Curve(*(Partial(f, parameter) for f in (_saturation, _saturation_slope, _saturation_amount)))
 
 
-def measured(amount: Num[ArrayLike, "K J"], value: Num[ArrayLike, "K J"]) -> Curve:
+def measured_curve(amount: Num[ArrayLike, "K J"], value: Num[ArrayLike, "K J"]) -> Curve:
     """The largest convex curve below measured points, straight between its corners.
 
     For a utility hand over its negative. Points above the lower convex hull are passed over: no price would choose

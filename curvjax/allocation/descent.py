@@ -22,7 +22,7 @@ class Free(NamedTuple):
     upper: Float[np.ndarray, " K"]
 
 
-class Step(NamedTuple):
+class DescentStep(NamedTuple):
     """x: `[K]` shares after the step. direction: `[K]` running mean of standardised prices, for the next step."""
 
     x: Float[np.ndarray, " K"]
@@ -61,7 +61,7 @@ def mirror_step(
     *,
     rate: float,
     direction: Float[np.ndarray, " K"] | None = None,
-) -> Step:
+) -> DescentStep:
     """One step towards equal prices: less where removing costs more than the mean, more where it costs less [M23].
 
         z = clip((p - mean p) / mean |p - mean p|, -2.5, 2.5),   x <- project(x - rate zbar (1 - x))
@@ -91,7 +91,7 @@ def mirror_step(
     apart = price - _mean(price, free.size)
     z = np.clip(apart / max(_mean(np.abs(apart), free.size), np.finfo(float).tiny), -_CLIP, _CLIP)
     zbar = z if direction is None else 0.5 * (direction + z)
-    return Step(projected(x - rate * zbar * (1 - x), free), zbar)
+    return DescentStep(projected(x - rate * zbar * (1 - x), free), zbar)
 
 
 def price_spread(x: Float[np.ndarray, " K"], price: Float[np.ndarray, " K"], free: Free) -> float:

@@ -24,7 +24,7 @@ from curvjax.allocation.inputs import (
     with_rounding,
 )
 from curvjax.allocation.knapsack import best_choice
-from curvjax.allocation.result import Status
+from curvjax.allocation.result import SolutionStatus
 
 _LARGEST_AMOUNT = 2.0**53  # above it float64 does not tell whole numbers apart
 
@@ -44,7 +44,7 @@ class IntegerAllocation(NamedTuple):
     objective: float
     gap: float
     exact: bool
-    status: Status
+    status: SolutionStatus
 
 
 class _Program(NamedTuple):
@@ -303,8 +303,8 @@ def _searched(
     return (greedy, False) if worse and not found.exact else (amount, found.exact)
 
 
-def _reason(host: _Program, amount: Num[np.ndarray, " K"]) -> Status:
+def _reason(host: _Program, amount: Num[np.ndarray, " K"]) -> SolutionStatus:
     below = np.flatnonzero(amount < host.top)
     if below.size == 0:
-        return Status.AT_CAPACITY
-    return Status.OPTIMAL if (host.gain(below, amount[below]) > 0).any() else Status.SLACK
+        return SolutionStatus.AT_CAPACITY
+    return SolutionStatus.OPTIMAL if (host.gain(below, amount[below]) > 0).any() else SolutionStatus.SLACK

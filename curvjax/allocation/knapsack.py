@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from curvjax.allocation.relaxation import Completion, Steps, completion, hull_steps
-from curvjax.allocation.whole_numbers import Table, nearest, number, whole_table
+from curvjax.allocation.relaxation import Completion, HullSteps, completion, hull_steps
+from curvjax.allocation.whole_numbers import WholeMenu, float_quotients, number, whole_menu
 
 
 class Best(NamedTuple):
@@ -81,7 +81,7 @@ def best_choice(
     Args:
       value: `[K, J]`, `inf` for an entry that a unit lacks, one finite in each group.
       cost: `[K, J]` finite, non-negative.
-      room: the budget, at least what the cheapest entries cost; see `whole_table` for how costs are read.
+      room: the budget, at least what the cheapest entries cost; see `whole_menu` for how costs are read.
       groups: `[K]` numbers from 0 up; units of one number choose the same column.
       states: most partial choices kept after a unit. Where there are more the most promising go on, and `exact` is
         False.
@@ -92,54 +92,54 @@ def best_choice(
     Source: Sinha & Zoltners (1979), Operations Research 27(3), for the relaxation; Nemhauser & Ullmann (1969),
     Management Science 15(9), for the lists; Pisinger (1995), EJOR 83(2), for both together.
     """
-    table = whole_table(value, cost, room, groups)
-    one = max(int(table.value.max()), 1)
-    steps = hull_steps(table, one)
-    priced, choice = _rounded_down(table, steps, one)
-    apart = priced.apart(choice, _unspent(table, choice))
+    menu = whole_menu(value, cost, room, groups)
+    one = max(int(menu.value.max()), 1)
+    steps = hull_steps(menu, one)
+    priced, choice = _rounded_down(menu, steps, one)
+    apart = priced.apart(choice, _unspent(menu, choice))
     exact = apart < priced.extra  # values are whole: no better one lies in between
     if not exact and states > 0:
-        opened = table.open & (priced.excess <= apart).astype(bool)
-        known = _Known(choice, _value(table, choice), _value(table, choice) - apart // priced.extra)
-        choice, exact = _search(_restricted(table, opened), known, one, states)
-    gap = Fraction(priced.apart(choice, _unspent(table, choice)), priced.extra)
-    price = Fraction(priced.fall, priced.extra) * table.value_unit / table.cost_unit
-    return Best(choice[groups], number(gap * table.value_unit), number(price), exact)
+        opened = menu.open & (priced.excess <= apart).astype(bool)
+        known = _Known(choice, _value(menu, choice), _value(menu, choice) - apart // priced.extra)
+        choice, exact = _search(_restricted(menu, opened), known, one, states)
+    gap = Fraction(priced.apart(choice, _unspent(menu, choice)), priced.extra)
+    price = Fraction(priced.fall, priced.extra) * menu.value_unit / menu.cost_unit
+    return Best(choice[groups], number(gap * menu.value_unit), number(price), exact)
 
 
-def _unspent(table: Table, choice: Int[np.ndarray, " G"]) -> float:
-    return table.left - table.cost[np.arange(len(choice)), choice].sum()
+def _unspent(menu: WholeMenu, choice: Int[np.ndarray, " G"]) -> float:
+    return menu.left - menu.cost[np.arange(len(choice)), choice].sum()
 
 
-def _value(table: Table, choice: Int[np.ndarray, " G"]) -> int:
-    return int(table.value[np.arange(len(choice)), choice].sum())
+def _value(menu: WholeMenu, choice: Int[np.ndarray, " G"]) -> int:
+    return int(menu.value[np.arange(len(choice)), choice].sum())
 
 
-def _rounded_down(table: Table, steps: Steps, one: int) -> tuple[_Priced, Int[np.ndarray, " G"]]:
+def _rounded_down(menu: WholeMenu, steps: HullSteps, one: int) -> tuple[_Priced, Int[np.ndarray, " G"]]:
     """The relaxed optimum's price, and the choice left when the step that does not fit whole is not taken."""
-    rest = completion(table, steps, np.ones(len(table.open), bool), one)
-    taken = int(rest.whole(np.asarray([table.left]))[0])
+    rest = completion(menu, steps, np.ones(len(menu.open), bool), one)
+    taken = int(rest.whole(np.asarray([menu.left]))[0])
     choice = _walked(steps, taken)
     fall, extra = (int(steps.fall[taken]), int(steps.extra[taken])) if taken < steps.unit.size else (0, 1)
-    cost = np.where(table.open, table.cost, 0.0).astype(np.int64).astype(object)
-    excess = extra * table.value.astype(object) + fall * cost
+    cost = np.where(menu.open, menu.cost, 0.0).astype(np.int64).astype(object)
+    excess = extra * menu.value.astype(object) + fall * cost
     none = excess.max() + 1
-    excess = excess - np.where(table.open, excess, none).min(1)[:, None]
-    return _Priced(fall, extra, excess), _filled(table, choice, one)
+    excess = excess - np.where(menu.open, excess, none).min(1)[:, None]
+    return _Priced(fall, extra, excess), _filled(menu, choice, one)
 
 
-def _walked(steps: Steps, taken: int) -> Int[np.ndarray, " G"]:
+def _walked(steps: HullSteps, taken: int) -> Int[np.ndarray, " G"]:
     choice = steps.start.copy()
     choice[steps.unit[:taken]] = steps.after[:taken]  # of a unit's steps the last one counts
     return choice
 
 
-def _filled(table: Table, choice: Int[np.ndarray, " G"], one: int) -> Int[np.ndarray, " G"]:
+def _filled(menu: WholeMenu, choice: Int[np.ndarray, " G"], one: int) -> Int[np.ndarray, " G"]:
     """Spend what is left: the single change of largest fall that fits, until none does."""
-    rows, value = np.arange(len(choice)), nearest(table.value, one)
+    rows, value = np.arange(len(choice)), float_quotients(menu.value, one)
     while True:
-        extra = table.cost - table.cost[rows, choice][:, None]
-        fits = table.open & (extra <= _unspent(table, choice))
+        extra = menu.cost - menu.cost[rows, choice][:, None]
+        fits = menu.open & (extra <= _unspent(menu, choice))
         fall = np.where(fits, value[rows, choice][:, None] - value, 0.0)
         unit, column = np.unravel_index(np.argmax(fall), fall.shape)
         if fall[unit, column] <= 0:
@@ -147,26 +147,26 @@ def _filled(table: Table, choice: Int[np.ndarray, " G"], one: int) -> Int[np.nda
         choice[unit] = column
 
 
-def _restricted(table: Table, opened: Bool[np.ndarray, "G J"]) -> Table:
-    return table._replace(open=opened, cost=np.where(opened, table.cost, np.inf))
+def _restricted(menu: WholeMenu, opened: Bool[np.ndarray, "G J"]) -> WholeMenu:
+    return menu._replace(open=opened, cost=np.where(opened, menu.cost, np.inf))
 
 
-def _search(table: Table, known: _Known, one: int, states: int) -> tuple[Int[np.ndarray, " G"], bool]:
+def _search(menu: WholeMenu, known: _Known, one: int, states: int) -> tuple[Int[np.ndarray, " G"], bool]:
     """The best choice among open entries, and whether that is proven."""
-    steps, best, exact = hull_steps(table, one), _Incumbent(known.value, -1, 0, 0), True
-    undecided = table.open.sum(1) > 1
+    steps, best, exact = hull_steps(menu, one), _Incumbent(known.value, -1, 0, 0), True
+    undecided = menu.open.sum(1) > 1
     # the widest first, so that the rounding of what is left to bound shrinks with its scale
-    span = np.where(table.open, table.value, 0).max(1)
+    span = np.where(menu.open, menu.value, 0).max(1)
     line = sorted(np.flatnonzero(undecided).tolist(), key=lambda unit: -span[unit])
-    fixed = completion(table, steps, ~undecided, one)
+    fixed = completion(menu, steps, ~undecided, one)
     cost, value = np.full(1, fixed.cheapest), fixed.value[:1]
     layers, rests = [], []
     for unit in line:
         undecided[unit] = False
-        rest = completion(table, steps, undecided, one)
-        layer, cost, value, spare = _expanded(table, unit, cost, value, rest, best.value, one)
+        rest = completion(menu, steps, undecided, one)
+        layer, cost, value, spare = _expanded(menu, unit, cost, value, rest, best.value, one)
         if layer.column.size > states:
-            promising = np.sort(np.argsort(nearest(value, one) + rest.bound(spare), kind="stable")[:states])
+            promising = np.sort(np.argsort(float_quotients(value, one) + rest.bound(spare), kind="stable")[:states])
             layer, exact = _Layer(layer.parent[promising], layer.column[promising]), False
             cost, value, spare = cost[promising], value[promising], spare[promising]
         if layer.column.size == 0:
@@ -185,7 +185,7 @@ def _search(table: Table, known: _Known, one: int, states: int) -> tuple[Int[np.
 
 
 def _expanded(
-    table: Table,
+    menu: WholeMenu,
     unit: int,
     cost: Float[np.ndarray, " N"],
     value: Shaped[np.ndarray, " N"],
@@ -194,14 +194,14 @@ def _expanded(
     one: int,
 ) -> tuple[_Layer, Float[np.ndarray, " M"], Shaped[np.ndarray, " M"], Float[np.ndarray, " M"]]:
     """Every state with every open entry of a unit, but for those that cannot be, or need not be, part of the best."""
-    columns = np.flatnonzero(table.open[unit])
+    columns = np.flatnonzero(menu.open[unit])
     parent, column = (x.ravel() for x in np.meshgrid(np.arange(cost.size), columns, indexing="ij"))
-    cost = cost[parent] + table.cost[unit, column]
-    spare = table.left - cost - rest.cheapest
+    cost = cost[parent] + menu.cost[unit, column]
+    spare = menu.left - cost - rest.cheapest
     fits = spare >= 0
     parent, column, cost, spare = parent[fits], column[fits], cost[fits], spare[fits]
-    value = value[parent] + table.value[unit, column]
-    slack = nearest(limit - value, one)
+    value = value[parent] + menu.value[unit, column]
+    slack = float_quotients(limit - value, one)
     good = np.flatnonzero(slack >= rest.bound(spare))
     good = good[np.lexsort((-slack[good], cost[good]))]  # states of equal cost: the least value first, or nearly
     best = np.minimum.accumulate(value[good])

@@ -12,7 +12,7 @@ from curvjax.allocation.inputs import with_rounding
 from curvjax.allocation.knapsack import best_choice
 
 
-class Choice(NamedTuple):
+class MenuChoice(NamedTuple):
     """One menu entry per unit, on the host.
 
     choice: `[K]` columns of the menu. spent: total cost. unspent: budget left. objective: total sensitivity. bound:
@@ -55,7 +55,7 @@ class Menu(NamedTuple):
         rows = zip(amounts, self.cost, strict=True)
         return math.fsum(float(np.interp(amount, self.amounts, cost)) for amount, cost in rows)
 
-    def choice(self, harm: Num[ArrayLike, "K J"], *, budget: float) -> Choice:
+    def choice(self, harm: Num[ArrayLike, "K J"], *, budget: float) -> MenuChoice:
         """The amounts of least total harm, by `allocate_bits`; budget: of `spent`.
 
         Example:
@@ -67,15 +67,15 @@ class Menu(NamedTuple):
         """
         held = self.held[:, None] & (self.amounts != self.amounts.max())
         value = np.where(held, np.inf, np.asarray(harm, np.float64))
-        return allocate_bits(value, self.cost, budget=budget, ties=tied(self.groups))
+        return allocate_bits(value, self.cost, budget=budget, ties=group_members(self.groups))
 
 
-def tied(groups: Int[np.ndarray, " K"] | None) -> list[list[int]]:
+def group_members(groups: Int[np.ndarray, " K"] | None) -> list[list[int]]:
     """The units of each group; none for None."""
     return [] if groups is None else [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
 
 
-def summed(table: Float[np.ndarray, "K J"], part: Int[np.ndarray, " K"]) -> Float[np.ndarray, "G J"]:
+def summed_by_part(table: Float[np.ndarray, "K J"], part: Int[np.ndarray, " K"]) -> Float[np.ndarray, "G J"]:
     """Rows of a table, those of each part together; part: `[K]` numbers from 0."""
     found = np.zeros((part.max() + 1, table.shape[1]))
     np.add.at(found, part, table)
@@ -89,7 +89,7 @@ def allocate_bits(
     budget: float,
     ties: Sequence[Sequence[int]] = (),
     states: int = 20_000,
-) -> Choice:
+) -> MenuChoice:
     """The choice of one entry per unit that is least harmful within a budget.
 
         argmin_{j in {0..J-1}^K}  sum_k sensitivity[k, j_k]   subject to   sum_k cost[k, j_k] <= budget
@@ -107,7 +107,7 @@ def allocate_bits(
         and `exact` is False.
 
     Returns:
-      A `Choice`.
+      A `MenuChoice`.
 
     Raises:
       ValueError: if the shapes differ or are empty, a number is NaN, a cost is negative or not finite, a unit has no
@@ -124,7 +124,7 @@ def allocate_bits(
     found = best_choice(value, price, room, groups=groups, states=states)
     rows = np.arange(len(value))
     spent, objective = (math.fsum(table[rows, found.choice]) for table in (price, value))
-    return Choice(
+    return MenuChoice(
         choice=found.choice,
         spent=spent,
         unspent=max(budget - spent, 0.0),

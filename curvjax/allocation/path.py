@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Num
 
 from curvjax.allocation.inputs import in_float64
-from curvjax.allocation.result import Solution, require
+from curvjax.allocation.result import Solution, require_solution
 
 
 @in_float64
@@ -31,4 +31,4 @@ def budget_path(program: Callable[[ArrayLike], Solution], values: Num[ArrayLike,
 
     Source: ours.
     """
-    return require(jax.vmap(program)(jnp.asarray(values, dtype=jnp.float64)))
+    return require_solution(jax.vmap(program)(jnp.asarray(values, dtype=jnp.float64)))

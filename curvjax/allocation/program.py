@@ -8,8 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
-from curvjax.allocation.budget import Budget
-from curvjax.allocation.menu import Choice, Menu, allocate_bits, tied
+from curvjax.allocation.budget import BudgetConstraint
+from curvjax.allocation.menu import Menu, MenuChoice, allocate_bits, group_members
 from curvjax.allocation.programs import TransferProgram
 from curvjax.allocation.result import Amounts, Solution
 from curvjax.layers import UnitShape, within_layer
@@ -46,7 +46,7 @@ class Posed(NamedTuple):
 
     cost: Float[np.ndarray, " K"]
     maximum: Float[np.ndarray, " K"]
-    budget: Budget
+    budget: BudgetConstraint
     requested: float
     unit: str
     meaning: str
@@ -161,7 +161,7 @@ def chosen(
     *,
     budget: float,
     groups: np.ndarray | None,
-) -> tuple[Whole, Choice]:
+) -> tuple[Whole, MenuChoice]:
     """One entry of a menu for each unit, of least total value within a budget.
 
     Args:
@@ -174,5 +174,5 @@ def chosen(
     Returns:
       The whole amounts, and the choice itself, with a price.
     """
-    found = allocate_bits(value, cost[:, None] * menu, budget=budget, ties=tied(groups))
+    found = allocate_bits(value, cost[:, None] * menu, budget=budget, ties=group_members(groups))
     return Whole(menu[found.choice], found.unspent, found.gap, found.exact, "chosen"), found

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from curvjax.allocation.inputs import with_rounding
-from curvjax.allocation.menu import Menu, summed
+from curvjax.allocation.menu import Menu, summed_by_part
 
 
 class Raised(NamedTuple):
@@ -49,7 +49,7 @@ def raise_in_batches(
         msg = f"need at least 1 round, got {rounds}."
         raise ValueError(msg)
     part = np.arange(menu.size.size) if menu.groups is None else np.unique(menu.groups, return_inverse=True)[1]
-    costs, last = summed(menu.cost, part), menu.amounts.size - 1
+    costs, last = summed_by_part(menu.cost, part), menu.amounts.size - 1
     place = np.where(np.bincount(part, menu.held) > 0, last, 0)
     spent = float(costs[np.arange(place.size), place].sum())
     share = (budget - spent) / rounds
@@ -86,4 +86,4 @@ def _finite(table: Float[np.ndarray, "K J"], part: np.ndarray) -> Float[np.ndarr
     if lost.size:
         msg = f"changes of {lost.size} units are not finite, e.g. of units {lost[:3].tolist()}."
         raise ValueError(msg)
-    return summed(table, part)
+    return summed_by_part(table, part)

@@ -11,7 +11,7 @@ from curvjax.allocation.bisect import power_midway
 from curvjax.allocation.curves import Curve, quadratic, traceable
 from curvjax.allocation.inputs import POSITIVE, SHARE, in_float64, per_unit, single, unit_count
 from curvjax.allocation.result import Solution, delivered
-from curvjax.allocation.separable import Terms, group_numbers, require_order, solution, tied
+from curvjax.allocation.separable import SeparableProblem, group_numbers, require_ordered_bounds, solution, tied_problem
 
 _NOTHING = 1e-285
 
@@ -49,7 +49,7 @@ def allocate_sparsity(
       kappa: `[]` non-negative exponent of the quality; 0 leaves it out.
       minimum: `[K]` or `[]` least share of each block; equal to `max_sparsity` it freezes a block.
       max_sparsity: `[K]` or `[]` largest share of one block, in [0, 1].
-      penalty: psi, `quadratic`, `log_barrier` or `measured(...)` of `curvjax.allocation`, or another `Curve`.
+      penalty: psi, `quadratic`, `log_barrier` or `measured_curve(...)` of `curvjax.allocation`, or another `Curve`.
       size_neutral: whether the penalty of a block grows with its size, so that size alone changes nothing.
       ties: `[K]` whole group numbers from 0 to K - 1; blocks of one number get the same sparsity.
 
@@ -69,7 +69,7 @@ def allocate_sparsity(
         zero = np.flatnonzero(np.asarray(q) == 0)
         msg = f"units {zero[:8].tolist()} have q = 0, and removing them would be free; give a floor, such as 0.05."
         raise ValueError(msg)
-    require_order(minimum, max_sparsity, count)
+    require_ordered_bounds(minimum, max_sparsity, count)
     result = _solve(
         traceable(penalty),
         per_unit("q", q, count),
@@ -102,7 +102,7 @@ def _solve(
     total = jnp.where(jnp.abs(sparsity) < _NOTHING, 0.0, sparsity) * jnp.sum(size)
     sound = jnp.all((q > 0) & (weight > 0) & (maximum <= 1)) & (sparsity <= 1) & (kappa >= 0)
     weight = jnp.where(sound, weight, jnp.nan)  # told by status
-    terms = Terms(weight, size, jnp.zeros_like(size), minimum, maximum, total, total)
-    result = solution(penalty, tied(terms, groups))
+    problem = SeparableProblem(weight, size, jnp.zeros_like(size), minimum, maximum, total, total)
+    result = solution(penalty, tied_problem(problem, groups))
     scale = middle**kappa * jnp.where(size_neutral, power_midway(size), 1.0)
     return result._replace(dual=-result.dual * scale, objective=result.objective * scale, gap=result.gap * scale)

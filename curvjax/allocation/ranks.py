@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.capacity import allocate_capacity
 from curvjax.allocation.curves import Curve, log_utility, power_utility, saturating_utility
 from curvjax.allocation.integers import round_capacity, whole_capacity
@@ -99,7 +99,7 @@ class Ranks:
         return Posed(
             cost=cost,
             maximum=self.minimum + most,
-            budget=Budget(cost, total, self.minimum + most),
+            budget=BudgetConstraint(cost, total, self.minimum + most),
             requested=total,
             unit=many,
             meaning=f"nats of the program's objective that one more {one} buys",
@@ -270,7 +270,7 @@ def _whole(amount: np.ndarray, cost: np.ndarray, total: float, maximum: np.ndarr
     if np.issubdtype(amount.dtype, np.integer):
         whole = amount.astype(np.int64)
     elif len(set(cost)) == 1:
-        whole = whole_units(amount, Budget(cost, total, maximum))
+        whole = whole_units(amount, BudgetConstraint(cost, total, maximum))
     else:
         whole = np.floor(amount + 1e-9).astype(np.int64)
         left = total * (1 + 1e-12) - float(cost @ whole)

@@ -29,7 +29,7 @@ class Refined(NamedTuple):
     exhausted: bool
 
 
-def refine(
+def tighten_bounds(
     program: Amounts,
     probe: Probe,
     lower: Num[np.ndarray, " K"],

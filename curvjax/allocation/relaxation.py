@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from curvjax.allocation.curves import on_lower_hull
-from curvjax.allocation.whole_numbers import Table, nearest
+from curvjax.allocation.whole_numbers import WholeMenu, float_quotients
 
 
-class Steps(NamedTuple):
+class HullSteps(NamedTuple):
     """Steps down the hulls, the best buy first; those of one unit in their order.
 
     start: `[G]` each unit's first corner, the best of its cheapest entries. unit, before, after: `[S]`. extra: `[S]`
@@ -24,31 +24,31 @@ class Steps(NamedTuple):
     extra: Float[np.ndarray, " S"]
     fall: Shaped[np.ndarray, " S"]
 
-    def of(self, units: Bool[np.ndarray, " G"]) -> "Steps":
+    def of(self, units: Bool[np.ndarray, " G"]) -> "HullSteps":
         """Those of some units only."""
         kept = units[self.unit]
-        return Steps(self.start, *(column[kept] for column in self[1:]))
+        return HullSteps(self.start, *(column[kept] for column in self[1:]))
 
 
-def hull_steps(table: Table, one: int) -> Steps:
-    """Steps of a table's open entries; `one` is the value that counts as 1 in floating point."""
-    start, steps = np.empty(len(table.open), np.int64), []
-    for unit, opened in enumerate(table.open):
+def hull_steps(menu: WholeMenu, one: int) -> HullSteps:
+    """Steps of a menu's open entries; `one` is the value that counts as 1 in floating point."""
+    start, steps = np.empty(len(menu.open), np.int64), []
+    for unit, opened in enumerate(menu.open):
         columns = np.flatnonzero(opened)
-        columns = columns[np.lexsort((table.value[unit, columns], table.cost[unit, columns]))]
-        value = table.value[unit, columns]
+        columns = columns[np.lexsort((menu.value[unit, columns], menu.cost[unit, columns]))]
+        value = menu.value[unit, columns]
         falls = np.r_[True, value[1:] < np.minimum.accumulate(value)[:-1]]
         columns = columns[falls]
         # each unit by its own largest, so that no other's scale reaches into its hull
-        height = nearest(table.value[unit, columns], max(int(table.value[unit, columns].max()), 1))
-        hull = columns[on_lower_hull(table.cost[unit, columns], height)]
+        height = float_quotients(menu.value[unit, columns], max(int(menu.value[unit, columns].max()), 1))
+        hull = columns[on_lower_hull(menu.cost[unit, columns], height)]
         start[unit] = hull[0]
         steps += [(unit, int(a), int(b)) for a, b in pairwise(hull)]
     unit, before, after = np.asarray(steps, np.int64).reshape(-1, 3).T
-    extra = table.cost[unit, after] - table.cost[unit, before]
-    fall = table.value[unit, before] - table.value[unit, after]
-    line = _best_buys(unit, nearest(fall, one) / extra)
-    return Steps(start, unit[line], before[line], after[line], extra[line], fall[line])
+    extra = menu.cost[unit, after] - menu.cost[unit, before]
+    fall = menu.value[unit, before] - menu.value[unit, after]
+    line = _best_buys(unit, float_quotients(fall, one) / extra)
+    return HullSteps(start, unit[line], before[line], after[line], extra[line], fall[line])
 
 
 def _best_buys(unit: Int[np.ndarray, " S"], rate: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
@@ -66,7 +66,7 @@ class Completion(NamedTuple):
     """
 
     cheapest: float
-    steps: Steps
+    steps: HullSteps
     spent: Float[np.ndarray, " S1"]
     value: Shaped[np.ndarray, " S1"]
     relaxed: Float[np.ndarray, " S1"]
@@ -81,13 +81,13 @@ class Completion(NamedTuple):
         return np.searchsorted(self.spent, left, side="right") - 1
 
 
-def completion(table: Table, steps: Steps, units: Bool[np.ndarray, " G"], one: int) -> Completion:
+def completion(menu: WholeMenu, steps: HullSteps, units: Bool[np.ndarray, " G"], one: int) -> Completion:
     """The relaxation over some units."""
     rows = np.flatnonzero(units)
-    first, steps = table.value[rows, steps.start[rows]], steps.of(units)
+    first, steps = menu.value[rows, steps.start[rows]], steps.of(units)
     value = first.sum() - np.concatenate([np.zeros(1, steps.fall.dtype), np.cumsum(steps.fall)])
-    relaxed = nearest(value, one)
+    relaxed = float_quotients(value, one)
     # each corner is rounded once, its place on the line between two of them a few times; subnormals end at 1e-323
     margin = 8 * np.finfo(np.float64).eps * float(relaxed.max()) + 1e-320
     spent = np.concatenate([np.zeros(1), np.cumsum(steps.extra)])
-    return Completion(float(table.cost[rows, steps.start[rows]].sum()), steps, spent, value, relaxed, margin)
+    return Completion(float(menu.cost[rows, steps.start[rows]].sum()), steps, spent, value, relaxed, margin)

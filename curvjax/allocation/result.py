@@ -14,7 +14,7 @@ Amounts = Callable[[Float[Array, " K"]], Num[ArrayLike, " K"]]
 """Quality scores `[K]` to amounts `[K]`, with all settings bound."""
 
 
-class Status(enum.IntEnum):
+class SolutionStatus(enum.IntEnum):
     """How a program ended. From `INFEASIBLE` on there is no allocation, and the amounts are NaN."""
 
     OPTIMAL = 0  # the budget binds and is met
@@ -32,7 +32,8 @@ class Solution(NamedTuple):
     requested: `[]` the end of the budget that counts. floor, reach: `[]` the least and the most that can be spent
     within the bounds. objective: `[]` of the program, at the amounts. gap: `[]` objective less the Lagrange dual bound:
     no amounts within bounds and budget are better by more. residual: `[]` largest violation of the four KKT conditions,
-    each relative to its own terms. held: `[K]` -1 at the lower bound, 1 at the upper, else 0. status: `[]` a `Status`.
+    each relative to its own terms. held: `[K]` -1 at the lower bound, 1 at the upper, else 0. status: `[]` a
+    `SolutionStatus`.
     """
 
     amount: Float[Array, " K"]
@@ -48,7 +49,7 @@ class Solution(NamedTuple):
     status: Int[Array, ""]
 
 
-def require(result: Solution, *, tolerance: float = 1e-6) -> Solution:
+def require_solution(result: Solution, *, tolerance: float = 1e-6) -> Solution:
     """The same allocation, once it is known to be one; for use on the host, batches included.
 
     Args:
@@ -62,14 +63,14 @@ def require(result: Solution, *, tolerance: float = 1e-6) -> Solution:
       ValueError: if any status is `INFEASIBLE` or `INVALID`, or a residual exceeds `tolerance`.
     """
     status = np.atleast_1d(np.asarray(result.status))
-    if (status == Status.INVALID).any():
+    if (status == SolutionStatus.INVALID).any():
         msg = (
             "an input, or quality raised to its exponent, is not finite or has the wrong sign; "
             "call outside jit and vmap to learn which."
         )
         raise ValueError(msg)
-    if (status == Status.INFEASIBLE).any():
-        first = np.argmax(status == Status.INFEASIBLE)
+    if (status == SolutionStatus.INFEASIBLE).any():
+        first = np.argmax(status == SolutionStatus.INFEASIBLE)
         ends = (result.requested, result.floor, result.reach)
         requested, floor, reach = (np.atleast_1d(np.asarray(x))[first] for x in ends)
         far = f"above by {requested - reach:.6g}" if requested > reach else f"below by {floor - requested:.6g}"
@@ -87,7 +88,7 @@ def require(result: Solution, *, tolerance: float = 1e-6) -> Solution:
 
 def delivered(result: Solution) -> Solution:
     """The result as a caller gets it: outside a trace failures are raised, inside one `status` tells."""
-    return result if isinstance(result.status, Tracer) else require(result)
+    return result if isinstance(result.status, Tracer) else require_solution(result)
 
 
 def judged(
@@ -104,9 +105,11 @@ def judged(
     infeasible = beyond | (least > budget)
     full = result.spent >= result.reach * (1 - 1e-12)
     # nested, as jnp.select lowers through an argmax that an outer float32 trace would truncate
-    solved = jnp.where(full, Status.AT_CAPACITY, jnp.where(slack, Status.SLACK, Status.OPTIMAL))
-    status = jnp.where(valid, jnp.where(infeasible, Status.INFEASIBLE, solved), Status.INVALID).astype(jnp.int32)
-    answer = status < Status.INFEASIBLE
+    solved = jnp.where(full, SolutionStatus.AT_CAPACITY, jnp.where(slack, SolutionStatus.SLACK, SolutionStatus.OPTIMAL))
+    status = jnp.where(valid, jnp.where(infeasible, SolutionStatus.INFEASIBLE, solved), SolutionStatus.INVALID).astype(
+        jnp.int32
+    )
+    answer = status < SolutionStatus.INFEASIBLE
     numbers = ("amount", "dual", "spent", "objective", "gap", "residual")
     kept = {name: jnp.where(answer, getattr(result, name), jnp.nan) for name in numbers}
     return result._replace(status=status, **kept)

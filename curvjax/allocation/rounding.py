@@ -4,7 +4,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.inputs import BOUND, POSITIVE, per_unit, single, with_rounding
 
 
@@ -77,7 +77,7 @@ def repaired(
     return whole
 
 
-def whole_budget(budget: Budget, count: int) -> tuple[int, Int[np.ndarray, " K"]]:
+def whole_budget(budget: BudgetConstraint, count: int) -> tuple[int, Int[np.ndarray, " K"]]:
     """Number of whole units that the total pays for, and the most of each.
 
     Raises:
@@ -100,7 +100,7 @@ def whole_budget(budget: Budget, count: int) -> tuple[int, Int[np.ndarray, " K"]
     return total, most
 
 
-def whole_units(amount: Num[ArrayLike, " K"], budget: Budget) -> Int[np.ndarray, " K"]:
+def whole_units(amount: Num[ArrayLike, " K"], budget: BudgetConstraint) -> Int[np.ndarray, " K"]:
     """Amounts in whole units by largest remainder, as many as the total pays for.
 
     Args:

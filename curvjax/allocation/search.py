@@ -21,14 +21,14 @@ class Sample(NamedTuple):
     draw: int = 0
 
 
-class Stage(NamedTuple):
+class SelectionRound(NamedTuple):
     """One round of selection. survivors: how many pass. share: of the data that they are measured on."""
 
     survivors: int
     share: float
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The best amounts that a search met.
 
     x: `[K]` shares, or entries of a menu. loss: theirs, on all data. evaluations: spent, one a loss on all data, and
@@ -45,7 +45,7 @@ class Found(NamedTuple):
     converged: bool
 
 
-STAGES = (Stage(8, 1 / 32), Stage(2, 1 / 4), Stage(1, 1.0))
+STAGES = (SelectionRound(8, 1 / 32), SelectionRound(2, 1 / 4), SelectionRound(1, 1.0))
 
 
 def evolve(
@@ -55,8 +55,8 @@ def evolve(
     evaluations: float,
     key: Key[Array, ""],
     offspring: int = 64,
-    stages: tuple[Stage, ...] = STAGES,
-) -> Found:
+    stages: tuple[SelectionRound, ...] = STAGES,
+) -> SearchResult:
     """Amounts by evolution: offspring of the best, selected on ever larger samples of the data.
 
     An offspring is its parent after one to three level switches, each of which takes a step from one unit and gives it
@@ -73,7 +73,7 @@ def evolve(
         default are ours.
 
     Returns:
-      A `Found`.
+      A `SearchResult`.
 
     Raises:
       ValueError: if the offspring or the rounds mean nothing, or the evaluations do not reach for the start and one
@@ -119,7 +119,7 @@ def greedy(
     *,
     evaluations: int,
     key: Key[Array, ""],
-) -> Found:
+) -> SearchResult:
     """Amounts by single moves: a step from one unit to another is kept where it lowers the loss.
 
     All ordered pairs of units are tried, in an order drawn anew after every pass, until a whole pass changes nothing.
@@ -131,7 +131,7 @@ def greedy(
       key: of the order.
 
     Returns:
-      A `Found`, `converged` where a whole pass changed nothing.
+      A `SearchResult`, `converged` where a whole pass changed nothing.
 
     Raises:
       ValueError: if the evaluations mean nothing.
@@ -202,21 +202,21 @@ class _Trials:
     def accept(self, place: Place, loss: float) -> None:
         self._trace.append((loss, self.evaluations))
 
-    def found(self, place: Place, *, converged: bool) -> Found:
+    def found(self, place: Place, *, converged: bool) -> SearchResult:
         trace, spent = np.asarray(self._trace, np.float64).T
-        return Found(self._space.amounts(place), float(trace[-1]), self.evaluations, trace, spent, converged)
+        return SearchResult(self._space.amounts(place), float(trace[-1]), self.evaluations, trace, spent, converged)
 
 
 def _generator(key: Key[Array, ""]) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _require_stages(offspring: int, stages: tuple[Stage, ...]) -> None:
+def _require_stages(offspring: int, stages: tuple[SelectionRound, ...]) -> None:
     survivors = [stage.survivors for stage in stages]
     falling = all(later <= sooner for sooner, later in zip((offspring, *survivors), survivors, strict=False))
     if offspring < 1 or not stages or not falling or not all(0 < stage.share <= 1 for stage in stages):
         msg = f"need offspring, then rounds of ever fewer survivors on shares of the data; got {offspring}, {stages}."
         raise ValueError(msg)
-    if stages[-1] != Stage(1, 1.0):
+    if stages[-1] != SelectionRound(1, 1.0):
         msg = f"the last round lets one pass, on all the data; got {stages[-1]}."
         raise ValueError(msg)

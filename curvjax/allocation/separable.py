@@ -18,7 +18,7 @@ _LARGEST = 1e300  # what is more is beyond everybody's reach all the same
 _BELOW = 1e-300  # where a unit neither costs nor buys anything, only a price below 0 makes it take what must be spent
 
 
-class Terms(NamedTuple):
+class SeparableProblem(NamedTuple):
     """Float64 numbers of a program, `[K]` each but for the budget's ends, which are `[]`; least: -inf for no end."""
 
     weight: Float[Array, " K"]
@@ -85,23 +85,23 @@ def allocate_separable(
         "least": single("least", -np.inf if least is None else least, END),
         "budget": single("budget", budget, FINITE),
     }
-    result = solved(curve, Terms(**numbers), ties)
+    result = solved(curve, SeparableProblem(**numbers), ties)
     return delivered(result)
 
 
-def solved(curve: Curve, terms: Terms, ties: Int[ArrayLike, " K"] | None = None) -> Solution:
-    """The solution of checked terms, failures told by status; to be called with 64 bits on.
+def solved(curve: Curve, problem: SeparableProblem, ties: Int[ArrayLike, " K"] | None = None) -> Solution:
+    """The solution of a checked problem, failures told by status; to be called with 64 bits on.
 
     Raises:
       ValueError: as `allocate_separable` does for bounds, the budget's ends and ties.
     """
-    count = jnp.shape(terms.weight)[0]
-    require_order(terms.lower, terms.upper, count)
-    _require_interval(terms.least, terms.budget)
-    return solution(traceable(curve), tied(terms, group_numbers(ties, count)))
+    count = jnp.shape(problem.weight)[0]
+    require_ordered_bounds(problem.lower, problem.upper, count)
+    _require_interval(problem.least, problem.budget)
+    return solution(traceable(curve), tied_problem(problem, group_numbers(ties, count)))
 
 
-def require_order(lower: ArrayLike, upper: ArrayLike, count: int) -> None:
+def require_ordered_bounds(lower: ArrayLike, upper: ArrayLike, count: int) -> None:
     """Refuse bounds that cross, naming the units and by how much."""
     if isinstance(lower, Tracer) or isinstance(upper, Tracer):
         return
@@ -140,32 +140,32 @@ def group_numbers(ties: Int[ArrayLike, " K"] | None, count: int) -> Int[ArrayLik
     return numbers.astype(np.int32)
 
 
-def tied(terms: Terms, groups: Int[ArrayLike, " K"] | None) -> Terms:
-    """Terms under which tied units want the same: their means, and the tightest of their bounds."""
+def tied_problem(problem: SeparableProblem, groups: Int[ArrayLike, " K"] | None) -> SeparableProblem:
+    """The problem under which tied units want the same: their means, and the tightest of their bounds."""
     if groups is None:
-        return terms
-    count = jnp.shape(terms.weight)[0]
+        return problem
+    count = jnp.shape(problem.weight)[0]
     members = jax.ops.segment_sum(jnp.ones(count), groups, count)
 
     def mean(values: Float[ArrayLike, " K"]) -> Float[Array, " K"]:
         return (jax.ops.segment_sum(jnp.asarray(values), groups, count) / jnp.maximum(members, 1))[groups]
 
-    lower = jax.ops.segment_max(jnp.asarray(terms.lower), groups, count)[groups]
-    upper = jax.ops.segment_min(jnp.asarray(terms.upper), groups, count)[groups]
-    weight, cost, price = (mean(x) for x in (terms.weight, terms.cost, terms.price))
-    return Terms(weight, cost, price, lower, upper, terms.least, terms.budget)
+    lower = jax.ops.segment_max(jnp.asarray(problem.lower), groups, count)[groups]
+    upper = jax.ops.segment_min(jnp.asarray(problem.upper), groups, count)[groups]
+    weight, cost, price = (mean(x) for x in (problem.weight, problem.cost, problem.price))
+    return SeparableProblem(weight, cost, price, lower, upper, problem.least, problem.budget)
 
 
 @jax.jit
-def solution(curve: Curve, terms: Terms) -> Solution:
+def solution(curve: Curve, problem: SeparableProblem) -> Solution:
     """The program's solution, failures told by status; see `allocate_separable`."""
-    value, cost = power_midway(jnp.concatenate([terms.weight, terms.price])), power_midway(terms.cost)
-    scaled = terms._replace(
-        weight=terms.weight / value,
-        price=terms.price / value,
-        cost=terms.cost / cost,
-        least=jnp.clip(terms.least / cost, -jnp.inf, _LARGEST),
-        budget=jnp.where(jnp.isfinite(terms.budget), jnp.minimum(terms.budget / cost, _LARGEST), terms.budget),
+    value, cost = power_midway(jnp.concatenate([problem.weight, problem.price])), power_midway(problem.cost)
+    scaled = problem._replace(
+        weight=problem.weight / value,
+        price=problem.price / value,
+        cost=problem.cost / cost,
+        least=jnp.clip(problem.least / cost, -jnp.inf, _LARGEST),
+        budget=jnp.where(jnp.isfinite(problem.budget), jnp.minimum(problem.budget / cost, _LARGEST), problem.budget),
     )
     # the barrier: XLA turns a / (b / c) into a * c / b, which leaves the range again
     found = _in_scale(curve, jax.lax.optimization_barrier(scaled))
@@ -176,8 +176,8 @@ def solution(curve: Curve, terms: Terms) -> Solution:
     )
 
 
-def _in_scale(curve: Curve, terms: Terms) -> Solution:
-    weight, cost, price, lower, upper, least, budget = terms
+def _in_scale(curve: Curve, problem: SeparableProblem) -> Solution:
+    weight, cost, price, lower, upper, least, budget = problem
     useful = (weight > 0) | (least > 0)
     reach = jnp.sum(cost * jnp.where(useful, upper, lower))
     floor = jnp.sum(cost * lower)
@@ -193,7 +193,7 @@ def _in_scale(curve: Curve, terms: Terms) -> Solution:
         wanted = jnp.where(weight > 0, wanted, jnp.where(net < 0, limit, lower))
         return jnp.clip(wanted, lower, limit)
 
-    low, high = _bracket(curve, terms, limit)
+    low, high = _bracket(curve, problem, limit)
     free = amounts(jnp.zeros_like(low))
     wants = jnp.sum(cost * free)
     slack = (wants <= budget) & (wants >= least) & (least < budget)  # an equality always has its price
@@ -204,12 +204,12 @@ def _in_scale(curve: Curve, terms: Terms) -> Solution:
     dual = jnp.where(slack | free_of_charge, 0.0, dual)
 
     spent = jnp.sum(cost * amount)
-    objective = _objective(curve, terms, amount)
+    objective = _objective(curve, problem, amount)
     best = amounts(dual)  # of the Lagrangian
-    gap = objective - _objective(curve, terms, best) - dual * jnp.sum(cost * (best - amount))
+    gap = objective - _objective(curve, problem, best) - dual * jnp.sum(cost * (best - amount))
     missed = jnp.maximum(spent - budget, least - spent) / jnp.where(budget > 0, budget, 1.0)
-    residual = jnp.maximum(_stationarity(curve, terms, amount, dual), jnp.maximum(missed, 0.0))
-    valid = _valid(terms) & jnp.isfinite(objective)
+    residual = jnp.maximum(_stationarity(curve, problem, amount, dual), jnp.maximum(missed, 0.0))
+    valid = _valid(problem) & jnp.isfinite(objective)
     held = jnp.where(amount <= lower, -1, jnp.where(amount >= upper * (1 - 1e-12), 1, 0)).astype(jnp.int32)
     result = Solution(
         amount=amount,
@@ -227,38 +227,42 @@ def _in_scale(curve: Curve, terms: Terms) -> Solution:
     return judged(result, valid=valid, least=least, budget=budget, slack=slack)
 
 
-def _bracket(curve: Curve, terms: Terms, limit: Float[Array, " K"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def _bracket(
+    curve: Curve, problem: SeparableProblem, limit: Float[Array, " K"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Dual prices past the rounding of their own: every unit at its limit, and every unit at its lower bound."""
 
     def ends(at: Float[Array, " K"], side: float) -> Float[Array, " K"]:
-        slope = jnp.where(terms.weight > 0, terms.weight * curve.slope(at), 0.0)
-        past = 1e-15 * (jnp.abs(slope) + terms.price) + _BELOW
-        return (-slope - terms.price + side * past) / terms.cost
+        slope = jnp.where(problem.weight > 0, problem.weight * curve.slope(at), 0.0)
+        past = 1e-15 * (jnp.abs(slope) + problem.price) + _BELOW
+        return (-slope - problem.price + side * past) / problem.cost
 
-    movable = terms.lower < limit
+    movable = problem.lower < limit
     low = jnp.where(movable, ends(limit, -1.0), jnp.inf)
-    high = jnp.where(movable, ends(terms.lower, 1.0), -jnp.inf)
+    high = jnp.where(movable, ends(problem.lower, 1.0), -jnp.inf)
     some = jnp.any(movable)
     low = jnp.where(some, jnp.min(low), 0.0)
     return low, jnp.maximum(jnp.where(some, jnp.max(high), 0.0), low)
 
 
-def _objective(curve: Curve, terms: Terms, amount: Float[Array, " K"]) -> Float[Array, ""]:
-    return jnp.sum(terms.price * amount + jnp.where(terms.weight > 0, terms.weight * curve.value(amount), 0.0))
+def _objective(curve: Curve, problem: SeparableProblem, amount: Float[Array, " K"]) -> Float[Array, ""]:
+    return jnp.sum(problem.price * amount + jnp.where(problem.weight > 0, problem.weight * curve.value(amount), 0.0))
 
 
-def _stationarity(curve: Curve, terms: Terms, amount: Float[Array, " K"], dual: Float[Array, ""]) -> Float[Array, ""]:
-    net = terms.price + dual * terms.cost
+def _stationarity(
+    curve: Curve, problem: SeparableProblem, amount: Float[Array, " K"], dual: Float[Array, ""]
+) -> Float[Array, ""]:
+    net = problem.price + dual * problem.cost
     sides = curve.slope if curve.left_slope is None else curve.left_slope, curve.slope
-    left, right = (jnp.where(terms.weight > 0, terms.weight * side(amount), 0.0) for side in sides)
-    scale = terms.price + jnp.abs(dual) * terms.cost + jnp.minimum(jnp.abs(left), jnp.abs(right))
+    left, right = (jnp.where(problem.weight > 0, problem.weight * side(amount), 0.0) for side in sides)
+    scale = problem.price + jnp.abs(dual) * problem.cost + jnp.minimum(jnp.abs(left), jnp.abs(right))
     # moving down must not pay, nor moving up; on a smooth curve both are the one gradient
     gradient = jnp.where(net + left > 0, net + left, jnp.minimum(net + right, 0.0))
-    return stationarity(gradient, scale, amount, terms.lower, terms.upper)
+    return stationarity(gradient, scale, amount, problem.lower, problem.upper)
 
 
-def _valid(terms: Terms) -> Bool[Array, ""]:
-    weight, cost, price, lower, upper, least, budget = terms
+def _valid(problem: SeparableProblem) -> Bool[Array, ""]:
+    weight, cost, price, lower, upper, least, budget = problem
     signs = (weight >= 0) & (cost > 0) & (price >= 0) & (lower >= 0) & (upper >= lower)
     finite = jnp.isfinite(weight) & jnp.isfinite(cost) & jnp.isfinite(price) & jnp.isfinite(lower)
     return jnp.all(signs & finite) & jnp.isfinite(budget) & ~jnp.isnan(least)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from curvjax.allocation.descent import Free
 from curvjax.allocation.inputs import with_rounding
-from curvjax.allocation.menu import Menu, summed
+from curvjax.allocation.menu import Menu, summed_by_part
 
 Place = tuple[int, ...]
 
@@ -126,7 +126,7 @@ class Entries:
 
     @cached_property
     def _cost(self) -> Float[np.ndarray, "G J"]:
-        return summed(self.menu.cost, self._part)
+        return summed_by_part(self.menu.cost, self._part)
 
     @cached_property
     def _held(self) -> Bool[np.ndarray, " G"]:

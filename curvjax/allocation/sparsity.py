@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
 from curvjax.allocation.programs import SparsityProgram
 from curvjax.allocation.pruning import allocate_sparsity
@@ -92,7 +92,7 @@ class Sparsity:
         return Posed(
             cost=np.ones(len(units)),
             maximum=most * size,
-            budget=Budget(size, total, most),
+            budget=BudgetConstraint(size, total, most),
             requested=total,
             unit="weights removed",
             meaning="rise of the program's objective for one more weight removed",
@@ -134,4 +134,4 @@ def _within(rho: np.ndarray, size: np.ndarray, most: np.ndarray, groups: np.ndar
     np.minimum.at(bound, place, most)
     if np.array_equal(mean[place], rho) and (mean <= bound).all():
         return rho
-    return np.asarray(proportional(mean, Budget(weight, total, bound)))[place]
+    return np.asarray(proportional(mean, BudgetConstraint(weight, total, bound)))[place]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 _GRID_BITS = 51  # costs within the budget and their sums stay whole numbers of float64
 
 
-class Table(NamedTuple):
+class WholeMenu(NamedTuple):
     """A menu in whole numbers, each unit counted from its own least.
 
     value: `[G, J]` int64 where that holds their sum, else Python's; 0 where not open. cost: `[G, J]` whole float64; inf
@@ -26,9 +26,9 @@ class Table(NamedTuple):
     cost_unit: Fraction
 
 
-def whole_table(
+def whole_menu(
     value: Float[np.ndarray, "K J"], cost: Float[np.ndarray, "K J"], room: float, groups: Int[np.ndarray, " K"]
-) -> Table:
+) -> WholeMenu:
     """A menu's numbers as whole ones, tied units added up.
 
     Values are taken as they are, to the last bit and over any range: a unit's offset or scale hides no other. Costs are
@@ -41,7 +41,7 @@ def whole_table(
       groups: `[K]` numbers from 0 to G - 1, one of each at least; units of one number choose the same column.
 
     Returns:
-      A `Table`.
+      A `WholeMenu`.
     """
     count = int(groups.max()) + 1
     opened = np.ones((count, value.shape[1]), bool)
@@ -56,7 +56,7 @@ def whole_table(
     np.add.at(total, groups, exact)
     least = np.where(opened, total, total.max()).min(1)
     total, value_unit = _reduced(np.where(opened, total - least[:, None], 0), value_unit)
-    return Table(total, np.where(opened, whole, np.inf), opened, left, value_unit, cost_unit)
+    return WholeMenu(total, np.where(opened, whole, np.inf), opened, left, value_unit, cost_unit)
 
 
 def _whole_costs(cost: Float[np.ndarray, "G J"], room: float) -> tuple[Float[np.ndarray, "G J"], Fraction, float]:
@@ -92,7 +92,7 @@ def _reduced(whole: Shaped[np.ndarray, "G J"], unit: Fraction) -> tuple[Shaped[n
     return whole.astype(np.int64) if fits else whole, unit * divisor
 
 
-def nearest(whole: Shaped[np.ndarray, "*N"], one: int) -> Float[np.ndarray, "*N"]:
+def float_quotients(whole: Shaped[np.ndarray, "*N"], one: int) -> Float[np.ndarray, "*N"]:
     """`whole / one` in float64, each rounded on its own however many digits both have."""
     return (whole / one).astype(np.float64)
 

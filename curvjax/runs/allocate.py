@@ -25,7 +25,7 @@ from curvjax.allocation import (
     positive_scores,
     quality,
 )
-from curvjax.allocation import Status as ProgramStatus
+from curvjax.allocation import SolutionStatus as ProgramStatus
 from curvjax.allocation.program import program_name
 from curvjax.allocation.rules import RULES
 from curvjax.layers import UnitShape

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from curvjax.allocation import Program, Refined
-from curvjax.allocation import refine as tighten
+from curvjax.allocation import tighten_bounds as tighten
 from curvjax.curvature import Absolute, Gain, Status, continued, gain_of, ggn_product, unit_gradient, vectors
 from curvjax.curvature.gain import Lanczos, begun
 from curvjax.curvature.layered import LayeredModel, Passes, run_passes

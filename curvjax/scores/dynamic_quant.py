@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from curvjax.allocation.menu import Menu, tied
+from curvjax.allocation.menu import Menu, group_members
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.menus import columns, menu_of
 from curvjax.scores.reading import require
@@ -78,7 +78,7 @@ def dynamic_quant(evidence: Evidence, *, total: float, menu: Menu | None = None)
         raise ValueError(msg)
     falls = columns("dynamic-quant", evidence, slopes, menu)[:, menu.amounts.tolist().index(high)]
     sensitivity = falls / menu.size
-    for group in tied(menu.groups):
+    for group in group_members(menu.groups):
         sensitivity[group] = falls[group].sum() / menu.size[group].sum()
     for threshold in (-np.inf, *np.unique(sensitivity)):
         widths = np.where(sensitivity > threshold, high, low)
@@ -92,6 +92,6 @@ def dynamic_quant(evidence: Evidence, *, total: float, menu: Menu | None = None)
 def _kept(menu: Menu) -> np.ndarray:
     """Units that keep the largest width, and those tied to them."""
     kept = menu.held.copy()
-    for group in tied(menu.groups):
+    for group in group_members(menu.groups):
         kept[group] = menu.held[group].any()
     return kept

@@ -1,9 +1,9 @@
 """Does proving an allocation take fewer products than a fixed gap for all? Does one text's allocation serve another?
 
 Command:   .venv/bin/python -m experiments.decisions.run             (about 2 minutes; reads what `measure` wrote)
-Refining:  mean ranks are proved by `refine`, two products a probe, from brackets of `--first` products a layer. Against
-           it: the same products for every layer, more and more, and a fixed relative gap for every layer, tighter and
-           tighter, until the same allocation is proved.
+Refining:  mean ranks are proved by `tighten_bounds`, two products a probe, from brackets of `--first` products a layer.
+           Against it: the same products for every layer, more and more, and a fixed relative gap for every layer,
+           tighter and tighter, until the same allocation is proved.
 Transfer:  ranks and sparsities by the gains of one text, judged by those of the other: regret in surrogate cost, and
            the three bounds of [M18]; beside it the regrets of the gradient norm's and a permuted quality's allocation.
 Expected:  fewer products at every budget; regrets far below the bounds.
@@ -25,8 +25,8 @@ from curvjax.allocation import (
     SparsityProgram,
     certify,
     quality,
-    refine,
     round_capacity,
+    tighten_bounds,
     transfer_regret,
 )
 from curvjax.records import machine, versions, write_json
@@ -118,7 +118,7 @@ def refined(program: Callable, units: list[dict[str, Any]], spent: np.ndarray, s
         return units[k]["lower"][spent[k] - 1] * scale, units[k]["upper"][spent[k] - 1] * scale
 
     lower, upper = (side * scale for side in bounds(units, spent))
-    found = refine(program, probe, lower, upper, effort=10_000)
+    found = tighten_bounds(program, probe, lower, upper, effort=10_000)
     return {
         "proved": found.proved,
         "products": int(spent.sum()),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from scipy.optimize import minimize
 
-from curvjax.allocation import Status, allocate_capacity, require, separable
+from curvjax.allocation import SolutionStatus, allocate_capacity, require_solution, separable
 
 bad_shapes = partial(pytest.param, marks=pytest.mark.bad_shapes)  # the type-checking hook raises first
 
@@ -79,8 +79,8 @@ def test_thousands_of_instances_meet_all_four_kkt_conditions(seed, equality):
     result = jax.tree.map(np.asarray, sweep(problems, equality=equality))
     reach = (problems["cost"] * problems["maximum"]).sum(-1)
     infeasible = equality & (problems["budget"] > reach * (1 + 1e-12))
-    np.testing.assert_array_equal(result.status == Status.INFEASIBLE, infeasible)
-    assert (result.status != Status.INVALID).all()
+    np.testing.assert_array_equal(result.status == SolutionStatus.INFEASIBLE, infeasible)
+    assert (result.status != SolutionStatus.INVALID).all()
     assert np.isnan(result.amount[infeasible]).all()
     solved = {k: v[~infeasible] for k, v in problems.items()}
     found = kkt_violations(solved, result.amount[~infeasible], result.dual[~infeasible], equality=equality)
@@ -159,12 +159,12 @@ def test_permuted_scores_give_permuted_amounts(seed):
 def test_alpha_and_gamma_cancel_when_alpha_is_proportional_to_cost(equality):
     cost = 2.0 ** np.arange(UNITS)  # powers of two: alpha / cost is then exactly the same for every unit
     kept = allocate_capacity(Q, cost=cost, budget=100.0, alpha=0.0, maximum=50.0)
-    assert kept.status == Status.OPTIMAL
+    assert kept.status == SolutionStatus.OPTIMAL
     scale, gamma = (1e3, 1e-6) if equality else (1e-4, 30.0)  # only an equality binds when capacity costs this much
     moved = allocate_capacity(
         Q, cost=cost, budget=100.0, alpha=scale * cost, gamma=gamma, maximum=50.0, equality=equality
     )
-    assert moved.status == Status.OPTIMAL
+    assert moved.status == SolutionStatus.OPTIMAL
     np.testing.assert_allclose(moved.amount, kept.amount, rtol=1e-12, atol=1e-12)
 
 
@@ -189,7 +189,7 @@ def test_equal_scores_share_equally():
 
 def test_a_slack_budget_leaves_each_unit_at_its_own_optimum():
     result = allocate_capacity(Q, cost=1.0, budget=1e6, alpha=0.1, gamma=2.0)
-    assert result.status == Status.SLACK
+    assert result.status == SolutionStatus.SLACK
     assert result.dual == 0
     np.testing.assert_allclose(result.amount, np.maximum(2 * Q / 0.1 - 1, 0), rtol=1e-12)
 
@@ -207,14 +207,14 @@ def test_a_budget_at_capacity_fills_every_unit(alpha, gamma, equality):
     result = allocate_capacity(
         Q, cost=0.1, budget=0.1 * UNITS * 3, alpha=alpha, gamma=gamma, maximum=3.0, equality=equality
     )
-    assert result.status == Status.AT_CAPACITY
+    assert result.status == SolutionStatus.AT_CAPACITY
     np.testing.assert_allclose(result.amount, 3.0, rtol=1e-12)
     assert result.residual < 1e-12
 
 
 def test_a_budget_above_capacity_is_left_unspent():
     result = allocate_capacity(Q, cost=1.0, budget=1e9, alpha=0.0, maximum=np.arange(UNITS) + 1.0)
-    assert result.status == Status.AT_CAPACITY
+    assert result.status == SolutionStatus.AT_CAPACITY
     np.testing.assert_array_equal(result.amount, np.arange(UNITS) + 1.0)
     assert result.spent == result.reach == UNITS * (UNITS + 1) / 2
     assert result.requested == 1e9
@@ -252,7 +252,7 @@ def test_an_interval_budget_is_met_at_the_end_that_the_units_miss(least, budget,
     result = allocate_capacity(Q, cost=1.0, budget=budget * free, alpha=0.5, least=least * free)
     assert result.spent == pytest.approx(free * (spent or 1.0), rel=1e-12)
     assert np.sign(result.dual) == (0 if spent is None else np.sign(1 - spent))
-    assert (result.status == Status.SLACK) == (spent is None)
+    assert (result.status == SolutionStatus.SLACK) == (spent is None)
 
 
 def test_frozen_units_keep_their_amount_and_the_rest_share_what_is_left():
@@ -291,7 +291,7 @@ def test_the_gap_is_zero_to_rounding_and_the_objective_is_the_programs():
 def test_nothing_is_given_when_all_quality_is_zero():
     result = allocate_capacity(np.zeros(UNITS), cost=1.0, budget=5.0, alpha=0.0)
     np.testing.assert_array_equal(result.amount, 0.0)
-    assert (result.status, result.reach) == (Status.AT_CAPACITY, 0.0)
+    assert (result.status, result.reach) == (SolutionStatus.AT_CAPACITY, 0.0)
 
 
 def test_equality_spends_at_a_negative_price_where_capacity_does_not_pay():
@@ -347,15 +347,15 @@ TRACED = jax.jit(lambda s: allocate_capacity(**s))  # one compilation for all
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({"budget": -1.0}, Status.INFEASIBLE),
-        ({"budget": np.nan}, Status.INVALID),
-        ({"q": np.array([1.0, np.nan, 1.0])}, Status.INVALID),
-        ({"q": np.array([1.0, -1.0, 1.0])}, Status.INVALID),
-        ({"cost": np.array([1.0, 0.0, 1.0])}, Status.INVALID),
-        ({"alpha": -1.0}, Status.INVALID),
-        ({"gamma": -1.0}, Status.INVALID),
-        ({"beta": np.nan}, Status.INVALID),
-        ({"maximum": np.nan}, Status.INVALID),
+        ({"budget": -1.0}, SolutionStatus.INFEASIBLE),
+        ({"budget": np.nan}, SolutionStatus.INVALID),
+        ({"q": np.array([1.0, np.nan, 1.0])}, SolutionStatus.INVALID),
+        ({"q": np.array([1.0, -1.0, 1.0])}, SolutionStatus.INVALID),
+        ({"cost": np.array([1.0, 0.0, 1.0])}, SolutionStatus.INVALID),
+        ({"alpha": -1.0}, SolutionStatus.INVALID),
+        ({"gamma": -1.0}, SolutionStatus.INVALID),
+        ({"beta": np.nan}, SolutionStatus.INVALID),
+        ({"maximum": np.nan}, SolutionStatus.INVALID),
     ],
 )
 def test_a_trace_reports_by_status_what_the_host_refuses(change, status):
@@ -373,7 +373,7 @@ def test_a_trace_reports_by_status_what_the_host_refuses(change, status):
     assert np.isnan(result.amount).all()
     assert np.isnan(result.residual)
     with pytest.raises(ValueError, match=r"out of reach|not finite"):
-        require(result)
+        require_solution(result)
 
 
 def test_jit_and_vmap_equal_eager():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.allocation import log_barrier, log_utility, measured, power_utility, quadratic, saturating_utility
+from curvjax.allocation import log_barrier, log_utility, measured_curve, power_utility, quadratic, saturating_utility
 from curvjax.allocation.curves import on_lower_hull
 
 SMOOTH = {
@@ -56,7 +56,7 @@ Y = np.array([[0.0, -4.0, -3.0, -7.0, -8.0], [1.0, 0.0, -3.0, -3.5, -3.0]])  # (
 
 
 def test_a_measured_curve_is_the_lower_convex_hull():
-    curve = measured(X, Y)
+    curve = measured_curve(X, Y)
     np.testing.assert_array_equal(on_lower_hull(X[0], Y[0]), [True, True, False, True, True])
     np.testing.assert_array_equal(on_lower_hull(X[1], Y[1]), [True, False, True, True, True])
     np.testing.assert_allclose(curve.value(jnp.array([2.0, 2.0])), [-5.0, 1 - 8 / 3])
@@ -72,7 +72,7 @@ def test_a_measured_curve_is_the_lower_convex_hull():
 def test_the_hull_is_convex_below_and_touching(seed):
     rng = np.random.default_rng(seed)
     x, y = np.cumsum(rng.uniform(0.1, 1, (6, 9)), 1), rng.normal(size=(6, 9))
-    curve = measured(x, y)
+    curve = measured_curve(x, y)
     on_knots = np.stack([curve.value(jnp.asarray(x[:, j])) for j in range(9)], 1)
     assert (on_knots <= y + 1e-12).all()
     assert (np.isclose(on_knots, y).sum(1) >= 2).all()
@@ -92,7 +92,7 @@ def test_the_hull_is_convex_below_and_touching(seed):
 )
 def test_measured_points_that_are_no_curve_are_refused(x, y, message):
     with pytest.raises(ValueError, match=message):
-        measured(x, y)
+        measured_curve(x, y)
 
 
 @pytest.mark.parametrize(("make", "bad"), [(power_utility, 1.0), (power_utility, 0.0), (saturating_utility, -1.0)])

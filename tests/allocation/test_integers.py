@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from curvjax.allocation import Status, integers, round_capacity, whole_capacity
+from curvjax.allocation import SolutionStatus, integers, round_capacity, whole_capacity
 
 
 def best_of_all(q, cost, budget, alpha, maximum):
@@ -104,7 +104,7 @@ def test_a_total_that_can_be_met_is_met_exactly():
     assert found.amount.sum() == 90
     assert found.amount.dtype == np.int64
     assert found.unspent == pytest.approx(0.0, abs=1e-12)
-    assert (found.status, found.exact) == (Status.OPTIMAL, True)
+    assert (found.status, found.exact) == (SolutionStatus.OPTIMAL, True)
 
 
 def test_a_hundredth_of_a_rounding_does_not_cost_a_unit():
@@ -128,13 +128,13 @@ def test_whole_amounts_lie_near_the_continuous_ones_and_the_gap_says_how_near():
 @pytest.mark.parametrize(
     ("settings", "status", "amount"),
     [
-        ({"budget": 0.0}, Status.OPTIMAL, [0, 0, 0]),
-        ({"budget": 0.9}, Status.OPTIMAL, [0, 0, 0]),
-        ({"budget": 1e6, "maximum": 4}, Status.AT_CAPACITY, [4, 4, 0]),
-        ({"budget": 1e6, "maximum": 3.9}, Status.AT_CAPACITY, [3, 3, 0]),
-        ({"budget": 1e6, "alpha": 0.3}, Status.SLACK, [1, 2, 0]),
-        ({"budget": 1e6, "alpha": 5.0}, Status.SLACK, [0, 0, 0]),
-        ({"budget": 1e6, "alpha": 0.0, "maximum": 0}, Status.AT_CAPACITY, [0, 0, 0]),
+        ({"budget": 0.0}, SolutionStatus.OPTIMAL, [0, 0, 0]),
+        ({"budget": 0.9}, SolutionStatus.OPTIMAL, [0, 0, 0]),
+        ({"budget": 1e6, "maximum": 4}, SolutionStatus.AT_CAPACITY, [4, 4, 0]),
+        ({"budget": 1e6, "maximum": 3.9}, SolutionStatus.AT_CAPACITY, [3, 3, 0]),
+        ({"budget": 1e6, "alpha": 0.3}, SolutionStatus.SLACK, [1, 2, 0]),
+        ({"budget": 1e6, "alpha": 5.0}, SolutionStatus.SLACK, [0, 0, 0]),
+        ({"budget": 1e6, "alpha": 0.0, "maximum": 0}, SolutionStatus.AT_CAPACITY, [0, 0, 0]),
     ],
 )
 @pytest.mark.parametrize("cost", [1.0, np.array([1.0, 1.5, 1.0])])

@@ -11,7 +11,7 @@ from curvjax.allocation import (
     allocate_sparsity,
     certify,
     log_barrier,
-    measured,
+    measured_curve,
     power_utility,
     round_capacity,
     whole_capacity,
@@ -20,7 +20,7 @@ from curvjax.allocation import (
 bad_shapes = partial(pytest.param, marks=pytest.mark.bad_shapes)  # the type-checking hook raises first
 
 UNITS = 12
-STAIRS = measured(np.tile([0.0, 1.0, 2.0, 6.0], (UNITS, 1)), np.tile([0.0, -1.0, -1.5, -2.0], (UNITS, 1)))
+STAIRS = measured_curve(np.tile([0.0, 1.0, 2.0, 6.0], (UNITS, 1)), np.tile([0.0, -1.0, -1.5, -2.0], (UNITS, 1)))
 
 
 def ranks(q):

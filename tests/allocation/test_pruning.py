@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from scipy.optimize import minimize
 
-from curvjax.allocation import Status, allocate_sparsity, log_barrier, pruning, quadratic, require
+from curvjax.allocation import SolutionStatus, allocate_sparsity, log_barrier, pruning, quadratic, require_solution
 
 bad_shapes = partial(pytest.param, marks=pytest.mark.bad_shapes)  # the type-checking hook raises first
 
@@ -62,7 +62,7 @@ def test_thousands_of_instances_meet_the_kkt_conditions(seed, penalty, size_neut
             size_neutral=size_neutral,
         )
     )(problems)
-    assert (result.status <= Status.AT_CAPACITY).all()
+    assert (result.status <= SolutionStatus.AT_CAPACITY).all()
     found = kkt_violations(
         problems, np.asarray(result.amount), np.asarray(result.dual), penalty=penalty, size_neutral=size_neutral
     )
@@ -165,7 +165,7 @@ def test_permuted_scores_give_permuted_shares(seed):
 def test_shares_rise_with_the_total(penalty):
     totals = jnp.linspace(0.0, 0.95, 200)
     result = jax.vmap(lambda s: allocate_sparsity(Q, size=SIZE, sparsity=s, penalty=penalty))(totals)
-    assert (result.status <= Status.AT_CAPACITY).all()
+    assert (result.status <= SolutionStatus.AT_CAPACITY).all()
     assert (np.diff(result.amount, axis=0) >= -1e-12).all()
 
 
@@ -173,7 +173,7 @@ def test_shares_rise_with_the_total(penalty):
 def test_sparsity_zero_removes_nothing(penalty):
     result = allocate_sparsity(Q, size=SIZE, sparsity=0.0, penalty=penalty)
     np.testing.assert_array_equal(result.amount, 0.0)
-    assert result.status == Status.OPTIMAL
+    assert result.status == SolutionStatus.OPTIMAL
     assert result.residual < 1e-12
 
 
@@ -181,7 +181,7 @@ def test_sparsity_zero_removes_nothing(penalty):
 def test_the_largest_sparsity_puts_every_block_at_its_cap(penalty):
     result = allocate_sparsity(Q, size=SIZE, sparsity=0.95, penalty=penalty)
     np.testing.assert_allclose(result.amount, 0.95, rtol=1e-13)
-    assert result.status == Status.AT_CAPACITY
+    assert result.status == SolutionStatus.AT_CAPACITY
     assert result.residual < 1e-12
 
 
@@ -237,17 +237,17 @@ TRACED = jax.jit(lambda s: allocate_sparsity(**s))  # one compilation for all
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({"sparsity": 0.97}, Status.INFEASIBLE),
-        ({"sparsity": -0.1}, Status.INFEASIBLE),
-        ({"sparsity": 1.5}, Status.INVALID),
-        ({"sparsity": np.nan}, Status.INVALID),
-        ({"q": np.array([1.0, 0.0, 1.0])}, Status.INVALID),
-        ({"q": np.array([1.0, np.nan, 1.0])}, Status.INVALID),
-        ({"q": np.array([1.0, -1.0, 1.0])}, Status.INVALID),
-        ({"size": np.array([1.0, -1.0, 1.0])}, Status.INVALID),
-        ({"kappa": -1.0}, Status.INVALID),
-        ({"max_sparsity": 1.2}, Status.INVALID),
-        ({"max_sparsity": -0.2}, Status.INVALID),
+        ({"sparsity": 0.97}, SolutionStatus.INFEASIBLE),
+        ({"sparsity": -0.1}, SolutionStatus.INFEASIBLE),
+        ({"sparsity": 1.5}, SolutionStatus.INVALID),
+        ({"sparsity": np.nan}, SolutionStatus.INVALID),
+        ({"q": np.array([1.0, 0.0, 1.0])}, SolutionStatus.INVALID),
+        ({"q": np.array([1.0, np.nan, 1.0])}, SolutionStatus.INVALID),
+        ({"q": np.array([1.0, -1.0, 1.0])}, SolutionStatus.INVALID),
+        ({"size": np.array([1.0, -1.0, 1.0])}, SolutionStatus.INVALID),
+        ({"kappa": -1.0}, SolutionStatus.INVALID),
+        ({"max_sparsity": 1.2}, SolutionStatus.INVALID),
+        ({"max_sparsity": -0.2}, SolutionStatus.INVALID),
     ],
 )
 def test_a_trace_reports_by_status_what_the_host_refuses(change, status):
@@ -256,7 +256,7 @@ def test_a_trace_reports_by_status_what_the_host_refuses(change, status):
     assert result.status == status
     assert np.isnan(result.amount).all()
     with pytest.raises(ValueError, match=r"out of reach|not finite"):
-        require(result)
+        require_solution(result)
 
 
 def test_jit_and_vmap_equal_eager():
@@ -309,7 +309,7 @@ def test_ties_and_frozen_blocks():
 @pytest.mark.parametrize("sparsity", [2.65e-282, 1e-100, 1e-9])
 def test_the_least_sparsities_have_their_price(sparsity):
     result = allocate_sparsity(np.array([1e-12, 1.0, 1.0]), size=1.0, sparsity=sparsity)
-    assert result.status == Status.OPTIMAL
+    assert result.status == SolutionStatus.OPTIMAL
     assert result.dual > 0
     assert result.spent == pytest.approx(3 * sparsity, rel=1e-12)
 

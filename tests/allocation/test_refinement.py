@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from curvjax.allocation import refine, round_capacity
+from curvjax.allocation import round_capacity, tighten_bounds
 
 UNITS = 12
 
@@ -31,7 +31,7 @@ class Measuring:
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_the_proved_allocation_is_the_one_of_the_true_scores(seed):
     truth = np.random.default_rng(seed).gamma(1.0, size=UNITS) + 0.05
-    found = refine(program, Measuring(truth), *Measuring(truth).bounds(), effort=1000)
+    found = tighten_bounds(program, Measuring(truth), *Measuring(truth).bounds(), effort=1000)
     assert found.proved
     np.testing.assert_array_equal(found.certificate.least, program(truth))
     assert ((found.lower <= truth) & (truth <= found.upper)).all()
@@ -39,7 +39,7 @@ def test_the_proved_allocation_is_the_one_of_the_true_scores(seed):
 
 def test_units_that_are_settled_are_left_alone():
     truth = np.r_[np.full(4, 1e-9), np.random.default_rng(1).gamma(4.0, size=8)]
-    found = refine(program, Measuring(truth), *Measuring(truth).bounds(), effort=1000)
+    found = tighten_bounds(program, Measuring(truth), *Measuring(truth).bounds(), effort=1000)
     assert found.proved
     np.testing.assert_array_equal(found.probes[:4], 0)
     assert (found.probes[4:] > 0).any()
@@ -47,7 +47,7 @@ def test_units_that_are_settled_are_left_alone():
 
 def test_the_effort_is_kept_and_what_is_open_is_said():
     truth = np.random.default_rng(1).gamma(1.0, size=UNITS) + 0.05
-    found = refine(program, Measuring(truth), *Measuring(truth).bounds(), effort=5)
+    found = tighten_bounds(program, Measuring(truth), *Measuring(truth).bounds(), effort=5)
     assert found.probes.sum() == 5
     assert not found.proved
     assert not found.exhausted
@@ -56,14 +56,14 @@ def test_the_effort_is_kept_and_what_is_open_is_said():
 
 def test_no_effort_only_certifies():
     truth = np.ones(UNITS) + np.arange(UNITS)
-    found = refine(program, Measuring(truth), truth, truth, effort=0)
+    found = tighten_bounds(program, Measuring(truth), truth, truth, effort=0)
     assert found.proved
     assert found.probes.sum() == 0
 
 
 def test_where_no_probe_helps_it_ends_and_says_so():
     truth = np.random.default_rng(1).gamma(1.0, size=UNITS) + 0.05
-    found = refine(program, Measuring(truth, floor=0.2), *Measuring(truth).bounds(), effort=10_000)
+    found = tighten_bounds(program, Measuring(truth, floor=0.2), *Measuring(truth).bounds(), effort=10_000)
     assert not found.proved
     assert found.exhausted
     assert found.probes.sum() <= 3 * UNITS
@@ -77,7 +77,7 @@ def test_a_settled_unit_that_holds_others_open_is_probed_in_the_end():
         spent.append(unit)
         return measuring(unit) if unit == 0 else None
 
-    found = refine(program, probe, *measuring.bounds(), effort=200)
+    found = tighten_bounds(program, probe, *measuring.bounds(), effort=200)
     assert not found.proved
     assert spent.count(0) > 1
 
@@ -92,4 +92,4 @@ def test_a_settled_unit_that_holds_others_open_is_probed_in_the_end():
 def test_what_cannot_be_is_refused(effort, probe, message):
     truth = np.random.default_rng(1).uniform(0.5, 1, UNITS)
     with pytest.raises(ValueError, match=message):
-        refine(program, probe, truth * 0.5, truth * 1.5, effort=effort)
+        tighten_bounds(program, probe, truth * 0.5, truth * 1.5, effort=effort)

@@ -1,11 +1,11 @@
-"""What `require` lets pass."""
+"""What `require_solution` lets pass."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.allocation import Status, allocate_capacity, require
+from curvjax.allocation import SolutionStatus, allocate_capacity, require_solution
 from curvjax.allocation.result import stationarity
 
 
@@ -17,26 +17,26 @@ def sweep(budgets):
 
 def test_a_good_batch_passes_unchanged():
     result = sweep([0.0, 1.0, 15.0])
-    assert require(result) is result
+    assert require_solution(result) is result
 
 
 def test_the_first_failure_of_a_batch_is_named():
     with pytest.raises(ValueError, match="a total of 16 is out of reach, above by 1: the units can take from 0 to 15"):
-        require(sweep([1.0, 16.0, 17.0]))
+        require_solution(sweep([1.0, 16.0, 17.0]))
 
 
 def test_invalid_input_is_named_before_infeasible():
     with pytest.raises(ValueError, match="is not finite or has the wrong sign; call outside jit"):
-        require(sweep([16.0, np.nan]))
+        require_solution(sweep([16.0, np.nan]))
 
 
 @pytest.mark.parametrize("residual", [1e-3, np.nan])
 def test_an_unsolved_result_is_refused(residual):
     result = sweep([1.0])._replace(residual=jnp.array([residual]))
     with pytest.raises(ValueError, match=r"the largest KKT violation is .*, above the tolerance 1e-06"):
-        require(result)
+        require_solution(result)
     if residual == residual:
-        assert require(result, tolerance=0.1) is result
+        assert require_solution(result, tolerance=0.1) is result
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,7 @@ def test_only_a_bound_excuses_a_gradient(amount, gradient, violation):
 
 
 def test_statuses_from_infeasible_on_are_failures():
-    assert [s for s in Status if s >= Status.INFEASIBLE] == [Status.INFEASIBLE, Status.INVALID]
+    assert [s for s in SolutionStatus if s >= SolutionStatus.INFEASIBLE] == [
+        SolutionStatus.INFEASIBLE,
+        SolutionStatus.INVALID,
+    ]

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from curvjax.allocation.descent import Free, projected
-from curvjax.allocation.search import Sample, Stage, evolve, greedy
+from curvjax.allocation.search import Sample, SelectionRound, evolve, greedy
 from curvjax.allocation.space import Shares
 
 COUNT = 6
-ALL = (Stage(1, 1.0),)
+ALL = (SelectionRound(1, 1.0),)
 
 
 def problem(seed, *, equal=False):
@@ -116,7 +116,7 @@ def test_samples_grow_are_shared_within_a_round_and_the_last_is_all():
         asked.append(sample)
         return harm(free, a)(amounts) + np.random.default_rng(sample.draw).normal()
 
-    stages = (Stage(4, 0.125), Stage(2, 0.5), Stage(1, 1.0))
+    stages = (SelectionRound(4, 0.125), SelectionRound(2, 0.5), SelectionRound(1, 1.0))
     space = Shares(x, free, 2.0)
     found = evolve(loss, space, evaluations=15, key=jax.random.key(1), offspring=8, stages=stages)
     # one generation: 8/8 + 4/2 + 2, and room for one at its most, 5: the start and two, or more where losses are known
@@ -130,7 +130,7 @@ def test_selection_by_a_cheap_sample_misses_what_it_does_not_see():
     """Where the sample's loss is reversed, the worst pass; but the parent stands in the last round."""
     free, x, a = problem(1)
     loss = harm(free, a)
-    stages = (Stage(1, 0.1), Stage(1, 1.0))
+    stages = (SelectionRound(1, 0.1), SelectionRound(1, 1.0))
     found = evolve(
         lambda amounts, sample: loss(amounts) * (1 if sample.share == 1 else -1),
         Shares(x, free, 2.0), evaluations=60, key=jax.random.key(1), offspring=20, stages=stages,
@@ -173,10 +173,10 @@ def test_starts_and_steps_that_do_not_fit_are_refused(name, changes, message):
     [
         (0, ALL, "need offspring, then rounds of ever fewer survivors"),
         (4, (), "need offspring, then rounds"),
-        (4, (Stage(8, 0.5), Stage(1, 1.0)), "rounds of ever fewer survivors"),
-        (4, (Stage(2, 0.0), Stage(1, 1.0)), "on shares of the data"),
-        (4, (Stage(2, 1.0),), "the last round lets one pass, on all the data"),
-        (4, (Stage(1, 0.5),), "the last round lets one pass, on all the data"),
+        (4, (SelectionRound(8, 0.5), SelectionRound(1, 1.0)), "rounds of ever fewer survivors"),
+        (4, (SelectionRound(2, 0.0), SelectionRound(1, 1.0)), "on shares of the data"),
+        (4, (SelectionRound(2, 1.0),), "the last round lets one pass, on all the data"),
+        (4, (SelectionRound(1, 0.5),), "the last round lets one pass, on all the data"),
     ],
 )
 def test_rounds_that_mean_nothing_are_refused(offspring, stages, message):

@@ -8,11 +8,11 @@ import pytest
 
 from curvjax.allocation import (
     Curve,
-    Status,
+    SolutionStatus,
     allocate_capacity,
     allocate_separable,
     log_utility,
-    measured,
+    measured_curve,
     power_utility,
     quadratic,
     saturating_utility,
@@ -65,7 +65,7 @@ def test_measured_curves_match_a_linear_program(seed):
     x = np.cumsum(rng.uniform(0.2, 2, (UNITS, 8)), 1)
     y = -np.log1p(x) * rng.uniform(0.5, 2, (UNITS, 1)) + rng.normal(size=x.shape) * 0.02
     p |= {"lower": x[:, 0], "upper": x[:, -1], "budget": 90.0}
-    curve = measured(x, y)
+    curve = measured_curve(x, y)
     result = allocate_separable(curve, **p)
     share = cp.Variable((UNITS, 8), nonneg=True)  # a point of the hull is a mixture of measured points
     amount = cp.sum(cp.multiply(share, x), axis=1)
@@ -123,7 +123,7 @@ def test_all_frozen_units_are_an_allocation_too():
     fixed = p["lower"]
     result = allocate_separable(log_utility, **(p | {"upper": fixed, "budget": float(p["cost"] @ fixed) + 1}))
     np.testing.assert_array_equal(result.amount, fixed)
-    assert result.status == Status.AT_CAPACITY
+    assert result.status == SolutionStatus.AT_CAPACITY
     np.testing.assert_array_equal(result.held, -1)
     with pytest.raises(ValueError, match="is out of reach, below by 1"):
         allocate_separable(log_utility, **(p | {"upper": fixed, "budget": float(p["cost"] @ fixed) - 1}))

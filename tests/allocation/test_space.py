@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from curvjax.allocation import Menu
-from curvjax.allocation.search import Stage, evolve, greedy
+from curvjax.allocation.search import SelectionRound, evolve, greedy
 from curvjax.allocation.space import Entries
 
 COUNT = 5
@@ -27,7 +27,7 @@ def harm(a):
 
 
 def evolved(loss, space, evaluations):
-    on_all = {"offspring": 8, "stages": (Stage(1, 1.0),)}
+    on_all = {"offspring": 8, "stages": (SelectionRound(1, 1.0),)}
     return evolve(lambda x, _: loss(x), space, evaluations=evaluations, key=jax.random.key(1), **on_all)
 
 

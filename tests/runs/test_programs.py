@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from curvjax.allocation import PROGRAMS, Budget, Posed, Ranks, Whole, program
+from curvjax.allocation import PROGRAMS, BudgetConstraint, Posed, Ranks, Whole, program
 from curvjax.records import Allocation
 from curvjax.runs.allocate import allocate, program_of
 from curvjax.testing import tiny_scores
@@ -37,8 +37,9 @@ class Heads:
             return Whole(floors, total - floors.sum())
 
         return Posed(
-            cost=ones, maximum=total * ones, budget=Budget(ones, total, total * ones), requested=total, unit="heads",
-            meaning="", solve=ranks.solve, whole=whole, rounded=lambda amount: whole(amount / total), monotone=None,
+            cost=ones, maximum=total * ones, budget=BudgetConstraint(ones, total, total * ones), requested=total,
+            unit="heads", meaning="", solve=ranks.solve, whole=whole,
+            rounded=lambda amount: whole(amount / total), monotone=None,
         )  # fmt: skip
 
 

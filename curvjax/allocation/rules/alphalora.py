@@ -4,14 +4,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Int, Num
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.rounding import repaired, whole_budget
 from curvjax.allocation.rules.proportional import proportional
 from curvjax.allocation.rules.registry import rule
 
 
 @rule("alphalora", "rank", "experts")
-def alphalora(q: Num[ArrayLike, " K"], budget: Budget, *, beta: float = 2.5) -> Int[np.ndarray, " K"]:
+def alphalora(q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, beta: float = 2.5) -> Int[np.ndarray, " K"]:
     """Whole experts: the proportional share to the nearest unit, repaired to the exact total.
 
         x_k = round(T q_k^beta / sum_j q_j^beta),   then one unit each is given (or taken) until sum_k x_k = T

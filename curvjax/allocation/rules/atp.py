@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
+from curvjax.allocation.budget import BudgetConstraint, Limits, Line, Setting, meet_budget
 from curvjax.allocation.inputs import FINITE, SHARE, unit_count
 from curvjax.allocation.rules.registry import rule
 from curvjax.allocation.tuned import Tuned
@@ -26,7 +26,7 @@ class SlopeChoice(NamedTuple):
 
 @rule("atp", "sparsity", reads_scores=False, tuned=Tuned("part", (0.1, 0.2, 0.35, 0.5, 0.75)))
 def atp(
-    q: Num[ArrayLike, " K"], budget: Budget, *, slope: float | None = None, part: float = 0.5
+    q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, slope: float | None = None, part: float = 0.5
 ) -> Float[ArrayLike, " K"]:
     """Sparsities in arithmetic progression over the layers, whatever the scores.
 
@@ -43,7 +43,7 @@ def atp(
       `[K]` sparsities, of mean S weighted by size.
 
     Raises:
-      ValueError: outside a trace, for a slope out of its range, or as `share_out` does.
+      ValueError: outside a trace, for a slope out of its range, or as `meet_budget` does.
 
     Source: Huang et al. (2025), "Determining Layer-wise Sparsity for Large Language Models Through a Theoretical
     Perspective", arXiv 2502.14770: x_i = S - beta (L-1)/2 + beta (i-1), for blocks of equal size.
@@ -51,8 +51,8 @@ def atp(
     """
     count = unit_count("q", q)
     if slope is None:
-        return share_out(_part, np.ones(count), budget, Setting("part", part, SHARE), sparsity=True)
-    amount = share_out(_line, np.ones(count), budget, Setting("slope", slope, FINITE), sparsity=True)
+        return meet_budget(_part, np.ones(count), budget, Setting("part", part, SHARE), sparsity=True)
+    amount = meet_budget(_line, np.ones(count), budget, Setting("slope", slope, FINITE), sparsity=True)
     if not isinstance(budget.total, Tracer) and not isinstance(budget.weight, Tracer):
         size = np.broadcast_to(np.asarray(budget.weight, dtype=np.float64), (count,))
         mean = float(np.asarray(budget.total)) / float(size.sum())

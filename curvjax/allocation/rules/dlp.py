@@ -3,13 +3,13 @@
 from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.rules.owl import SPREADS, owl
 from curvjax.allocation.rules.registry import rule
 
 
 @rule("dlp", "sparsity", tuned=SPREADS)
-def dlp(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.15) -> Float[ArrayLike, " K"]:
+def dlp(q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, spread: ArrayLike = 0.15) -> Float[ArrayLike, " K"]:
     """Sparsities whose densities differ by at most twice the spread, in proportion to the scores, as `owl`.
 
     Args:
@@ -21,7 +21,7 @@ def dlp(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.15) ->
       `[K]` sparsities.
 
     Raises:
-      ValueError: outside a trace, as `share_out` does.
+      ValueError: outside a trace, as `meet_budget` does.
 
     Source: Chen et al. (2025), "DLP", arXiv 2505.23807; what differs is what differs in `owl`.
     """

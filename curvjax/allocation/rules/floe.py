@@ -4,13 +4,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
+from curvjax.allocation.budget import BudgetConstraint, Limits, Line, Setting, meet_budget
 from curvjax.allocation.inputs import FINITE, Range
 from curvjax.allocation.rules.registry import rule
 
 
 @rule("floe", "rank", "experts")
-def floe(q: Num[ArrayLike, " K"], budget: Budget, *, share: ArrayLike = 0.25) -> Float[ArrayLike, " K"]:
+def floe(q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, share: ArrayLike = 0.25) -> Float[ArrayLike, " K"]:
     """The same amount for a share of the units, those of largest score, and nothing for the others.
 
         x_k = min(c, maximum_k) where fewer than share K units have a larger score, else 0;   weight @ x = total
@@ -26,13 +26,13 @@ def floe(q: Num[ArrayLike, " K"], budget: Budget, *, share: ArrayLike = 0.25) ->
       the rest.
 
     Raises:
-      ValueError: outside a trace, for a share out of its range, or as `share_out` does.
+      ValueError: outside a trace, for a share out of its range, or as `meet_budget` does.
 
     Source: Wang et al. (2025), "FLoE", arXiv 2506.00495, section on layer selection; its search for the rank is not
     part of this rule: the rank is what the budget allows.
     """
     settings = (Setting("share", share, Range(above=True, most=1.0)),)
-    return share_out(_line, q, budget, *settings, allowed=FINITE)
+    return meet_budget(_line, q, budget, *settings, allowed=FINITE)
 
 
 def _line(q: Float[Array, " K"], limits: Limits, share: Float[Array, ""]) -> Line:

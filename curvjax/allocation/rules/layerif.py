@@ -5,7 +5,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
-from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
+from curvjax.allocation.budget import BudgetConstraint, Limits, Line, Setting, meet_budget
 from curvjax.allocation.inputs import FINITE, unit_count
 from curvjax.allocation.rounding import whole_budget, whole_units
 from curvjax.allocation.rules.proportional import power_line
@@ -15,7 +15,7 @@ from curvjax.allocation.rules.registry import rule
 @rule("layerif", "rank", "experts")
 def layerif(
     q: Num[ArrayLike, " K"],
-    budget: Budget,
+    budget: BudgetConstraint,
     *,
     beta: ArrayLike = 1.0,
     first: int = 1,
@@ -50,8 +50,8 @@ def layerif(
             f"{first} everywhere; got {total} and {most.min()}. Change `first` or the budget."
         )
         raise ValueError(msg)
-    rest = Budget(np.ones(count), float(total - first * count), (most - first).astype(np.float64))
-    return first + whole_units(share_out(_line, q, rest, Setting("beta", beta), allowed=FINITE), rest)
+    rest = BudgetConstraint(np.ones(count), float(total - first * count), (most - first).astype(np.float64))
+    return first + whole_units(meet_budget(_line, q, rest, Setting("beta", beta), allowed=FINITE), rest)
 
 
 def _line(q: Float[Array, " K"], limits: Limits, beta: Float[Array, ""]) -> Line:

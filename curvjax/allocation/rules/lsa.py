@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from curvjax.allocation.budget import Budget, Limits, Line, share_out
+from curvjax.allocation.budget import BudgetConstraint, Limits, Line, meet_budget
 from curvjax.allocation.inputs import FINITE, with_rounding
 from curvjax.allocation.rules.owl import spread_line
 from curvjax.allocation.rules.registry import rule
@@ -13,7 +13,7 @@ SPREADS = (0.06, 0.06, 0.02, 0.04, 0.02, 0.04, 0.1, 0.15, 0.12, 0.12)
 
 
 @rule("lsa", "sparsity")
-def lsa(q: Num[ArrayLike, " K"], budget: Budget) -> Float[ArrayLike, " K"]:
+def lsa(q: Num[ArrayLike, " K"], budget: BudgetConstraint) -> Float[ArrayLike, " K"]:
     """Sparsities as those of `owl`, whose spread is the published one at floor(10 S), S the mean sparsity.
 
     Args:
@@ -24,12 +24,12 @@ def lsa(q: Num[ArrayLike, " K"], budget: Budget) -> Float[ArrayLike, " K"]:
       `[K]` sparsities.
 
     Raises:
-      ValueError: outside a trace, as `share_out` does.
+      ValueError: outside a trace, as `meet_budget` does.
 
     Source: Yang et al. (2026), "LSA", ICLR 2026, and the table `alpha` of its program, which was tuned and holds
     S from 0.1 to below 0.9; ours takes the nearest entry beyond. What else differs is what differs in `owl`.
     """
-    return share_out(_line, q, budget, allowed=FINITE, sparsity=True)
+    return meet_budget(_line, q, budget, allowed=FINITE, sparsity=True)
 
 
 def _line(q: Float[Array, " K"], limits: Limits) -> Line:

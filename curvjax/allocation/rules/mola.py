@@ -4,7 +4,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Int, Num
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.inputs import unit_count
 from curvjax.allocation.rules.proportional import largest_remainder
 from curvjax.allocation.rules.registry import rule
@@ -13,7 +13,7 @@ from curvjax.allocation.rules.registry import rule
 @rule("mola", "rank", "experts", reads_scores=False)
 def mola(
     q: Num[ArrayLike, " K"],
-    budget: Budget,
+    budget: BudgetConstraint,
     *,
     quarters: tuple[float, ...] = (2.0, 4.0, 6.0, 8.0),
 ) -> Int[np.ndarray, " K"]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
-from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
+from curvjax.allocation.budget import BudgetConstraint, Limits, Line, Setting, meet_budget
 from curvjax.allocation.inputs import FINITE, SHARE
 from curvjax.allocation.rules.minmax import minmax
 from curvjax.allocation.rules.registry import rule
@@ -14,7 +14,7 @@ SPREADS = Tuned("spread", (0.04, 0.08, 0.15, 0.25, 0.4))
 
 
 @rule("owl", "sparsity", tuned=SPREADS)
-def owl(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.08) -> Float[ArrayLike, " K"]:
+def owl(q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, spread: ArrayLike = 0.08) -> Float[ArrayLike, " K"]:
     """Sparsities whose densities differ by at most twice the spread, in proportion to the scores.
 
         1 - x_k = 2 spread minmax(q)_k + c,   c such that weight @ x = total,   0 <= x_k <= maximum_k
@@ -28,7 +28,7 @@ def owl(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.08) ->
       `[K]` sparsities. Centred, so that |x_k - S| <= spread need not hold for the mean sparsity S.
 
     Raises:
-      ValueError: outside a trace, as `share_out` does.
+      ValueError: outside a trace, as `meet_budget` does.
 
     Source: Yin et al. (2023), "Outlier Weighed Layerwise Sparsity", arXiv 2310.05175. The published
     program centres on the plain mean over layers, and so misses the total where sizes differ, returns densities
@@ -36,7 +36,7 @@ def owl(q: Num[ArrayLike, " K"], budget: Budget, *, spread: ArrayLike = 0.08) ->
     uniform. For equal sizes and no bound in the way the two agree.
     """
     settings = (Setting("spread", spread, SHARE),)
-    return share_out(spread_line, q, budget, *settings, allowed=FINITE, sparsity=True)
+    return meet_budget(spread_line, q, budget, *settings, allowed=FINITE, sparsity=True)
 
 
 def spread_line(q: Float[Array, " K"], limits: Limits, spread: Float[Array, ""]) -> Line:

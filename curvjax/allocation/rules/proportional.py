@@ -5,14 +5,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
-from curvjax.allocation.budget import Budget, Limits, Line, Setting, share_out
+from curvjax.allocation.budget import BudgetConstraint, Limits, Line, Setting, meet_budget
 from curvjax.allocation.inputs import with_rounding
 from curvjax.allocation.rounding import whole_units
 from curvjax.allocation.rules.registry import rule
 
 
 @rule("proportional", "rank", "experts")
-def proportional(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -> Float[ArrayLike, " K"]:
+def proportional(q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, beta: ArrayLike = 1.0) -> Float[ArrayLike, " K"]:
     """Amounts in proportion to a power of the score: the plain share that any program must beat.
 
         x_k = min(c q_k^beta, maximum_k),   c such that weight @ x = total
@@ -26,9 +26,9 @@ def proportional(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1
       `[K]` amounts; a unit of score 0 gets what the others' maxima leave over.
 
     Raises:
-      ValueError: outside a trace, for a negative score or exponent, or as `share_out` does.
+      ValueError: outside a trace, for a negative score or exponent, or as `meet_budget` does.
     """
-    return share_out(power_line, q, budget, Setting("beta", beta))
+    return meet_budget(power_line, q, budget, Setting("beta", beta))
 
 
 def power_line(q: Float[Array, " K"], limits: Limits, beta: Float[Array, ""]) -> Line:
@@ -40,7 +40,9 @@ def power_line(q: Float[Array, " K"], limits: Limits, beta: Float[Array, ""]) ->
 
 
 @rule("largest_remainder", "rank", "experts")
-def largest_remainder(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -> Int[np.ndarray, " K"]:
+def largest_remainder(
+    q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, beta: ArrayLike = 1.0
+) -> Int[np.ndarray, " K"]:
     """Whole units by score: the floor of the proportional share, then one more each by falling remainder.
 
     Args:
@@ -60,7 +62,7 @@ def largest_remainder(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLik
 
 
 @rule("floor", "rank", "experts")
-def floored(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -> Int[np.ndarray, " K"]:
+def floored(q: Num[ArrayLike, " K"], budget: BudgetConstraint, *, beta: ArrayLike = 1.0) -> Int[np.ndarray, " K"]:
     """Whole units by score: the floor of the proportional share. Spends less than the total, by under one unit each.
 
     Args:
@@ -72,7 +74,7 @@ def floored(q: Num[ArrayLike, " K"], budget: Budget, *, beta: ArrayLike = 1.0) -
       `[K]` whole amounts, on the host.
 
     Raises:
-      ValueError: for a negative score or exponent, or as `share_out` does.
+      ValueError: for a negative score or exponent, or as `meet_budget` does.
 
     Source: the program released with arXiv 2603.00910 (Amaefuna et al.), which has no maxima.
     """

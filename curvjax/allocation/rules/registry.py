@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from jax.typing import ArrayLike
 from jaxtyping import Num
 
-from curvjax.allocation.budget import Budget
+from curvjax.allocation.budget import BudgetConstraint
 from curvjax.allocation.tuned import Tuned
 from curvjax.registry import Registry
 
@@ -20,7 +20,7 @@ Of = TypeVar("Of", bound=Callable)
 class Allocator(Protocol):
     """Amounts `[K]` from scores `[K]`."""
 
-    def __call__(self, q: Num[ArrayLike, " K"], budget: Budget, **settings: Any) -> Num[ArrayLike, " K"]:
+    def __call__(self, q: Num[ArrayLike, " K"], budget: BudgetConstraint, **settings: Any) -> Num[ArrayLike, " K"]:
         """Amounts within `budget`; settings are the rule's own."""
         ...
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.alphalora import alphalora
 from curvjax.allocation.rules.proportional import largest_remainder
 
@@ -15,7 +15,7 @@ EXPONENTS = np.asarray(CASE["alpha"])
 
 
 def experts(q, total, maximum=np.inf, rule=alphalora, **settings):
-    budget = Budget(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
+    budget = BudgetConstraint(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
     return np.asarray(rule(q, budget=budget, **settings))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.alphapruning import alphapruning
 
 CASE = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))[
@@ -16,7 +16,7 @@ EXPONENTS = np.asarray(CASE["block_alpha"])
 
 
 def sparsities(size, mean, maximum=1.0, **settings):
-    budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
+    budget = BudgetConstraint(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
     return np.asarray(alphapruning(-EXPONENTS, budget=budget, **settings))
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget, atp_slopes, choose_slope
+from curvjax.allocation import BudgetConstraint, atp_slopes, choose_slope
 from curvjax.allocation.rules.atp import atp, largest_slope
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))["atp"]
 
 
 def sparsities(size, mean, maximum=1.0, **settings):
-    budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
+    budget = BudgetConstraint(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
     return np.asarray(atp(np.ones(len(size)), budget=budget, **settings))
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.ecoflap import ecoflap
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))["ecoflap"]
 
 
 def sparsities(q, size, mean, maximum):
-    budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
+    budget = BudgetConstraint(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
     return np.asarray(ecoflap(q, budget=budget))
 
 

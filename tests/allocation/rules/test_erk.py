@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.erk import erk
 
 INPUTS, OUTPUTS = np.random.default_rng(1).integers(4, 200, (2, 12))
@@ -11,7 +11,7 @@ SCORE, SIZE = (INPUTS + OUTPUTS) / (INPUTS * OUTPUTS), INPUTS * OUTPUTS
 
 
 def sparsities(mean, maximum=1.0):
-    budget = Budget(SIZE, mean * SIZE.sum(), np.broadcast_to(maximum, 12))
+    budget = BudgetConstraint(SIZE, mean * SIZE.sum(), np.broadcast_to(maximum, 12))
     return np.asarray(erk(SCORE, budget=budget))
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.floe import floe
 
 Q = np.random.default_rng(1).gamma(1.0, size=12)
 
 
 def ranks(q, total=48.0, maximum=np.inf, **settings):
-    budget = Budget(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
+    budget = BudgetConstraint(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
     return np.asarray(floe(q, budget=budget, **settings))
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.layerif import layerif
 
 INFLUENCE = np.random.default_rng(1).normal(size=12)
 
 
 def experts(q, total, maximum=np.inf, **settings):
-    budget = Budget(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
+    budget = BudgetConstraint(np.ones(len(q)), total, np.broadcast_to(maximum, len(q)))
     return np.asarray(layerif(q, budget=budget, **settings))
 
 

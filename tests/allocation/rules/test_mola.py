@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.mola import mola
 
 
 def experts(count, total, maximum=np.inf, **settings):
-    budget = Budget(np.ones(count), total, np.broadcast_to(maximum, count))
+    budget = BudgetConstraint(np.ones(count), total, np.broadcast_to(maximum, count))
     return np.asarray(mola(np.ones(count), budget=budget, **settings))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.owl import owl
 
 CASES = json.loads((Path(__file__).parents[2] / "data" / "peers.json").read_text(encoding="utf-8"))["owl_allocate"]
@@ -14,7 +14,7 @@ OUTLIERS = np.random.default_rng(1).gamma(2.0, size=12)
 
 
 def sparsities(q, size, mean, maximum=1.0, **settings):
-    budget = Budget(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
+    budget = BudgetConstraint(size, mean * np.sum(size), np.broadcast_to(maximum, len(size)))
     return np.asarray(owl(q, budget=budget, **settings))
 
 

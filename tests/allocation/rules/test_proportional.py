@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.proportional import floored, largest_remainder, proportional
 
 Q = np.random.default_rng(1).gamma(1.0, size=12)
-PLAIN = Budget(np.ones(12), 60, np.full(12, np.inf))
+PLAIN = BudgetConstraint(np.ones(12), 60, np.full(12, np.inf))
 
 
 def amounts(rule, q=Q, budget=PLAIN, **settings):
@@ -35,13 +35,13 @@ def test_largest_remainder_is_the_floor_and_one_more_for_the_largest_fractions()
 
 def test_whole_shares_lose_nothing_to_rounding():
     assert 0.3 / 0.1 < 3
-    q, budget = np.eye(12)[4], Budget(np.full(12, 0.1), 0.3, np.full(12, np.inf))
+    q, budget = np.eye(12)[4], BudgetConstraint(np.full(12, 0.1), 0.3, np.full(12, np.inf))
     np.testing.assert_array_equal(amounts(floored, q, budget), 3 * q)
     np.testing.assert_array_equal(amounts(largest_remainder, q, budget), 3 * q)
 
 
 def test_whole_units_stay_below_a_broken_maximum():
-    budget = Budget(np.ones(12), 60, np.full(12, 6.7))
+    budget = BudgetConstraint(np.ones(12), 60, np.full(12, 6.7))
     amount = amounts(largest_remainder, budget=budget)
     assert amount.max() == 6
     assert amount.sum() == 60
@@ -49,7 +49,7 @@ def test_whole_units_stay_below_a_broken_maximum():
 
 def test_maxima_that_hold_the_total_only_in_parts_are_refused():
     with pytest.raises(ValueError, match=r"a total of 62 whole units is out of reach: the maxima hold 60;"):
-        amounts(largest_remainder, budget=Budget(np.ones(12), 62, np.full(12, 5.3)))
+        amounts(largest_remainder, budget=BudgetConstraint(np.ones(12), 62, np.full(12, 5.3)))
 
 
 def test_a_negative_exponent_is_refused():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.allocation import PROGRAMS, Budget
+from curvjax.allocation import PROGRAMS, BudgetConstraint
 from curvjax.allocation import RULES as REGISTRY
 from curvjax.allocation.budget import _solve
 
@@ -27,10 +27,10 @@ def problem(name, seed, count=13):
     draw = np.random.default_rng(seed + 100)
     if name in SPARSITY_RULES:
         size = draw.integers(10**3, 10**6, count)
-        return Budget(size, 0.6 * size.sum(), draw.uniform(0.8, 1.0, count))
+        return BudgetConstraint(size, 0.6 * size.sum(), draw.uniform(0.8, 1.0, count))
     if name in WHOLE:
-        return Budget(np.full(count, 3.0), 3.0 * (5 * count + 2), draw.integers(7, 12, count))
-    return Budget(draw.uniform(1.0, 5.0, count), 4.0 * count, draw.uniform(3.0, 9.0, count))
+        return BudgetConstraint(np.full(count, 3.0), 3.0 * (5 * count + 2), draw.integers(7, 12, count))
+    return BudgetConstraint(draw.uniform(1.0, 5.0, count), 4.0 * count, draw.uniform(3.0, 9.0, count))
 
 
 def amounts(name, q, budget, **settings):
@@ -88,7 +88,9 @@ def test_lopsided_scores_meet_the_budget_too(name, q):
 
 @pytest.mark.parametrize("name", sorted(RULES.keys() - {"uniform_plus"}))
 def test_one_unit_takes_it_all(name):
-    budget = Budget(np.ones(1), 0.7 if name in SPARSITY_RULES else 4.0, np.ones(1) if name in SPARSITY_RULES else 9.0)
+    budget = BudgetConstraint(
+        np.ones(1), 0.7 if name in SPARSITY_RULES else 4.0, np.ones(1) if name in SPARSITY_RULES else 9.0
+    )
     np.testing.assert_allclose(amounts(name, np.ones(1), budget), budget.total, rtol=1e-12)
 
 
@@ -104,7 +106,7 @@ def test_floors_fall_short_by_less_than_one_unit_each():
 def test_amounts_follow_the_units_through_a_permutation(name, seed):
     q, budget = scores(seed), problem(name, seed)
     order = np.random.default_rng(seed).permutation(13)
-    moved = Budget(budget.weight[order], budget.total, budget.maximum[order])
+    moved = BudgetConstraint(budget.weight[order], budget.total, budget.maximum[order])
     np.testing.assert_allclose(amounts(name, q[order], moved), amounts(name, q, budget)[order], rtol=1e-9, atol=1e-12)
 
 
@@ -118,7 +120,7 @@ def test_rules_by_position_ignore_the_scores(name):
 @pytest.mark.parametrize("name", BY_SCORE)
 def test_equal_scores_give_uniform_amounts(name, score):
     mean = 0.6 if name in SPARSITY_RULES else 5.0
-    budget = Budget(np.full(13, 2.0), 26 * mean, np.full(13, 0.9 if name in SPARSITY_RULES else 9.0))
+    budget = BudgetConstraint(np.full(13, 2.0), 26 * mean, np.full(13, 0.9 if name in SPARSITY_RULES else 9.0))
     np.testing.assert_allclose(amounts(name, np.full(13, score), budget), mean, rtol=1e-12)
 
 
@@ -127,7 +129,7 @@ def test_equal_scores_give_uniform_amounts(name, score):
 def test_a_larger_score_keeps_more_or_gets_more(name, seed):
     q = np.sort(scores(seed))
     sparsity = name in SPARSITY_RULES
-    budget = Budget(np.full(13, 2.0), 26 * (0.6 if sparsity else 5.0), np.full(13, 0.9 if sparsity else 21.0))
+    budget = BudgetConstraint(np.full(13, 2.0), 26 * (0.6 if sparsity else 5.0), np.full(13, 0.9 if sparsity else 21.0))
     amount = amounts(name, q, budget)
     step = np.diff(amount) * (-1 if sparsity else 1)
     assert (step >= -1e-12).all()

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from curvjax.allocation import Budget
+from curvjax.allocation import BudgetConstraint
 from curvjax.allocation.rules.uniform_plus import uniform_plus
 
 
 def sparsities(mean, maximum=1.0, **settings):
-    budget = Budget(np.ones(12), 12 * mean, np.broadcast_to(maximum, 12))
+    budget = BudgetConstraint(np.ones(12), 12 * mean, np.broadcast_to(maximum, 12))
     return np.asarray(uniform_plus(np.ones(12), budget=budget, **settings))
 
 
@@ -27,7 +27,7 @@ def test_a_lower_maximum_of_the_last_block_holds():
 
 
 def test_a_single_block_stays_dense():
-    budget = Budget(np.ones(1), 0.5, np.ones(1))
+    budget = BudgetConstraint(np.ones(1), 0.5, np.ones(1))
     with pytest.raises(ValueError, match=r"a total of 0.5 is out of reach: the maxima hold 0;"):
         uniform_plus(np.ones(1), budget=budget)
 
