@@ -17,7 +17,7 @@ import numpy as np
 
 from curvjax.curvature import (
     Absolute,
-    Status,
+    GainStatus,
     bootstrap_gains,
     each_gram,
     empirical_fisher,
@@ -177,7 +177,7 @@ for name, row in profiles.items():
 for row in found["hessian"]:
     gain = row.gain
     print(
-        f"{row.unit.name}: {Status(int(gain.status[0])).name}, tau {gain.damping[0]:.2f}, "
+        f"{row.unit.name}: {GainStatus(int(gain.status[0])).name}, tau {gain.damping[0]:.2f}, "
         f"smallest Ritz value {gain.smallest_ritz:.2f}, lower bound {gain.lower[0]:.3f}"
     )
 

@@ -13,9 +13,17 @@ from curvjax.curvature.damping import (
 )
 from curvjax.curvature.datainf import datainf_gain, datainf_influence, influence_score
 from curvjax.curvature.diagonal import MeanDiagonals, mean_diagonals, sampled_diagonals
-from curvjax.curvature.factors import Factors, empirical_fisher, empirical_fisher_tokens, fisher_mc
+from curvjax.curvature.eigenvalue_density import (
+    EigenvalueRange,
+    RitzPair,
+    SpectralDensity,
+    eigenvalue_range,
+    ritz_pair,
+    spectral_density,
+)
+from curvjax.curvature.factors import FisherFactors, empirical_fisher, empirical_fisher_tokens, fisher_mc
 from curvjax.curvature.fisher import UnitGram, each_gram, fisher_gains
-from curvjax.curvature.gain import Gain, Status, continued, gain_of, layer_gain, run_lanczos
+from curvjax.curvature.gain import Gain, GainStatus, continued, gain_of, layer_gain, run_lanczos
 from curvjax.curvature.hessian import hessian_product
 from curvjax.curvature.landscape import LineSeries, line_series
 from curvjax.curvature.layer_gains import LayerGains, UnitGain, each_layer_gain, layer_gains
@@ -40,14 +48,6 @@ from curvjax.curvature.promise import (
     passed_streams,
     promised,
 )
-from curvjax.curvature.spectrum import (
-    EigenvalueRange,
-    RitzPair,
-    Spectrum,
-    eigenvalue_range,
-    ritz_pair,
-    spectral_density,
-)
 from curvjax.curvature.woodbury import LowRank, gram_spectrum, low_rank_gain, woodbury_gain
 
 __all__ = [
@@ -57,8 +57,9 @@ __all__ = [
     "Decrease",
     "DeviceGain",
     "EigenvalueRange",
-    "Factors",
+    "FisherFactors",
     "Gain",
+    "GainStatus",
     "LayerGains",
     "LayeredLoss",
     "LayeredModel",
@@ -68,8 +69,7 @@ __all__ = [
     "OfLargestEigenvalue",
     "Promised",
     "RitzPair",
-    "Spectrum",
-    "Status",
+    "SpectralDensity",
     "StepPromise",
     "Streams",
     "TrustRadius",

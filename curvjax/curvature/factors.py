@@ -10,7 +10,7 @@ from jaxtyping import Array
 from curvjax.curvature.layered import LayeredLoss
 
 
-class Factors(NamedTuple):
+class FisherFactors(NamedTuple):
     """Which gradients are the columns of S.
 
     cotangent: `(loss, z, batch, key, i) -> like z` for a batch of one sequence: what pulled back makes its factor i.
@@ -25,12 +25,12 @@ class Factors(NamedTuple):
     sequence_mean: bool
 
 
-def empirical_fisher() -> Factors:
+def empirical_fisher() -> FisherFactors:
     """C = (1/n) sum_i g_i g_i' over the n sequences with counted tokens, g_i the gradient of sequence i's mean loss."""
-    return Factors(_data, 1, random=False, total=True, sequence_mean=True)
+    return FisherFactors(_data, 1, random=False, total=True, sequence_mean=True)
 
 
-def empirical_fisher_tokens(draws: int | None = None) -> Factors:
+def empirical_fisher_tokens(draws: int | None = None) -> FisherFactors:
     """C = (1/N) sum_t g_t g_t' over all counted tokens, g_t the gradient of token t's loss; weights must be 0 or 1.
 
     Args:
@@ -41,11 +41,11 @@ def empirical_fisher_tokens(draws: int | None = None) -> Factors:
       ValueError: if `draws` is below 1.
     """
     if draws is None:
-        return Factors(_one_token, None, random=False, total=True, sequence_mean=False)
-    return Factors(_signed, _at_least_one(draws), random=True, total=False, sequence_mean=False)
+        return FisherFactors(_one_token, None, random=False, total=True, sequence_mean=False)
+    return FisherFactors(_signed, _at_least_one(draws), random=True, total=False, sequence_mean=False)
 
 
-def fisher_mc(draws: int = 1) -> Factors:
+def fisher_mc(draws: int = 1) -> FisherFactors:
     """C = (1/(N draws)) sum s s', s a sequence's gradient with labels drawn from the model: unbiased for the ggn.
 
     Its gain is not: the inverse is convex, so the gain of a draw lies above that of the ggn on average, the more so the
@@ -60,7 +60,7 @@ def fisher_mc(draws: int = 1) -> Factors:
 
     Source: Kunstner, Hennig & Balles (2019), "Limitations of the empirical Fisher approximation".
     """
-    return Factors(_drawn, _at_least_one(draws), random=True, total=False, sequence_mean=False)
+    return FisherFactors(_drawn, _at_least_one(draws), random=True, total=False, sequence_mean=False)
 
 
 def _data(loss: LayeredLoss, z: Any, batch: Any, key: Array, i: Array) -> Any:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from curvjax.curvature import vectors
 from curvjax.curvature.damping import Layer, LayerPolicy
-from curvjax.curvature.factors import Factors
+from curvjax.curvature.factors import FisherFactors
 from curvjax.curvature.gram import linear_gram, linear_projections
 from curvjax.curvature.layer_gains import DEFAULT_POLICY, UnitGain, grid_policy, read_unit, unit_policy
 from curvjax.curvature.layered import (
@@ -73,7 +73,7 @@ def fisher_gains(
     passes: Passes,
     units: Sequence[Unit],
     *,
-    kind: Factors,
+    kind: FisherFactors,
     damping: LayerPolicy = DEFAULT_POLICY,
     grid: Sequence[float] = (),
     rtol: float = 1e-2,
@@ -110,7 +110,7 @@ def each_gram(
     passes: Passes,
     units: Sequence[Unit],
     *,
-    kind: Factors,
+    kind: FisherFactors,
     gradient: Passes | None = None,
     seed: int = 0,
     slice_bytes: int = 2**26,
@@ -211,7 +211,7 @@ class _PathGram(NamedTuple):
     slope: _Slope | None
 
 
-def _columns(kind: Factors, starts: list[_Start], count: float) -> _Columns:
+def _columns(kind: FisherFactors, starts: list[_Start], count: float) -> _Columns:
     kept = np.flatnonzero(np.concatenate([np.ravel(start.alive) for start in starts]))
     if not kept.size:
         msg = "every factor is zero: the loss has no gradient at any counted token."
@@ -280,7 +280,7 @@ def _unit_gram(model: LayeredModel, unit: Unit, found: list[_PathGram], columns:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _start(
-    loss: LayeredLoss, kind: Factors, outer: Any, x: Any, batch: Any, first: Array, key: Key[Array, ""]
+    loss: LayeredLoss, kind: FisherFactors, outer: Any, x: Any, batch: Any, first: Array, key: Key[Array, ""]
 ) -> _Start:
     z, pull_back = jax.vjp(lambda x: loss.readout(outer, x, batch), x)
 

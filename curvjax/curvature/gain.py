@@ -26,7 +26,7 @@ from curvjax.curvature.tridiagonal import Tridiagonal, bounds, ritz_values
 Matvec = Callable[[Any], Any]
 
 
-class Status(IntEnum):
+class GainStatus(IntEnum):
     """What became of a gain. Only `CONVERGED` and `OPEN` carry a bracket."""
 
     CONVERGED = 0  # the relative gap was met
@@ -40,7 +40,7 @@ class Gain(NamedTuple):
     """A certified gain; arrays `[n]` have one entry per damping, or none for a scalar damping.
 
     lower, upper: bracket of zeta^2, units of the loss (nats); NaN where `status` says that there is no bracket.
-    damping: tau, units of C. step_norm: |d|, units of the parameters. status: `Status`. iterations: `[]` products.
+    damping: tau, units of C. step_norm: |d|, units of the parameters. status: `GainStatus`. iterations: `[]` products.
     smallest_ritz, largest_ritz: `[]` extreme Ritz values of C: an upper bound of the smallest and a lower bound of the
     largest eigenvalue. needed_damping: `[]` -smallest_ritz where that is positive, else 0: no smaller damping can do.
     """
@@ -162,7 +162,7 @@ def run_lanczos(
     def body(state: Lanczos) -> Lanczos:
         return _advance(state, matvec(state.current))
 
-    start = begun(
+    start = begin_lanczos(
         grad,
         max_iterations=max_iterations,
         least_eigenvalue=least_eigenvalue,
@@ -174,7 +174,7 @@ def run_lanczos(
     return while_loop(unfinished, body, start)
 
 
-def begun(
+def begin_lanczos(
     grad: Any,
     *,
     max_iterations: int,
@@ -238,16 +238,16 @@ def certified(
     nothing = norm == 0  # no gradient, no gain, also where a policy finds no damping for it
     upper = jnp.maximum(upper, jnp.finfo(upper.dtype).tiny)  # a gain may underflow, but is not zero
     lower, upper, step_norm = (jnp.where(nothing, 0.0, value) for value in (lower, upper, step_norm))
-    status = jnp.where(upper - lower <= rtol * upper, Status.CONVERGED, Status.OPEN)
-    status = jnp.where(proved & jnp.isfinite(upper), status, Status.UNPROVED)
-    status = jnp.where(negative, Status.NEGATIVE_CURVATURE, status)
-    status = jnp.where(nothing, Status.CONVERGED, status)
-    status = jnp.where(finite & (jnp.isfinite(lower) | negative), status, Status.NOT_FINITE)
-    has_lower = (status != Status.NEGATIVE_CURVATURE) & (status != Status.NOT_FINITE)
+    status = jnp.where(upper - lower <= rtol * upper, GainStatus.CONVERGED, GainStatus.OPEN)
+    status = jnp.where(proved & jnp.isfinite(upper), status, GainStatus.UNPROVED)
+    status = jnp.where(negative, GainStatus.NEGATIVE_CURVATURE, status)
+    status = jnp.where(nothing, GainStatus.CONVERGED, status)
+    status = jnp.where(finite & (jnp.isfinite(lower) | negative), status, GainStatus.NOT_FINITE)
+    has_lower = (status != GainStatus.NEGATIVE_CURVATURE) & (status != GainStatus.NOT_FINITE)
     smallest, largest = (jnp.asarray(value, upper.dtype) for value in ritz)
     return Gain(
         lower=jnp.where(has_lower, lower, jnp.nan),
-        upper=jnp.where(has_lower & (status != Status.UNPROVED), upper, jnp.nan),
+        upper=jnp.where(has_lower & (status != GainStatus.UNPROVED), upper, jnp.nan),
         damping=damping,
         step_norm=jnp.where(has_lower, step_norm, jnp.nan),
         status=status.astype(jnp.int32),

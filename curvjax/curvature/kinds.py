@@ -11,7 +11,8 @@ from jaxtyping import Array
 from curvjax.curvature import vectors
 from curvjax.curvature.damping import Absolute, Layer, LayerPolicy
 from curvjax.curvature.diagonal import mean_diagonals
-from curvjax.curvature.factors import Factors, empirical_fisher, empirical_fisher_tokens, fisher_mc
+from curvjax.curvature.eigenvalue_density import eigenvalue_range, spectral_density
+from curvjax.curvature.factors import FisherFactors, empirical_fisher, empirical_fisher_tokens, fisher_mc
 from curvjax.curvature.fisher import fisher_gains
 from curvjax.curvature.gain import Matvec
 from curvjax.curvature.hessian import hessian_product
@@ -25,8 +26,7 @@ from curvjax.curvature.layer_gains import (
     unit_policy,
 )
 from curvjax.curvature.layered import LayeredModel, Passes, host_loop, unit_gradient, unit_parameters
-from curvjax.curvature.spectral import Spectrum, spectral_gain
-from curvjax.curvature.spectrum import eigenvalue_range, spectral_density
+from curvjax.curvature.spectral_measure import SpectralMeasure, spectral_gain
 from curvjax.layers import Unit
 
 _RANGE_STEPS = 12  # products from each of two random vectors, for the range of a Hessian's eigenvalues
@@ -115,7 +115,7 @@ def _closed(
     rtol: float,
 ) -> UnitGain:
     varied, _ = unit_parameters(model, unit)
-    spectrum: Spectrum = kronecker_spectrum(factors, unit, unit_gradient(model, passes, unit))
+    spectrum: SpectralMeasure = kronecker_spectrum(factors, unit, unit_gradient(model, passes, unit))
     trace, norm = float(vectors.total(spectrum.eigenvalues)), float(jnp.sqrt(vectors.dot(varied, varied)))
     layer = Layer(vectors.size(varied), norm, trace)
     policies = unit_policy(unit, layer, damping), further
@@ -125,7 +125,7 @@ def _closed(
 
 
 def _fisher(
-    kind: Callable[[int], Factors],
+    kind: Callable[[int], FisherFactors],
     model: LayeredModel,
     passes: Passes,
     units: Sequence[Unit],

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from curvjax.curvature import vectors
 from curvjax.curvature.diagonal import squared_entries
 from curvjax.curvature.layered import LayeredModel, Passes, first_rows, linear_taps, swept_cotangents
-from curvjax.curvature.spectral import Spectrum
+from curvjax.curvature.spectral_measure import SpectralMeasure
 from curvjax.layers import Unit, within_layer
 
 
@@ -74,7 +74,7 @@ def kronecker_factors(
         yield k, _block_factors(model, passes, k, [pair for share in shares for pair in share], corrected=corrected)
 
 
-def kronecker_spectrum(factors: Kronecker, unit: Unit, gradient: Mapping[str, Array]) -> Spectrum:
+def kronecker_spectrum(factors: Kronecker, unit: Unit, gradient: Mapping[str, Array]) -> SpectralMeasure:
     """The approximation as seen from g: a closed form for `spectral_gain`.
 
     Args:
@@ -89,7 +89,7 @@ def kronecker_spectrum(factors: Kronecker, unit: Unit, gradient: Mapping[str, Ar
         eigenvalues[path] = factors.diagonal[path] if factor is None else factor.eigenvalues
         weights[path] = (gradient[path] if factor is None else _rotated(factor, gradient[path])) ** 2
     rounding = vectors.rounding(weights)
-    return Spectrum(eigenvalues, weights, jnp.asarray(rounding, jnp.result_type(float)))
+    return SpectralMeasure(eigenvalues, weights, jnp.asarray(rounding, jnp.result_type(float)))
 
 
 def _by_block(model: LayeredModel, passes: Passes, key: Array) -> Iterator[list[tuple[Any, Any]]]:

@@ -20,7 +20,7 @@ from curvjax.curvature.layered import (
     unit_gradient,
     unit_parameters,
 )
-from curvjax.curvature.newton import recorded
+from curvjax.curvature.newton import recorded_inputs
 from curvjax.curvature.promise import Judges, StepPromise, judges, step_promise
 from curvjax.layers import Unit, within_layer
 
@@ -151,7 +151,7 @@ def _unit_gain(
     matvec, gradient = product(model, passes, unit), unit_gradient(model, passes, unit)
     least, basis = least_eigenvalue(matvec, gradient), list[Any]()
     if asked is not None:
-        matvec, basis = recorded(matvec)
+        matvec, basis = recorded_inputs(matvec)
     state: Lanczos = run_lanczos(
         matvec,
         gradient,

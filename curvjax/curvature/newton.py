@@ -46,7 +46,7 @@ def newton_steps(state: Lanczos, basis: Iterable[Any], damping: Float[np.ndarray
     return steps
 
 
-def recorded(matvec: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], list[Any]]:
+def recorded_inputs(matvec: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], list[Any]]:
     """The same map, and the list of what it is applied to, which fills as it is used."""
     seen: list[Any] = []
 
@@ -88,7 +88,7 @@ def newton_edit(
     """
     varied, _ = unit_parameters(model, unit)
     policy = damping(Layer(vectors.size(varied), float(jnp.sqrt(vectors.dot(varied, varied))), trace))
-    matvec, basis = recorded(ggn_product(model, passes, unit))
+    matvec, basis = recorded_inputs(ggn_product(model, passes, unit))
     state = run_lanczos(
         matvec,
         unit_gradient(model, passes, unit),

@@ -54,7 +54,7 @@ from curvjax.models.rebuilt import submodules as submodules
 from curvjax.models.rope import Llama3Bands as Llama3Bands
 from curvjax.models.rope import Rope as Rope
 from curvjax.models.side_files import SideFiles as SideFiles
-from curvjax.models.side_files import rounded as rounded
+from curvjax.models.side_files import rounded_as_stored as rounded_as_stored
 from curvjax.models.tokenizer import BeginOfText as BeginOfText
 from curvjax.models.tokenizer import Tokenizer as Tokenizer
 from curvjax.models.tokenizer import fitted_tokenizer as fitted_tokenizer

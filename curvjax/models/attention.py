@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from curvjax.models.config import DecoderConfig
 from curvjax.models.linear import Linear, RMSNorm, Undrawn
-from curvjax.models.rope import rotated
+from curvjax.models.rope import apply_rope
 
 
 class Branches(NamedTuple):
@@ -62,8 +62,8 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHh, k_BTHh = self.q_norm(q_BTHh), self.k_norm(k_BTHh)
         if self.rope is not None:
-            q_BTHh = rotated(q_BTHh, positions_BT, self.rope)
-            k_BTHh = rotated(k_BTHh, positions_BT, self.rope)
+            q_BTHh = apply_rope(q_BTHh, positions_BT, self.rope)
+            k_BTHh = apply_rope(k_BTHh, positions_BT, self.rope)
         return q_BTHh, k_BTHh, v_BTHh
 
     def mix(self, q_BTHh: jax.Array, k_BTHh: jax.Array, v_BTHh: jax.Array, segments_BT: Segments) -> jax.Array:

@@ -34,11 +34,11 @@ def token_weights(loss: Loss, z: Float[Array, "*N V"], batch: Any) -> Float[Arra
     size = z.shape[-1]
     v = jnp.where(jnp.arange(size) < size // 2, 1.0, -1.0)
     v = jnp.broadcast_to(v - jnp.mean(v), z.shape).astype(z.dtype)
-    product = hessian_product(loss, jnp.zeros_like(z), batch, v)
+    product = _hessian_product(loss, jnp.zeros_like(z), batch, v)
     return size * jnp.sum(v * product, axis=-1) / jnp.sum(v * v, axis=-1)
 
 
-def hessian_product(loss: Loss, z: Array, batch: Any, v: Array) -> Array:
+def _hessian_product(loss: Loss, z: Array, batch: Any, v: Array) -> Array:
     """S v, S the Hessian of the loss in z."""
     return jax.jvp(lambda z: jax.grad(loss)(z, batch), (z,), (v,))[1]
 
@@ -47,7 +47,7 @@ def hessian_product(loss: Loss, z: Array, batch: Any, v: Array) -> Array:
 def hessian_error(loss: Loss, z: Float[Array, "*N V"], batch: Any, key: Key[Array, ""]) -> Float[Array, ""]:
     """|S v - w (p v - p p'v)| / |S v| for a random v: 0 for a cross-entropy with `token_weights` w."""
     v, p = jax.random.normal(key, z.shape, z.dtype), jax.nn.softmax(z, axis=-1)
-    found, weights = hessian_product(loss, z, batch, v), token_weights(loss, z, batch)
+    found, weights = _hessian_product(loss, z, batch, v), token_weights(loss, z, batch)
     expected = weights[..., None] * (p * v - p * jnp.sum(p * v, axis=-1, keepdims=True))
     size = jnp.maximum(jnp.linalg.norm(found.ravel()), jnp.linalg.norm(expected.ravel()))
     return jnp.where(size > 0, jnp.linalg.norm((found - expected).ravel()) / jnp.where(size > 0, size, 1.0), 0.0)

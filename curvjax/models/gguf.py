@@ -14,7 +14,7 @@ from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder, abstract_decoder
 from curvjax.models.gguf_config import ROPE_FACTORS, config_from_gguf
 from curvjax.models.gguf_file import GGUFFile
-from curvjax.models.hf_names import listed
+from curvjax.models.hf_names import first_few
 from curvjax.models.parameters import parameter_shapes, require_finite, with_parameters
 
 _MODULES = {
@@ -74,7 +74,7 @@ def decoder_from_gguf(file: GGUFFile, *, dtype: DTypeLike = jnp.float32) -> Deco
         *(f"{n} has shape {found[n]}, expected {s}" for n, s in expected.items() if found.get(n, s) != s),
     ]
     if problems:
-        msg = f"{file.path}: {len(problems)} tensors do not fit {config.architecture}: {listed(problems)}."
+        msg = f"{file.path}: {len(problems)} tensors do not fit {config.architecture}: {first_few(problems)}."
         raise ValueError(msg)
     values = {}
     for path, source in sources.items():

@@ -20,7 +20,7 @@ from gguf.constants import Keys
 from curvjax.models.config import DecoderConfig
 from curvjax.models.gguf_file import GGUFFile
 from curvjax.models.hf_config import config_from_hf
-from curvjax.models.hf_names import listed
+from curvjax.models.hf_names import first_few
 from curvjax.models.rope import Llama3Bands, Rope
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -187,7 +187,7 @@ def _check_numbers(file: GGUFFile, architecture: str, settings: Mapping[str, Any
         f"{architecture}.{key} (found {settings.get(key)!r:.100})" for key in keys if not fits(key, settings.get(key))
     ]
     if wrong:
-        msg = f"{file.path}: metadata need one positive number each, whole if it counts, for {listed(wrong)}."
+        msg = f"{file.path}: metadata need one positive number each, whole if it counts, for {first_few(wrong)}."
         raise ValueError(msg)
 
 
@@ -223,7 +223,7 @@ def _check_rest(file: GGUFFile, architecture: str, settings: Mapping[str, Any], 
             raise ValueError(msg)
         strange.append(f"{architecture}.{key}")
     if strange:
-        warnings.warn(f"{file.path}: not read, because nothing here knows them: {listed(strange)}.", stacklevel=3)
+        warnings.warn(f"{file.path}: not read, because nothing here knows them: {first_few(strange)}.", stacklevel=3)
 
 
 def _known_to_llama_cpp(group: type = Keys) -> set[str]:

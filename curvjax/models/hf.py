@@ -17,7 +17,7 @@ from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder, abstract_decoder
 from curvjax.models.hf_config import MULTIMODAL, config_from_hf
 from curvjax.models.hf_files import PICKLES, SINGLE, StoredTensor, json_object, refuse_pickle, stored_tensors
-from curvjax.models.hf_names import Place, harmless, listed, of_images, place, plain_name, prefix
+from curvjax.models.hf_names import Place, first_few, harmless, of_images, place, plain_name, prefix
 from curvjax.models.parameters import parameter_shapes, require_finite, with_parameters
 
 _FLOATS = ("BF16", "F16", "F32", "F64")
@@ -85,8 +85,8 @@ def _plainly_named(stored: Mapping[str, StoredTensor], directory: Path) -> dict[
     adapters = [name for name in tensors if _ADAPTER.search(name)]
     if adapters:
         msg = (
-            f"{directory}: {len(adapters)} tensors belong to adapters: {listed(adapters)}. Merge them into the model "
-            f"(PEFT: merge_and_unload) and save it again."
+            f"{directory}: {len(adapters)} tensors belong to adapters: {first_few(adapters)}. Merge them into the "
+            f"model (PEFT: merge_and_unload) and save it again."
         )
         raise ValueError(msg)
     return tensors
@@ -95,7 +95,7 @@ def _plainly_named(stored: Mapping[str, StoredTensor], directory: Path) -> dict[
 def _text_tensors(tensors: Mapping[str, StoredTensor], directory: Path) -> dict[str, StoredTensor]:
     images = [name for name in tensors if of_images(name)]
     if images:
-        text = f"{directory}: only the text decoder is read; left out are {len(images)} tensors, {listed(images)}."
+        text = f"{directory}: only the text decoder is read; left out are {len(images)} tensors, {first_few(images)}."
         warnings.warn(text, stacklevel=3)
     return {name: tensor for name, tensor in tensors.items() if not of_images(name)}
 
@@ -129,7 +129,7 @@ def _check_names(
     surplus = [tensors[name].name for name in spare if not (config.tied and name == _HEAD)]
     if missing or surplus:
         counts = [
-            f"{len(some)} {what}" + (f" ({listed(some)})" if some else "")
+            f"{len(some)} {what}" + (f" ({first_few(some)})" if some else "")
             for what, some in (("missing", missing), ("surplus", surplus))
         ]
         msg = (
@@ -152,7 +152,7 @@ def _check_shapes(
         if found.shape != shape or found.dtype not in _FLOATS
     ]
     if wrong:
-        msg = f"{directory}: {len(wrong)} tensors have the wrong shape, or none of {_FLOATS}: {listed(wrong)}."
+        msg = f"{directory}: {len(wrong)} tensors have the wrong shape, or none of {_FLOATS}: {first_few(wrong)}."
         raise ValueError(msg)
 
 

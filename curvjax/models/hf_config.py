@@ -8,7 +8,7 @@ from curvjax.models.config import DecoderConfig
 from curvjax.models.hf_defaults import DEFAULTS, GPT2_ALIASES, HARMLESS, OF_IMAGES
 from curvjax.models.hf_families import FAMILIES
 from curvjax.models.hf_fields import Fields
-from curvjax.models.hf_names import listed
+from curvjax.models.hf_names import first_few
 from curvjax.models.rope import Rope
 
 MULTIMODAL = "gemma3"  # whose text decoder is a gemma3_text
@@ -68,7 +68,7 @@ def config_from_hf(entries: Mapping[str, Any], *, source: str = "config.json") -
     if fields is not outside:
         unread += outside.unread(HARMLESS | OF_IMAGES)
     if unread:
-        warnings.warn(f"{source}: not read, because nothing here knows them: {listed(unread)}.", stacklevel=2)
+        warnings.warn(f"{source}: not read, because nothing here knows them: {first_few(unread)}.", stacklevel=2)
     try:
         return DecoderConfig(architecture=family, **settings)
     except ValueError as error:

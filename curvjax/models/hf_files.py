@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from curvjax.models.hf_names import harmless, listed
+from curvjax.models.hf_names import first_few, harmless
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
@@ -71,14 +71,14 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
             if found.suffix in PICKLES:
                 refuse_pickle(found)
         names = sorted(found.name for found in directory.iterdir())
-        msg = f"{directory}: neither {SINGLE} nor {INDEX} is there; found {listed(names)}."
+        msg = f"{directory}: neither {SINGLE} nor {INDEX} is there; found {first_few(names)}."
         raise FileNotFoundError(msg)
     index = directory / INDEX
     placed = _weight_map(index)
     shards = {file: file_tensors(directory / file) for file in sorted(set(placed.values()))}
     astray = [f"{name} (not in {file})" for name, file in placed.items() if name not in shards[file]]
     if astray:
-        msg = f"{index}: {len(astray)} tensors are missing from their shards: {listed(astray)}."
+        msg = f"{index}: {len(astray)} tensors are missing from their shards: {first_few(astray)}."
         raise ValueError(msg)
     holders: dict[str, list[str]] = defaultdict(list)
     for file, tensors in shards.items():
@@ -86,11 +86,11 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
             holders[name].append(file)
     twice = [f"{name} in {' and '.join(files)}" for name, files in holders.items() if len(files) > 1]
     if twice:
-        msg = f"{index}: {len(twice)} tensors are stored twice or more, and which counts is open: {listed(twice)}."
+        msg = f"{index}: {len(twice)} tensors are stored twice or more, and which counts is open: {first_few(twice)}."
         raise ValueError(msg)
     unsaid = [f"{name} in {files[0]}" for name, files in holders.items() if name not in placed and not harmless(name)]
     if unsaid:
-        msg = f"{index}: does not name {len(unsaid)} tensors that the shards hold: {listed(unsaid)}."
+        msg = f"{index}: does not name {len(unsaid)} tensors that the shards hold: {first_few(unsaid)}."
         raise ValueError(msg)
     return {name: shards[file][name] for name, file in placed.items()}
 
@@ -121,10 +121,10 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     files = sorted(set(placed.values()))
     outside = [file for file in files if Path(file).name != file]
     if outside:
-        msg = f"{index}: shards must lie beside the index; found {listed(outside)}."
+        msg = f"{index}: shards must lie beside the index; found {first_few(outside)}."
         raise ValueError(msg)
     absent = [file for file in files if not (index.parent / file).is_file()]
     if absent:
-        msg = f"{index}: names {len(absent)} shards that are not in {index.parent}: {listed(absent)}."
+        msg = f"{index}: names {len(absent)} shards that are not in {index.parent}: {first_few(absent)}."
         raise FileNotFoundError(msg)
     return placed

@@ -50,7 +50,7 @@ _TEXT_PARTS = (  # of multimodal models, as transformers v5 and v4 name them
 _IMAGE_PARTS = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
-class Named(Protocol):
+class HasArchitecture(Protocol):
     """What decides names: a `DecoderConfig`, or anything else that knows the family."""
 
     @property
@@ -69,7 +69,7 @@ class Place(NamedTuple):
     part: int | None
 
 
-def place(config: Named, path: str) -> Place:
+def place(config: HasArchitecture, path: str) -> Place:
     """Where the family's checkpoints hold the parameter `path`."""
     *modules, leaf = path.split(".")
     renamed = {"gpt2": _GPT2, "opt": _OPT}.get(config.architecture, {})
@@ -83,12 +83,12 @@ def place(config: Named, path: str) -> Place:
     return Place(name, transposed=leaf == "kernel" and not convolution, part=part)
 
 
-def prefix(config: Named) -> str:
+def prefix(config: HasArchitecture) -> str:
     """What the family's causal model puts before all names but the head's; base-model checkpoints leave it out."""
     return _PREFIXES.get(config.architecture, "model.")
 
 
-def stored_module(config: Named, path: str) -> str:
+def stored_module(config: HasArchitecture, path: str) -> str:
     """Name in transformers of the linear module that is the projection `path` here: `model.layers.3.mlp.up_proj`.
 
     Args:
@@ -132,20 +132,20 @@ def of_images(name: str) -> bool:
     return _IMAGE_PARTS.match(name) is not None
 
 
-def listed(names: Iterable[str]) -> str:
+def first_few(names: Iterable[str]) -> str:
     """The first five of many names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
 
 
-def stored_layer(config: Named, index: int) -> str:
+def stored_layer(config: HasArchitecture, index: int) -> str:
     """Name in transformers of decoder layer `index`: `model.layers.3`, `model.decoder.layers.3`, `transformer.h.3`."""
     norm = place(config, f"{layer_prefix(index)}.input_layernorm.scale").name
     return prefix(config) + norm.rsplit(".", 2)[0]
 
 
-def module_order(config: Named, path: str) -> int:
+def module_order(config: HasArchitecture, path: str) -> int:
     """Where the projection `path` comes among those of its layer in transformers' `named_modules()`."""
     return _ORDERS.get(config.architecture, _ORDER).index(path.rpartition(".")[2])
 

@@ -55,7 +55,7 @@ class Rope:
         return np.asarray(kept * plain + (1.0 - kept) * plain / self.factor, np.float32)
 
 
-def rotated(x_BTHh: jax.Array, positions_BT: jax.Array, rope: Rope) -> jax.Array:
+def apply_rope(x_BTHh: jax.Array, positions_BT: jax.Array, rope: Rope) -> jax.Array:
     """Queries or keys `[B, T, H, h]` turned by their positions, in at least float32, then x's dtype."""
     dtype = jnp.promote_types(x_BTHh.dtype, jnp.float32)
     frequency = jnp.asarray(rope.frequencies(x_BTHh.shape[-1]))

@@ -201,7 +201,7 @@ def stored_dtype(config: DecoderConfig, path: str, beside: SideFiles) -> str | N
     return beside.dtypes.get(_kind(place(config, path).name))
 
 
-def rounded(model: Decoder, beside: SideFiles) -> Decoder:
+def rounded_as_stored(model: Decoder, beside: SideFiles) -> Decoder:
     """A copy of `model` with the values that its parameters have once stored in the dtypes of `beside`."""
     values = parameters(model)
     for path, value in values.items():

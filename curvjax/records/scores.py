@@ -17,7 +17,7 @@ from curvjax.records.value import Value
 class Bracket:
     """zeta^2 of one unit at one damping [M5]: lower <= zeta^2 <= upper, nats; None where there is no such bound.
 
-    label: of the damping, in words. step_norm: |H^-1 g|. iterations: products. status: of `curvature.Status`.
+    label: of the damping, in words. step_norm: |H^-1 g|. iterations: products. status: of `curvature.GainStatus`.
     """
 
     label: str

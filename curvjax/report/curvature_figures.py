@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from curvjax.curvature import Bootstrap, Gain, Spectrum
+from curvjax.curvature import Bootstrap, Gain, SpectralDensity
 from curvjax.report import style
 from curvjax.report.numbers import Real, significant
 from curvjax.report.profile import Brackets, Gains, gain_profile, positive
@@ -63,7 +63,7 @@ def convergence_figure(prefixes: Sequence[Gain], *, width: Real = style.WIDE) ->
 
 
 @style.styled
-def density_figure(spectrum: Spectrum, *, damping: Real | None = None, width: Real = style.WIDE) -> "Figure":
+def density_figure(spectrum: SpectralDensity, *, damping: Real | None = None, width: Real = style.WIDE) -> "Figure":
     """Density of a block's eigenvalues, and the share of them above each value.
 
     Args:

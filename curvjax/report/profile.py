@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Int
 
 from curvjax.allocation import rank_correlation
-from curvjax.curvature import LayerGains, Status, UnitGain
+from curvjax.curvature import GainStatus, LayerGains, UnitGain
 from curvjax.records import Bracket, GainEvidence, Scores, UnitScore
 from curvjax.report.units import Units, arranged
 
@@ -185,7 +185,7 @@ def _brackets(rows: Sequence[tuple[Bracket, ...]], norm: Float[np.ndarray, " K"]
         lower=np.asarray([[bracket.lower for bracket in row] for row in rows], np.float64),
         upper=np.asarray([[bracket.upper for bracket in row] for row in rows], np.float64),
         step=np.asarray([[bracket.step_norm for bracket in row] for row in rows], np.float64) / norm[:, None],
-        converged=np.array([[bracket.status == Status.CONVERGED.name.lower() for bracket in row] for row in rows]),
+        converged=np.array([[bracket.status == GainStatus.CONVERGED.name.lower() for bracket in row] for row in rows]),
     )
 
 
@@ -213,7 +213,7 @@ def _of_results(gains: LayerGains | Iterable[UnitGain]) -> Profile:
             lower=stacked(name, "lower"),
             upper=stacked(name, "upper"),
             step=stacked(name, "step_norm") / norm,
-            converged=stacked(name, "status") == Status.CONVERGED,
+            converged=stacked(name, "status") == GainStatus.CONVERGED,
         )
         for name in ("gain", "grid")
     )

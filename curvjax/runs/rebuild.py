@@ -7,7 +7,7 @@ from pathlib import Path
 from curvjax.allocation import Bits, Program
 from curvjax.interop import new_folder
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, require_decoder, rounded, save_hf
+from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, require_decoder, rounded_as_stored, save_hf
 from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.allocate import program_of
 from curvjax.runs.progress import Progress, labelled, silent
@@ -178,7 +178,7 @@ def realised(found: Rebuilt, allocation: Allocation) -> float:
 def save_forms(model: Decoder, loaded: Loaded, directory: str | Path, *, checkpoint: bool = True) -> Saved:
     """The model in the forms that can hold it, with the values that the dtypes of the original can hold; see `save`."""
     directory, tokenizer, beside = Path(directory), loaded.tokenizer, loaded.beside
-    model = rounded(model, beside)
+    model = rounded_as_stored(model, beside)
     dense, only_here = _dense(model)
     if dense is not None:
         save_hf(dense, directory, tokenizer=tokenizer, beside=beside)

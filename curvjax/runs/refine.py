@@ -12,8 +12,8 @@ import numpy as np
 
 from curvjax.allocation import Program, Refined
 from curvjax.allocation import tighten_bounds as tighten
-from curvjax.curvature import Absolute, Gain, Status, continued, gain_of, ggn_product, unit_gradient, vectors
-from curvjax.curvature.gain import Lanczos, begun
+from curvjax.curvature import Absolute, Gain, GainStatus, continued, gain_of, ggn_product, unit_gradient, vectors
+from curvjax.curvature.gain import Lanczos, begin_lanczos
 from curvjax.curvature.layered import LayeredModel, Passes, run_passes
 from curvjax.layers import Unit
 from curvjax.models import Loaded, Wrapped
@@ -142,7 +142,7 @@ def _provable(gains: Scores, program: Program) -> Callable:
 
 def _begun(model: LayeredModel, passes: Passes, unit: Unit, longest: int, seed: int) -> _Run:
     rounding = vectors.rounding(model.blocks[unit.index])  # of the network, which may be coarser than the vectors
-    state = begun(unit_gradient(model, passes, unit), max_iterations=longest, seed=seed, rounding=rounding)
+    state = begin_lanczos(unit_gradient(model, passes, unit), max_iterations=longest, seed=seed, rounding=rounding)
     return _Run(state, 0, 0.0)
 
 
@@ -172,5 +172,5 @@ def _refined(unit: UnitScore, run: _Run | None, found: Refined, k: int, rtol: fl
 def _tighter(bracket: Bracket, read: Gain, i: int) -> Bracket:
     ends = ((bracket.lower, max, read.lower[i]), (bracket.upper, min, read.upper[i]))
     lower, upper = (None if held is None else best(held, float(value)) for held, best, value in ends)
-    status = Status(int(read.status[i])).name.lower()
+    status = GainStatus(int(read.status[i])).name.lower()
     return replace(bracket, lower=lower, upper=upper, iterations=int(read.iterations), status=status)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from curvjax.curvature import Gain, Status, StepPromise, UnitGain
+from curvjax.curvature import Gain, GainStatus, StepPromise, UnitGain
 from curvjax.curvature.promise import held_out_place, kept_place
 from curvjax.records import Bracket, Step, UnitScore
 from curvjax.runs.evaluate import known
@@ -25,7 +25,7 @@ def bracket_rows(labels: Sequence[str], gain: Gain) -> tuple[Bracket, ...]:
             upper=known(upper),
             step_norm=known(step),
             iterations=int(gain.iterations),
-            status=Status(int(status)).name.lower(),
+            status=GainStatus(int(status)).name.lower(),
         )
         for label, lower, upper, damping, step, status in rows
     )

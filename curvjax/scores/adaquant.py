@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from curvjax.allocation.menu import Menu
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.menus import columns, menu_of
-from curvjax.scores.reading import require
+from curvjax.scores.reading import require_evidence
 from curvjax.scores.registry import plan
 
 _LEAST = 1e-6
@@ -44,7 +44,7 @@ def adaquant(evidence: Evidence, *, total: float, menu: Menu | None = None) -> F
     bits where we have the model as it is, may bound the degradation in place of the size, and rounds by AdaQuant where
     the evidence here rounds to nearest.
     """
-    losses = require("adaquant", evidence, "kernels", "bit_losses")[1]
+    losses = require_evidence("adaquant", evidence, "kernels", "bit_losses")[1]
     menu = menu_of("adaquant", evidence, menu)
     harms = jnp.maximum(losses, _LEAST)
     found = menu.choice(columns("adaquant", evidence, harms, menu), budget=total * float(menu.size.sum()))

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.alphapruning import mean_exponent
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -27,7 +27,7 @@ def alphalora(evidence: Evidence) -> Float[Array, " K"]:
     Source: Qing et al. (2024), "AlphaLoRA", arXiv 2410.10054. Its program searches the cut of the tail near the peak of
     a histogram ("fix-finger"); ours is the median, as in AlphaPruning, which no number of bins decides.
     """
-    require("alphalora", evidence, "kernels")
-    return per_unit(
+    require_evidence("alphalora", evidence, "kernels")
+    return score_vector(
         "alphalora", evidence.units, [mean_exponent("alphalora", evidence, unit) for unit in evidence.units]
     )

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from curvjax.layers import Unit
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.hill import hill_exponent, resolution, singular_values
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -15,7 +15,7 @@ def mean_exponent(score: str, evidence: Evidence, unit: Unit) -> Float[Array, ""
 
     Args:
       score: who asks, for the message.
-      evidence: with `kernels`, as `require` leaves it.
+      evidence: with `kernels`, as `require_evidence` leaves it.
       unit: whose matrices are read.
 
     Returns:
@@ -46,6 +46,6 @@ def alphapruning(evidence: Evidence) -> Float[Array, " K"]:
     Source: Lu et al. (2024), "AlphaPruning", arXiv 2410.10912: the exponent from the median eigenvalue up (the
     program's `alpha_mid`; its default `alpha_peak` searches the cut near the peak of a histogram).
     """
-    require("alphapruning", evidence, "kernels")
+    require_evidence("alphapruning", evidence, "kernels")
     found = [-mean_exponent("alphapruning", evidence, unit) for unit in evidence.units]
-    return per_unit("alphapruning", evidence.units, found)
+    return score_vector("alphapruning", evidence.units, found)

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import plan, score
 from curvjax.scores.totals import whole_total
 
@@ -23,8 +23,8 @@ def hessian_sensitivity(evidence: Evidence) -> Float[Array, " K"]:
     Source: Schaefer et al. (2023), "Augmenting Hessians with Inter-Layer Dependencies for Mixed-Precision Post-Training
     Quantization", arXiv 2306.04879.
     """
-    (interactions,) = require("hessian-sensitivity", evidence, "interactions")
-    return per_unit("hessian-sensitivity", evidence.units, jnp.diagonal(jnp.asarray(interactions)))
+    (interactions,) = require_evidence("hessian-sensitivity", evidence, "interactions")
+    return score_vector("hessian-sensitivity", evidence.units, jnp.diagonal(jnp.asarray(interactions)))
 
 
 @plan(
@@ -55,7 +55,7 @@ def augmented_hessians(evidence: Evidence, *, total: float) -> Float[Array, " K"
     measured accuracy; here it is the total. Their order adds each unit's interactions to its sensitivity at once; ours
     counts only those with units that are compressed before it.
     """
-    (interactions,) = require("augmented-hessians", evidence, "interactions")
+    (interactions,) = require_evidence("augmented-hessians", evidence, "interactions")
     count = whole_total("augmented-hessians", total, most=len(evidence.units))
     energy = np.asarray(interactions, np.float64)
     energy = (energy + energy.T) / 2

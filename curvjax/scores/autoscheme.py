@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from curvjax.allocation.menu import Menu
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.menus import columns, menu_of
-from curvjax.scores.reading import require
+from curvjax.scores.reading import require_evidence
 from curvjax.scores.registry import plan
 
 
@@ -41,7 +41,7 @@ def autoscheme(evidence: Evidence, *, total: float, menu: Menu | None = None) ->
     chooses under a budget of average bits. Its options have group sizes and formats; ours are widths of one rounding,
     that of the evidence.
     """
-    harms = require("autoscheme", evidence, "kernels", "bit_harms")[1]
+    harms = require_evidence("autoscheme", evidence, "kernels", "bit_harms")[1]
     menu = menu_of("autoscheme", evidence, menu)
     found = menu.choice(columns("autoscheme", evidence, harms, menu), budget=total * float(menu.size.sum()))
     return jnp.asarray(menu.amounts[found.choice], float)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from curvjax.curvature import datainf_gain
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.layerif import SHARE
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -27,8 +27,8 @@ def datainf(evidence: Evidence) -> Float[Array, " K"]:
 
     Source: Kwon, Wu, Wu & Zou (2024), "DataInf", arXiv 2310.00902, equation 5.
     """
-    (grams,) = require("datainf", evidence, "grams")
-    return per_unit("datainf", evidence.units, [_gain(unit.gram, unit.parameters) for unit in grams])
+    (grams,) = require_evidence("datainf", evidence, "grams")
+    return score_vector("datainf", evidence.units, [_gain(unit.gram, unit.parameters) for unit in grams])
 
 
 @jax.jit

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -50,9 +50,9 @@ def dlp_median(evidence: Evidence) -> Float[Array, " K"]:
 
 
 def _importance(name: str, evidence: Evidence, centre: Callable[[Array], Array]) -> Float[Array, " K"]:
-    require(name, evidence, "kernels", "moments")
+    require_evidence(name, evidence, "kernels", "moments")
     found = (matrices(name, evidence, unit, "kernels", "moments") for unit in evidence.units)
-    return per_unit(name, evidence.units, one_minus_share([centre(_metrics(unit)) for unit in found]))
+    return score_vector(name, evidence.units, one_minus_share([centre(_metrics(unit)) for unit in found]))
 
 
 @jax.jit

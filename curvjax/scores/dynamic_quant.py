@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from curvjax.allocation.menu import Menu, group_members
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.menus import columns, menu_of
-from curvjax.scores.reading import require
+from curvjax.scores.reading import require_evidence
 from curvjax.scores.registry import plan
 
 
@@ -67,7 +67,7 @@ def dynamic_quant(evidence: Evidence, *, total: float, menu: Menu | None = None)
     Source: `mlx_lm/quant/dynamic_quant.py` of mlx-lm, whose two widths are options, 4 and 5 unless given. Its bisection
     ends at a thousandth of the range of s, and may end above the total; ours is the exact threshold.
     """
-    slopes = require("dynamic-quant", evidence, "kernels", "low_slopes")[1]
+    slopes = require_evidence("dynamic-quant", evidence, "kernels", "low_slopes")[1]
     menu = menu_of("dynamic-quant", evidence, menu)
     low, high = two_widths(menu, total)
     if low not in (evidence.widths.low, high):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require, standard_errors
+from curvjax.scores.reading import matrices, require_evidence, score_vector, standard_errors
 from curvjax.scores.registry import score
 
 
 def zeroth_errors(evidence: Evidence) -> Float[Array, " K"]:
     """Standard errors of `ecoflap_zeroth` over its directions."""
-    (slopes,) = require("ecoflap-zeroth", evidence, "slopes")
+    (slopes,) = require_evidence("ecoflap-zeroth", evidence, "slopes")
     return standard_errors(jnp.abs(slopes))
 
 
@@ -30,8 +30,8 @@ def ecoflap_zeroth(evidence: Evidence) -> Float[Array, " K"]:
     Source: Sung, Yoon & Bansal (2024), "ECoFLaP", arXiv 2310.02998; the program perturbs each matrix alone
     and sums their differences, here one direction moves the whole unit.
     """
-    (slopes,) = require("ecoflap-zeroth", evidence, "slopes")
-    return per_unit("ecoflap-zeroth", evidence.units, jnp.mean(jnp.abs(slopes), axis=1))
+    (slopes,) = require_evidence("ecoflap-zeroth", evidence, "slopes")
+    return score_vector("ecoflap-zeroth", evidence.units, jnp.mean(jnp.abs(slopes), axis=1))
 
 
 @score("ecoflap-first", needs=("kernels", "gradients"), source="Sung et al. 2024, arXiv 2310.02998")
@@ -47,9 +47,9 @@ def ecoflap_first(evidence: Evidence) -> Float[Array, " K"]:
     Source: Sung, Yoon & Bansal (2024), "ECoFLaP", arXiv 2310.02998; its program averages g^2 over batches
     (`obd_avg`), ours squares the gradient of the mean loss, which is what the evidence holds.
     """
-    require("ecoflap-first", evidence, "kernels", "gradients")
+    require_evidence("ecoflap-first", evidence, "kernels", "gradients")
     found = (matrices("ecoflap-first", evidence, unit, "kernels", "gradients") for unit in evidence.units)
-    return per_unit("ecoflap-first", evidence.units, [_mean_square(unit) for unit in found])
+    return score_vector("ecoflap-first", evidence.units, [_mean_square(unit) for unit in found])
 
 
 @jax.jit

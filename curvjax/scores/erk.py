@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -23,9 +23,9 @@ def erk(evidence: Evidence) -> Float[Array, " K"]:
     Source: Mocanu et al. (2018), arXiv 1707.04780; Evci et al. (2020), "RigL", arXiv 1911.11134 ("ERK" with kernels of
     one entry).
     """
-    require("erk", evidence, "kernels")
+    require_evidence("erk", evidence, "kernels")
     found = []
     for unit in evidence.units:
         shapes = [kernel.shape for (kernel,) in matrices("erk", evidence, unit, "kernels")]
         found.append(sum(map(sum, shapes)) / sum(inputs * outputs for inputs, outputs in shapes))
-    return per_unit("erk", evidence.units, found)
+    return score_vector("erk", evidence.units, found)

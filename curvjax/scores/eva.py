@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import counts_below
-from curvjax.scores.reading import matrices, require
+from curvjax.scores.reading import matrices, require_evidence
 from curvjax.scores.registry import plan
 from curvjax.scores.totals import whole_total
 
@@ -46,7 +46,7 @@ def eva(evidence: Evidence, *, total: float, spread: float = 2.0) -> Float[Array
     if not spread >= 1:
         msg = f"the most of one matrix is at least the mean rank: need a spread of at least 1, got {spread!r}."
         raise ValueError(msg)
-    require("eva", evidence, "kernels", "moments")
+    require_evidence("eva", evidence, "kernels", "moments")
     units = [matrices("eva", evidence, unit, "kernels", "moments") for unit in evidence.units]
     ranks = np.array([sum(min(kernel.shape) for kernel, _ in unit) for unit in units])
     given = whole_total("eva", total, most=int(ranks.sum()))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.hill import hill_exponent, resolution
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -41,7 +41,7 @@ def farms(evidence: Evidence, *, outputs: int = 100, aspect: int = 2, windows: i
     if min(outputs, aspect) < 1 or windows < 2:
         msg = f"need outputs >= 1, aspect >= 1 and windows >= 2; got {outputs}, {aspect}, {windows}."
         raise ValueError(msg)
-    require("farms", evidence, "kernels")
+    require_evidence("farms", evidence, "kernels")
     found = []
     for unit in evidence.units:
         kernels = [kernel for (kernel,) in matrices("farms", evidence, unit, "kernels")]
@@ -52,7 +52,7 @@ def farms(evidence: Evidence, *, outputs: int = 100, aspect: int = 2, windows: i
         spectra = [_window_spectrum(kernel, outputs, aspect, windows) for kernel in kernels]
         exponents = [hill_exponent(values, resolution(k)) for values, k in zip(spectra, kernels, strict=True)]
         found.append(-jnp.mean(jnp.stack(exponents)))
-    return per_unit("farms", evidence.units, found)
+    return score_vector("farms", evidence.units, found)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -23,6 +23,6 @@ def fim_lora(evidence: Evidence) -> Float[Array, " K"]:
     eight batches. With W <- W + B A, the gradient of B is that of W seen through a random A, so that ours, over W
     itself, is what it estimates up to the scale of A and the size of B.
     """
-    (grams,) = require("fim-lora", evidence, "grams")
+    (grams,) = require_evidence("fim-lora", evidence, "grams")
     values = [unit.gram.trace() / (unit.gram.shape[0] * unit.parameters) for unit in grams]
-    return per_unit("fim-lora", evidence.units, values)
+    return score_vector("fim-lora", evidence.units, values)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -21,6 +21,6 @@ def fisher_trace(evidence: Evidence) -> Float[Array, " K"]:
     Source: Wang et al. (2025), "FLoE", arXiv 2506.00495. It takes the trace over adapters after a first short run of
     training; ours is over the unit's own weights, so that no training comes first.
     """
-    (grams,) = require("fisher-trace", evidence, "grams")
+    (grams,) = require_evidence("fisher-trace", evidence, "grams")
     traces = [jnp.trace(unit.gram) / unit.gram.shape[0] for unit in grams]
-    return per_unit("fisher-trace", evidence.units, traces)
+    return score_vector("fisher-trace", evidence.units, traces)

@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -19,5 +19,5 @@ def gain(evidence: Evidence) -> Float[Array, " K"]:
 
     Source: Amaefuna et al., arXiv 2603.00910, Lemma 1.
     """
-    (gains,) = require("gain", evidence, "gains")
-    return per_unit("gain", evidence.units, gains)
+    (gains,) = require_evidence("gain", evidence, "gains")
+    return score_vector("gain", evidence.units, gains)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -25,9 +25,9 @@ def gora(evidence: Evidence) -> Float[Array, " K"]:
     importance a matrix; a unit of several is one here. Ours reads the gradient of the mean loss, the program one that
     is accumulated over steps, which differs by a factor that the shares lose.
     """
-    require("gora", evidence, "kernels", "gradients")
+    require_evidence("gora", evidence, "kernels", "gradients")
     found = (matrices("gora", evidence, unit, "kernels", "gradients") for unit in evidence.units)
-    return per_unit("gora", evidence.units, [_mean_change(unit) for unit in found])
+    return score_vector("gora", evidence.units, [_mean_change(unit) for unit in found])
 
 
 @jax.jit

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -21,9 +21,9 @@ def gradient_norm(evidence: Evidence) -> Float[Array, " K"]:
     Returns:
       `[K]`, larger: steeper.
     """
-    require("gradient-norm", evidence, "gradients")
+    require_evidence("gradient-norm", evidence, "gradients")
     found = (matrices("gradient-norm", evidence, unit, "gradients") for unit in evidence.units)
-    return per_unit("gradient-norm", evidence.units, [_square([g for (g,) in unit]) for unit in found])
+    return score_vector("gradient-norm", evidence.units, [_square([g for (g,) in unit]) for unit in found])
 
 
 @jax.jit

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require, standard_errors
+from curvjax.scores.reading import require_evidence, score_vector, standard_errors
 from curvjax.scores.registry import score
 
 
 def grasp_errors(evidence: Evidence) -> Float[Array, " K"]:
     """Standard errors of `grasp_zeroth` over its directions, nats^2."""
-    slopes, curved = require("grasp-zeroth", evidence, "slopes", "hessian_slopes")
+    slopes, curved = require_evidence("grasp-zeroth", evidence, "slopes", "hessian_slopes")
     return standard_errors(slopes * curved)
 
 
@@ -45,8 +45,8 @@ def grasp_zeroth(evidence: Evidence) -> Float[Array, " K"]:
     the unit's own block, one central difference for each factor of the product, and one number a unit; both papers
     score at initialisation, and this is the trained model.
     """
-    slopes, curved = require("grasp-zeroth", evidence, "slopes", "hessian_slopes")
+    slopes, curved = require_evidence("grasp-zeroth", evidence, "slopes", "hessian_slopes")
     if slopes.shape != curved.shape:
         msg = f"score 'grasp-zeroth' needs slopes and hessian_slopes alike, got {slopes.shape} and {curved.shape}."
         raise ValueError(msg)
-    return per_unit("grasp-zeroth", evidence.units, jnp.mean(slopes * curved, axis=1))
+    return score_vector("grasp-zeroth", evidence.units, jnp.mean(slopes * curved, axis=1))

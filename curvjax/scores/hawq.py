@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from curvjax.allocation.menu import Menu
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.menus import columns, menu_of, weights_of
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import plan, score
 
 
@@ -27,8 +27,8 @@ def trace(evidence: Evidence) -> Float[Array, " K"]:
 
     Source: Dong et al. (2020), "HAWQ-V2", arXiv 1911.03852.
     """
-    (traces,) = require("trace", evidence, "traces")
-    return per_unit("trace", evidence.units, traces)
+    (traces,) = require_evidence("trace", evidence, "traces")
+    return score_vector("trace", evidence.units, traces)
 
 
 @plan(
@@ -62,7 +62,7 @@ def hawq(evidence: Evidence, *, total: float, menu: Menu | None = None) -> Float
     frontier; as an integer program: Yao et al. (2021), "HAWQ-V3", arXiv 2011.10680. C is the Hessian there, here what
     the traces are of, over all of the unit's parameters.
     """
-    _, traces, errors = require("hawq", evidence, "kernels", "traces", "bit_errors")
+    _, traces, errors = require_evidence("hawq", evidence, "kernels", "traces", "bit_errors")
     menu = menu_of("hawq", evidence, menu)
     mean = np.asarray(traces, np.float64) / weights_of("hawq", evidence)
     omega = mean[:, None] * columns("hawq", evidence, errors, menu)

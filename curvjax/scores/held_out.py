@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -22,5 +22,5 @@ def held_out_gain(evidence: Evidence) -> Float[Array, " K"]:
     Source: ours; its linear part is the influence of Kwon, Wu, Wu & Zou (2024), arXiv 2310.00902, with the inverse
     itself for its approximation.
     """
-    (values,) = require("held-out-gain", evidence, "held_out")
-    return per_unit("held-out-gain", evidence.units, values)
+    (values,) = require_evidence("held-out-gain", evidence, "held_out")
+    return score_vector("held-out-gain", evidence.units, values)

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import shares_below
-from curvjax.scores.reading import matrices, require
+from curvjax.scores.reading import matrices, require_evidence
 from curvjax.scores.registry import plan
 
 
@@ -37,7 +37,7 @@ def lamp(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
 
     Source: Lee et al. (2021), "Layer-adaptive Sparsity for the Magnitude-based Pruning", arXiv 2010.07611.
     """
-    require("lamp", evidence, "kernels")
+    require_evidence("lamp", evidence, "kernels")
     found = (matrices("lamp", evidence, unit, "kernels") for unit in evidence.units)
     scores = [np.concatenate([_lamp_scores(np.asarray(kernel)) for (kernel,) in unit]) for unit in found]
     return shares_below("lamp", scores, total=total)

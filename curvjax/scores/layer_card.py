@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -33,9 +33,9 @@ def projected_residual(evidence: Evidence, *, damping: float = 0.01) -> Float[Ar
         msg = f"the damping must be positive, got {damping!r}."
         raise ValueError(msg)
     name = "layer-card-resnorm"
-    require(name, evidence, "gradients", "moments")
+    require_evidence(name, evidence, "gradients", "moments")
     found = (matrices(name, evidence, unit, "gradients", "moments") for unit in evidence.units)
-    return per_unit(name, evidence.units, [_sum([_residual(*pair, damping) for pair in unit]) for unit in found])
+    return score_vector(name, evidence.units, [_sum([_residual(*pair, damping) for pair in unit]) for unit in found])
 
 
 @score("layer-card-energy", needs=("moments",), source="Xu et al. 2026, arXiv 2602.04019")
@@ -51,10 +51,10 @@ def activation_energy(evidence: Evidence) -> Float[Array, " K"]:
     Source: Xu et al. (2026), arXiv 2602.04019.
     """
     name = "layer-card-energy"
-    require(name, evidence, "moments")
+    require_evidence(name, evidence, "moments")
     found = (matrices(name, evidence, unit, "moments") for unit in evidence.units)
     energies = [_sum([jnp.trace(moment) / len(moment) for (moment,) in unit]) / len(unit) for unit in found]
-    return per_unit(name, evidence.units, energies)
+    return score_vector(name, evidence.units, energies)
 
 
 @score("layer-card-coupling", needs=("interactions",), source="after Xu et al. 2026, arXiv 2602.04019", sign=-1)
@@ -74,8 +74,8 @@ def layer_coupling(evidence: Evidence) -> Float[Array, " K"]:
     coupling; this measure of it is ours.
     """
     name = "layer-card-coupling"
-    (interactions,) = require(name, evidence, "interactions")
-    return per_unit(name, evidence.units, _minus_coupling(jnp.asarray(interactions)))
+    (interactions,) = require_evidence(name, evidence, "interactions")
+    return score_vector(name, evidence.units, _minus_coupling(jnp.asarray(interactions)))
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from curvjax.curvature import datainf_influence, influence_score
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 SHARE = 0.1  # damping over the mean eigenvalue, as in DataInf
@@ -51,9 +51,9 @@ def layerif_positive(evidence: Evidence) -> Float[Array, " K"]:
 
 
 def _scores(name: str, evidence: Evidence, *, beneficial_only: bool) -> Float[Array, " K"]:
-    (grams,) = require(name, evidence, "grams")
+    (grams,) = require_evidence(name, evidence, "grams")
     score = partial(_score, beneficial_only=beneficial_only)
-    return per_unit(name, evidence.units, [score(unit.gram, unit.projections, unit.parameters) for unit in grams])
+    return score_vector(name, evidence.units, [score(unit.gram, unit.projections, unit.parameters) for unit in grams])
 
 
 @partial(jax.jit, static_argnames="beneficial_only")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 from curvjax.scores.shortgpt import mean_cosine
 
@@ -24,9 +24,9 @@ def layer_input_modification(evidence: Evidence) -> Float[Array, " K"]:
 
     Source: Dumitru et al. (2024), "Layer-Wise Quantization", arXiv 2406.17415, section 3.1.
     """
-    (stream,) = require("lim", evidence, "stream")
+    (stream,) = require_evidence("lim", evidence, "stream")
     found = [-mean_cosine(stream[unit.index], stream[unit.index + 1]) for unit in evidence.units]
-    return per_unit("lim", evidence.units, found)
+    return score_vector("lim", evidence.units, found)
 
 
 @score("zd", needs=("kernels",), source="Dumitru et al. 2024, arXiv 2406.17415", sign=-1)
@@ -44,9 +44,9 @@ def z_score_distribution(evidence: Evidence) -> Float[Array, " K"]:
 
     Source: Dumitru et al. (2024), "Layer-Wise Quantization", arXiv 2406.17415.
     """
-    require("zd", evidence, "kernels")
+    require_evidence("zd", evidence, "kernels")
     found = (matrices("zd", evidence, unit, "kernels") for unit in evidence.units)
-    return per_unit("zd", evidence.units, [-_share_above([kernel for (kernel,) in unit]) for unit in found])
+    return score_vector("zd", evidence.units, [-_share_above([kernel for (kernel,) in unit]) for unit in found])
 
 
 @jax.jit

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.dlp import one_minus_share
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -43,10 +43,10 @@ def lsa(evidence: Evidence, *, share: float = 0.5, group: int = 128) -> Float[Ar
     if not 0 <= share <= 1 or group < 1:
         msg = f"need a share from 0 to 1 and groups of at least 1 input; got {share!r} and {group!r}."
         raise ValueError(msg)
-    require("lsa", evidence, "kernels", "moments")
+    require_evidence("lsa", evidence, "kernels", "moments")
     found = (matrices("lsa", evidence, unit, "kernels", "moments") for unit in evidence.units)
     errors = [jnp.mean(jnp.stack([least_error(*pair, share=share, group=group) for pair in unit])) for unit in found]
-    return per_unit("lsa", evidence.units, one_minus_share(errors))
+    return score_vector("lsa", evidence.units, one_minus_share(errors))
 
 
 @partial(jax.jit, static_argnames=("share", "group"))

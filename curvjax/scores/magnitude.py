@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import shares_below
-from curvjax.scores.reading import matrices, require
+from curvjax.scores.reading import matrices, require_evidence
 from curvjax.scores.registry import plan
 
 
@@ -33,7 +33,7 @@ def magnitude_global(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     Source: Han et al. (2015), arXiv 1506.02626; with one threshold for all layers, Blalock et al. (2020), arXiv
     2003.03033.
     """
-    require("magnitude-global", evidence, "kernels")
+    require_evidence("magnitude-global", evidence, "kernels")
     found = (matrices("magnitude-global", evidence, unit, "kernels") for unit in evidence.units)
     weights = [np.concatenate([np.abs(np.asarray(kernel)).reshape(-1) for (kernel,) in unit]) for unit in found]
     return shares_below("magnitude-global", weights, total=total)

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -32,9 +32,9 @@ def owl(evidence: Evidence, *, multiple: float = 5.0) -> Float[Array, " K"]:
     if not multiple > 0:
         msg = f"the multiple of the mean must be positive, got {multiple!r}."
         raise ValueError(msg)
-    require("owl", evidence, "kernels", "moments")
+    require_evidence("owl", evidence, "kernels", "moments")
     found = (matrices("owl", evidence, unit, "kernels", "moments") for unit in evidence.units)
-    return per_unit("owl", evidence.units, [_outlier_share(unit, multiple) for unit in found])
+    return score_vector("owl", evidence.units, [_outlier_share(unit, multiple) for unit in found])
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from curvjax.allocation.menu import Menu
 from curvjax.allocation.separable import allocate_separable
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.menus import menu_of, weights_of
-from curvjax.scores.reading import matrices, require
+from curvjax.scores.reading import matrices, require_evidence
 from curvjax.scores.registry import plan
 
 
@@ -48,7 +48,7 @@ def radio(evidence: Evidence, *, total: float, menu: Menu | None = None) -> Floa
     ascends, groups are small parts of a matrix, a group may have no bit at all, and grids are companded; here G_k^2 is
     of the dense model, once, and units are the caller's.
     """
-    traces = require("radio", evidence, "kernels", "traces")[1]
+    traces = require_evidence("radio", evidence, "kernels", "traces")[1]
     menu = menu_of("radio", evidence, menu)
     square = np.asarray(traces, np.float64) / weights_of("radio", evidence)
     if (square < 0).any():

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import require
+from curvjax.scores.reading import require_evidence
 from curvjax.scores.registry import plan
 from curvjax.scores.totals import whole_total
 
@@ -38,7 +38,7 @@ def rdp(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     Source: Celebi et al. (2026), "RDP LoRA", arXiv 2604.19321; Ramer (1972); Douglas & Peucker (1973). The rule for a
     given number of layers, and that layers stand for their outputs, are ours.
     """
-    (stream,) = require("rdp", evidence, "stream")
+    (stream,) = require_evidence("rdp", evidence, "stream")
     path = np.mean(np.asarray(stream, np.float64), axis=1)
     count = whole_total("rdp", total, most=len(path) - 1)
     chosen = {point - 1 for point in _corners(path)[:count]}

@@ -12,7 +12,7 @@ from curvjax.layers import Unit
 from curvjax.scores.evidence import Evidence
 
 
-def require(score: str, evidence: Evidence, *fields: str) -> list[Any]:
+def require_evidence(score: str, evidence: Evidence, *fields: str) -> list[Any]:
     """The named fields of `evidence`, each there, with one entry per unit, and finite wherever a unit looks.
 
     Args:
@@ -46,7 +46,7 @@ def matrices(score: str, evidence: Evidence, unit: Unit, *fields: str) -> list[l
 
     Args:
       score: who asks, for the message.
-      evidence: with these fields, as `require` leaves it.
+      evidence: with these fields, as `require_evidence` leaves it.
       unit: whose paths are looked up; those that the first field lacks (norms, biases) are left out.
       fields: names of mappings `path -> array`.
 
@@ -71,7 +71,7 @@ def matrices(score: str, evidence: Evidence, unit: Unit, *fields: str) -> list[l
     return [[_wide(mapping[path]) for mapping in mappings] for path in paths]
 
 
-def per_unit(score: str, units: Sequence[Unit], values: Sequence[ArrayLike] | Array) -> Float[Array, " K"]:
+def score_vector(score: str, units: Sequence[Unit], values: Sequence[ArrayLike] | Array) -> Float[Array, " K"]:
     """One value for each unit as a vector.
 
     Args:

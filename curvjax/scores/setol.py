@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.hill import fitted_power_law, resolution, singular_values, unit_determinant_start
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 from curvjax.scores.registry import score
 
 _SOURCE = "Martin & Hinrichs 2025, arXiv 2507.17912; WeightWatcher"
@@ -32,9 +32,9 @@ def alpha_hat(evidence: Evidence) -> Float[Array, " K"]:
     2507.17912, of which the abstract was read, and its program WeightWatcher, whose `alpha_weighted` it is, with the
     power law where it fits best. Eigenvalues are of W'W as the program has them, not divided by a side of W.
     """
-    require("alpha-hat", evidence, "kernels")
+    require_evidence("alpha-hat", evidence, "kernels")
     found = [-jnp.mean(jnp.stack(list(map(_weighted_alpha, each)))) for each in _kernels("alpha-hat", evidence)]
-    return per_unit("alpha-hat", evidence.units, found)
+    return score_vector("alpha-hat", evidence.units, found)
 
 
 @score("erg", needs=("kernels",), source=_SOURCE, sign=-1)
@@ -61,9 +61,9 @@ def erg(evidence: Evidence) -> Float[Array, " K"]:
     as one number is the paper's, as the program's pages tell it; in logarithms, so that matrices can be averaged, it is
     ours.
     """
-    require("erg", evidence, "kernels")
+    require_evidence("erg", evidence, "kernels")
     found = [-jnp.mean(jnp.stack(list(map(_misalignment, each)))) for each in _kernels("erg", evidence)]
-    return per_unit("erg", evidence.units, found)
+    return score_vector("erg", evidence.units, found)
 
 
 def _kernels(score: str, evidence: Evidence) -> list[list[Float[Array, "I O"]]]:

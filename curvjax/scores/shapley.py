@@ -4,13 +4,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require, standard_errors
+from curvjax.scores.reading import require_evidence, score_vector, standard_errors
 from curvjax.scores.registry import score
 
 
 def shapley_errors(evidence: Evidence) -> Float[Array, " K"]:
     """Standard errors of `shapley` over its pairs of orders, nats."""
-    (contributions,) = require("shapley", evidence, "contributions")
+    (contributions,) = require_evidence("shapley", evidence, "contributions")
     return standard_errors(contributions)
 
 
@@ -35,5 +35,5 @@ def shapley(evidence: Evidence) -> Float[Array, " K"]:
     order has one set of every size, which is what the strata are for. Drawn orders: Castro, Gomez & Tejada (2009),
     Computers & Operations Research 36(5); with reverses: Mitchell et al. (2022), JMLR 23.
     """
-    (contributions,) = require("shapley", evidence, "contributions")
-    return per_unit("shapley", evidence.units, jnp.mean(contributions, axis=1))
+    (contributions,) = require_evidence("shapley", evidence, "contributions")
+    return score_vector("shapley", evidence.units, jnp.mean(contributions, axis=1))

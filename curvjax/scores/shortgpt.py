@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -21,9 +21,9 @@ def block_influence(evidence: Evidence) -> Float[Array, " K"]:
 
     Source: Men et al. (2024), "ShortGPT", arXiv 2403.03853.
     """
-    (stream,) = require("shortgpt", evidence, "stream")
+    (stream,) = require_evidence("shortgpt", evidence, "stream")
     found = [mean_turn(stream[unit.index], stream[unit.index + 1]) for unit in evidence.units]
-    return per_unit("shortgpt", evidence.units, found)
+    return score_vector("shortgpt", evidence.units, found)
 
 
 @jax.jit

@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
-from curvjax.scores.reading import per_unit, require
+from curvjax.scores.reading import require_evidence, score_vector
 from curvjax.scores.registry import score
 
 
@@ -25,5 +25,5 @@ def skip_divergence(evidence: Evidence) -> Float[Array, " K"]:
     layer is skipped in the dense model, and the divergence is what this costs. Lu et al. (2025), arXiv 2510.23652,
     choose segments of layers by the same divergence.
     """
-    (values,) = require("skip-divergence", evidence, "skip_divergences")
-    return per_unit("skip-divergence", evidence.units, values)
+    (values,) = require_evidence("skip-divergence", evidence, "skip_divergences")
+    return score_vector("skip-divergence", evidence.units, values)

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import shares_below
-from curvjax.scores.reading import matrices, require
+from curvjax.scores.reading import matrices, require_evidence
 from curvjax.scores.registry import plan
 
 
@@ -36,7 +36,7 @@ def gradient_global(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     the trained model on the calibration text, as Molchanov et al. (2017), arXiv 1611.06440, have it. SNIP's division by
     the sum over the model changes no order.
     """
-    require("gradient-global", evidence, "kernels", "gradients")
+    require_evidence("gradient-global", evidence, "kernels", "gradients")
     found = (matrices("gradient-global", evidence, unit, "kernels", "gradients") for unit in evidence.units)
     changes = [
         np.concatenate([np.abs(np.asarray(kernel) * np.asarray(gradient)).reshape(-1) for kernel, gradient in unit])

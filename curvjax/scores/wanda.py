@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import shares_below
-from curvjax.scores.reading import matrices, require
+from curvjax.scores.reading import matrices, require_evidence
 from curvjax.scores.registry import plan
 
 Metric = Float[np.ndarray, "I O"]
@@ -52,7 +52,7 @@ def wanda_global(
     threshold after standardising in each projection is An et al. (2023), "FLAP", arXiv 2312.11983, who do it for
     channels.
     """
-    require("wanda-global", evidence, "kernels", "moments")
+    require_evidence("wanda-global", evidence, "kernels", "moments")
     found = (matrices("wanda-global", evidence, unit, "kernels", "moments") for unit in evidence.units)
     metrics = [np.concatenate([scale(_metric(*pair)).reshape(-1) for pair in unit]) for unit in found]
     return shares_below("wanda-global", metrics, total=total)

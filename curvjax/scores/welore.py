@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from curvjax.scores.evidence import Evidence
 from curvjax.scores.global_threshold import counts_below
 from curvjax.scores.hill import singular_values
-from curvjax.scores.reading import matrices, require
+from curvjax.scores.reading import matrices, require_evidence
 from curvjax.scores.registry import plan
 from curvjax.scores.totals import whole_total
 
@@ -40,7 +40,7 @@ def welore(evidence: Evidence, *, total: float) -> Float[Array, " K"]:
     Source: Jaiswal et al. (2024), "From GaLore to WeLore", arXiv 2407.11239; the program has tables of thresholds for
     two models and divides by zero for equal singular values.
     """
-    require("welore", evidence, "kernels")
+    require_evidence("welore", evidence, "kernels")
     found = (matrices("welore", evidence, unit, "kernels") for unit in evidence.units)
     values = [np.concatenate([_normalised(np.asarray(singular_values(k))) for (k,) in unit]) for unit in found]
     ranks = np.array([len(unit) for unit in values])

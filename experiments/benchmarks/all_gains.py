@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from curvjax.curvature import Status, UnitGain, each_layer_gain, trust_radius
+from curvjax.curvature import GainStatus, UnitGain, each_layer_gain, trust_radius
 from curvjax.layers import Unit
 from experiments.benchmarks import flops, whole_model
 from experiments.benchmarks.measuring import (
@@ -119,7 +119,7 @@ def gains(each: Engine, settings: AllGains, gap: float, units: Sequence[Unit] = 
 
 
 def one_gap(gap: float, found: list[UnitGain], cost: Cost) -> dict[str, Any]:
-    open_units = [row.unit.name for row in found if int(row.gain.status[0]) != Status.CONVERGED]
+    open_units = [row.unit.name for row in found if int(row.gain.status[0]) != GainStatus.CONVERGED]
     return {
         "gap": gap,
         "wall_seconds": cost.wall,

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from curvjax.curvature import Status, UnitGain, trust_radius
-from curvjax.curvature.factors import Factors, empirical_fisher, fisher_mc
+from curvjax.curvature import GainStatus, UnitGain, trust_radius
+from curvjax.curvature.factors import FisherFactors, empirical_fisher, fisher_mc
 from curvjax.curvature.fisher import fisher_gains
 from curvjax.layers import Unit
 from curvjax.models import abstract_decoder, parameter_shapes, parameters, with_parameters
@@ -88,7 +88,7 @@ def one_case(settings: Fisher, kind: str, m: int, share: float) -> dict[str, Any
         **cost._asdict(),
         "gradient_equivalents": ratio(cost, median(gradients)),
         "largest_gap": max(1 - float(row.gain.lower[0] / row.gain.upper[0]) for row in found),
-        "not_met": [row.unit.name for row in found if int(row.gain.status[0]) != Status.CONVERGED],
+        "not_met": [row.unit.name for row in found if int(row.gain.status[0]) != GainStatus.CONVERGED],
     }
 
 
@@ -96,7 +96,7 @@ def opened_on(settings: Fisher, studied: Subject) -> Engine:
     return engine(studied, keep_maps=False, rows=settings.rows)
 
 
-def gains(settings: Fisher, opened: Engine, units: Sequence[Unit], kind: Factors) -> list[UnitGain]:
+def gains(settings: Fisher, opened: Engine, units: Sequence[Unit], kind: FisherFactors) -> list[UnitGain]:
     found = fisher_gains(
         opened.model,
         opened.passes,

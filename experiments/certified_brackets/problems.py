@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curvjax.curvature import Gain, Status
+from curvjax.curvature import Gain, GainStatus
 
 SIZE = 12
 FAMILIES = ("hidden outlier", "a few hidden", "bottom of the decay", "hidden axis", "generic")
@@ -37,9 +37,9 @@ def adversarial(count: int, dtype: type, *, seed: int) -> Problems:
 
 def misses(gains: Gain, truth: np.ndarray, definite: np.ndarray) -> np.ndarray:
     """Which results claim what is not so; where C + tau I is not positive only its lower bound cannot be wrong."""
-    bracket = (gains.status <= Status.OPEN) & ~((gains.lower <= truth) & (truth <= gains.upper))
-    lower = (gains.status == Status.UNPROVED) & ~(gains.lower <= truth)
-    return definite & np.asarray(bracket | lower | (gains.status == Status.NEGATIVE_CURVATURE))
+    bracket = (gains.status <= GainStatus.OPEN) & ~((gains.lower <= truth) & (truth <= gains.upper))
+    lower = (gains.status == GainStatus.UNPROVED) & ~(gains.lower <= truth)
+    return definite & np.asarray(bracket | lower | (gains.status == GainStatus.NEGATIVE_CURVATURE))
 
 
 def shown(problems: Problems) -> np.ndarray:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from curvjax.curvature import Gain, Status, layer_gain
+from curvjax.curvature import Gain, GainStatus, layer_gain
 from curvjax.records import machine, versions, write_json
 from experiments.certified_brackets.problems import FAMILIES, Problems, adversarial, exact_gains, misses, shown
 
@@ -60,7 +60,7 @@ def judged(settings: Run, dtype: type) -> dict[str, Any]:
         result[name] = {
             "misses": int(missed.sum()),
             "by_family": {family: int(missed[problems.families == i].sum()) for i, family in enumerate(FAMILIES)},
-            "statuses": {status.name.lower(): int((gains.status == status).sum()) for status in Status},
+            "statuses": {status.name.lower(): int((gains.status == status).sum()) for status in GainStatus},
             "products": float(np.mean(gains.iterations)),
         }
     return result

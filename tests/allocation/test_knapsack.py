@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from curvjax.allocation.knapsack import best_choice
-from curvjax.allocation.whole_numbers import whole_table
+from curvjax.allocation.whole_numbers import whole_menu
 
 UNITS, ENTRIES = 5, 4
 EVERY = np.array(list(itertools.product(range(ENTRIES), repeat=UNITS)))
@@ -111,13 +111,13 @@ def test_the_gap_is_to_the_best_mixture_of_entries():
 
 def test_whole_costs_lose_their_common_divisor_and_what_it_leaves_over():
     cost = np.array([[6.0, 12.0], [6.0, 24.0]])
-    found = whole_table(np.zeros((2, 2)), cost, 29.0, np.arange(2))
+    found = whole_menu(np.zeros((2, 2)), cost, 29.0, np.arange(2))
     np.testing.assert_array_equal(found.cost, [[0, 1], [0, np.inf]])
     assert (found.left, found.cost_unit) == (2.0, 6)
 
 
 def test_values_are_taken_to_the_last_bit():
     value = np.array([[1e300, 1e300], [5e-324, 0.0]])
-    found = whole_table(value, np.zeros((2, 2)), 0.0, np.arange(2))
+    found = whole_menu(value, np.zeros((2, 2)), 0.0, np.arange(2))
     np.testing.assert_array_equal(found.value, [[0, 0], [1, 0]])
     assert found.value_unit == Fraction(5e-324)

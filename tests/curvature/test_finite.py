@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.curvature import Status, absolute, each_layer_gain, layer_gain, run_passes, unit_gradient
+from curvjax.curvature import GainStatus, absolute, each_layer_gain, layer_gain, run_passes, unit_gradient
 from curvjax.curvature.finite import not_finite
 from curvjax.curvature.layered import LayeredLoss, LayeredModel
 from curvjax.layers import Unit
@@ -95,14 +95,14 @@ def test_a_unit_without_gradient_gains_nothing():
         (row,) = each_layer_gain(frozen, passes, [unit(1, "shift")], grid=[1.0], probes=2, **settings)
         assert row.gradient_norm2 == 0
         for gain in (row.gain, row.grid):
-            assert gain.status.tolist() == [Status.CONVERGED]
+            assert gain.status.tolist() == [GainStatus.CONVERGED]
             assert gain.lower.tolist() == gain.upper.tolist() == gain.step_norm.tolist() == [0.0]
 
 
 def test_a_zero_gradient_is_a_zero_gain_at_any_damping():
     for damping in (1e-300, 1.0):
         gain = layer_gain(lambda v: v, jnp.zeros(3), damping=damping)
-        assert (gain.status, gain.lower, gain.upper, gain.step_norm) == (Status.CONVERGED, 0.0, 0.0, 0.0)
+        assert (gain.status, gain.lower, gain.upper, gain.step_norm) == (GainStatus.CONVERGED, 0.0, 0.0, 0.0)
 
 
 def test_units_without_parameters_or_norm_are_refused_by_name():
@@ -115,4 +115,4 @@ def test_units_without_parameters_or_norm_are_refused_by_name():
     ):
         next(each_layer_gain(still, passes, [unit(1, "kernel")]))
     (row,) = each_layer_gain(still, passes, [unit(1, "kernel")], damping=absolute(1.0), rtol=1e-3)
-    assert row.gain.status.tolist() == [Status.CONVERGED]
+    assert row.gain.status.tolist() == [GainStatus.CONVERGED]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from curvjax.curvature import Status, absolute, fisher, run_passes, unit_gradient
+from curvjax.curvature import GainStatus, absolute, fisher, run_passes, unit_gradient
 from curvjax.curvature.factors import empirical_fisher, empirical_fisher_tokens, fisher_mc
 from curvjax.curvature.fisher import each_gram, fisher_gains
 from curvjax.curvature.layered import unit_parameters
@@ -165,8 +165,8 @@ def test_gains_are_those_of_the_dense_matrices(model, passes, units, sums):
     for row in fisher_gains(model, passes, chosen, kind=empirical_fisher(), damping=absolute(1e-2), grid=[1.0, 1e-4]):
         columns = sums(row.unit.index, ROWS)[:3] / COUNTS[:3, None]
         gradient = COUNTS[:3] @ columns / COUNTS.sum()
-        assert np.all(row.gain.status == Status.CONVERGED)
-        assert np.all(row.grid.status == Status.CONVERGED)
+        assert np.all(row.gain.status == GainStatus.CONVERGED)
+        assert np.all(row.grid.status == GainStatus.CONVERGED)
         for found, dampings in ((row.gain, [1e-2]), (row.grid, [1.0, 1e-4])):
             for i, damping in enumerate(dampings):
                 truth = exact_gain(columns.T @ columns / 3, gradient, damping)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matfree import decomp, funm
 
-from curvjax.curvature import Status, TrustRadius, continued, gain_of, layer_gain, run_lanczos
+from curvjax.curvature import GainStatus, TrustRadius, continued, gain_of, layer_gain, run_lanczos
 from curvjax.curvature.damping import Absolute, OfLargestEigenvalue
-from curvjax.curvature.gain import begun
+from curvjax.curvature.gain import begin_lanczos
 from experiments.certified_brackets.problems import adversarial, exact_gains, misses, shown
 from tests.curvature.problems import SPECTRA, exact_gain, gradient, symmetric
 
@@ -38,7 +38,7 @@ def test_converged_bracket_holds_the_dense_solution(spectrum, seed):
     for damping in (1.0, 1e-2, 1e-3):
         gain = gain_for(matrix, grad, damping=damping, rtol=1e-9)
         truth = exact_gain(matrix, grad, damping)
-        assert gain.status == Status.CONVERGED
+        assert gain.status == GainStatus.CONVERGED
         assert gain.lower <= truth <= gain.upper
         assert (gain.upper - gain.lower) <= 1e-9 * gain.upper
 
@@ -62,7 +62,7 @@ def test_bounds_close_in_monotonically_and_never_lose_the_truth(seed):
 
 def test_gap_open_at_the_effort_limit_is_reported_open():
     gain = gain_for(symmetric(SPECTRA["decay"], 1), gradient(24, 1), damping=1e-3, rtol=1e-9, max_iterations=3)
-    assert gain.status == Status.OPEN
+    assert gain.status == GainStatus.OPEN
     assert gain.iterations == 3
     assert gain.upper - gain.lower > 1e-9 * gain.upper
 
@@ -90,12 +90,12 @@ def test_brackets_contain_the_truth_on_ten_thousand_random_problems():
     shifted = matrices[:, None] + dampings[:, None, None] * np.eye(size)
     grads = grads32.astype(np.float64)
     truth = np.einsum("nd,nkd->nk", grads, np.linalg.solve(shifted, np.repeat(grads[:, None, :, None], 3, 1))[..., 0])
-    has_bracket = gains.status <= Status.OPEN
+    has_bracket = gains.status <= GainStatus.OPEN
     assert np.mean(has_bracket[:, :2]) == 1.0  # condition up to 1e3: float32 always proves its upper bound
     assert np.mean(has_bracket) > 0.99
     assert np.all(np.where(has_bracket, (gains.lower <= truth) & (truth <= gains.upper), True))
-    assert np.all(np.where(gains.status == Status.UNPROVED, gains.lower <= truth, True))
-    assert np.mean(gains.status[:, 1] == Status.CONVERGED) > 0.9
+    assert np.all(np.where(gains.status == GainStatus.UNPROVED, gains.lower <= truth, True))
+    assert np.mean(gains.status[:, 1] == GainStatus.CONVERGED) > 0.9
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -121,7 +121,7 @@ def test_brackets_hold_the_truth_where_the_gradient_hides_what_rounding_goes_wit
 
 def largest_proved(diagonal, grad, seed):
     """After each of ten products."""
-    run = jax.jit(partial(begun, max_iterations=10))(grad, seed=seed)
+    run = jax.jit(partial(begin_lanczos, max_iterations=10))(grad, seed=seed)
     for _ in range(10):
         run = continued(run, lambda v: diagonal * v, products=1)
         yield float(run.matrix.largest)
@@ -141,11 +141,11 @@ def test_the_run_proves_a_bound_of_the_norm_and_comes_close_to_it(seed):
 
 def test_a_callers_bound_of_the_norm_leaves_the_gradient_alone():
     matrix, grad = jnp.asarray(symmetric(SPECTRA["decay"], 1)), jnp.asarray(gradient(24, 1))
-    run = begun(grad, max_iterations=3, norm_bound=10.0)
+    run = begin_lanczos(grad, max_iterations=3, norm_bound=10.0)
     assert run.matrix.moved == 0
     run = continued(run, lambda v: matrix @ v, products=3)
     assert (run.matrix.largest, run.matrix.count) == (10.0, 3)
-    drawn = begun(grad, max_iterations=3).matrix
+    drawn = begin_lanczos(grad, max_iterations=3).matrix
     assert 0 < drawn.moved < 1e-13 * drawn.norm
 
 
@@ -154,7 +154,7 @@ def test_rounding_alone_is_no_negative_curvature():
     for seed in SEEDS:
         matrix = symmetric(np.concatenate([np.zeros(12), np.geomspace(1.0, 1e4, 12)]), seed).astype(np.float32)
         gain = gain_for(matrix, gradient(24, seed).astype(np.float32), damping=1e-5, rtol=1e-3, max_iterations=40)
-        assert gain.status == Status.UNPROVED
+        assert gain.status == GainStatus.UNPROVED
         assert gain.lower >= 0
 
 
@@ -172,14 +172,14 @@ def test_a_gain_that_underflows_is_open_and_not_zero():
     """In float32 throughout, |g|^2 / tau = 1e-50 is no number."""
     with jax.enable_x64(False):
         gain = layer_gain(lambda v: v, jnp.full(4, 1e-25, jnp.float32), damping=1.0)
-    assert (gain.status, gain.lower) == (Status.OPEN, 0.0)
+    assert (gain.status, gain.lower) == (GainStatus.OPEN, 0.0)
     assert gain.upper > 0
 
 
 def test_an_upper_bound_that_overflows_is_unproved():
     with jax.enable_x64(False):
         gain = layer_gain(lambda v: v, jnp.full(4, 1e19, jnp.float32), damping=1e-3, norm_bound=1.0)
-    assert int(gain.status) in {Status.UNPROVED, Status.NOT_FINITE}
+    assert int(gain.status) in {GainStatus.UNPROVED, GainStatus.NOT_FINITE}
     assert np.isnan(gain.upper)
 
 
@@ -193,7 +193,7 @@ def test_trust_radius_without_curvature_is_a_gradient_step(radius):
     with jax.enable_x64(False):
         gain = flat_gain(np.asarray([radius], np.float32))
     assert gain.damping[0] == pytest.approx(2.0 / radius, rel=1e-4)
-    assert gain.status[0] == Status.CONVERGED
+    assert gain.status[0] == GainStatus.CONVERGED
     assert gain.lower[0] <= 2.0 * radius * (1 + 1e-4)
     assert gain.step_norm[0] == pytest.approx(radius, rel=1e-4)
 
@@ -242,7 +242,7 @@ def test_trust_radius_finds_the_damping_of_that_step(seed, radius):
 def test_trust_radius_beyond_every_step_does_not_bind():
     matrix, grad = symmetric(np.linspace(1.0, 2.0, 24), 1), gradient(24, 1)
     gain = gain_for(matrix, grad, damping=TrustRadius(jnp.asarray([1e6])), rtol=1e-6)
-    assert gain.status[0] == Status.CONVERGED
+    assert gain.status[0] == GainStatus.CONVERGED
     assert gain.step_norm[0] < 1e6
     assert gain.damping[0] <= 1e-5
 
@@ -258,34 +258,34 @@ def test_share_of_the_largest_eigenvalue():
 def test_negative_curvature_is_a_status_and_never_a_number(seed):
     matrix, grad = symmetric(np.linspace(-1.0, 5.0, 24), seed), gradient(24, seed)
     gain = gain_for(matrix, grad, damping=0.5, rtol=1e-8, least_eigenvalue=-1.0)
-    assert gain.status == Status.NEGATIVE_CURVATURE
+    assert gain.status == GainStatus.NEGATIVE_CURVATURE
     assert np.isnan(gain.lower)
     assert np.isnan(gain.upper)
     assert -1.0 - 1e-9 <= gain.smallest_ritz <= -0.5
     assert gain.needed_damping == -gain.smallest_ritz
     enough = gain_for(matrix, grad, damping=1.1, rtol=1e-8, least_eigenvalue=-1.0)
-    assert enough.status == Status.CONVERGED
+    assert enough.status == GainStatus.CONVERGED
     assert enough.lower <= exact_gain(matrix, grad, 1.1) <= enough.upper
 
 
 def test_indefinite_block_sold_as_semidefinite_is_unproved_not_converged():
     matrix, grad = symmetric(np.linspace(-1.0, 5.0, 24), 1), gradient(24, 1)
     gain = gain_for(matrix, grad, damping=1.5, rtol=1e-6)
-    assert gain.status == Status.UNPROVED
+    assert gain.status == GainStatus.UNPROVED
     assert gain.lower <= exact_gain(matrix, grad, 1.5)
     assert np.isnan(gain.upper)
 
 
 def test_zero_gradient_has_zero_gain_without_a_product():
     gain = gain_for(np.eye(4), np.zeros(4), damping=0.1)
-    assert (gain.lower, gain.upper, gain.status, gain.iterations) == (0.0, 0.0, Status.CONVERGED, 0)
+    assert (gain.lower, gain.upper, gain.status, gain.iterations) == (0.0, 0.0, GainStatus.CONVERGED, 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_not_finite_values_are_reported(bad):
     grad = np.ones(4)
-    assert gain_for(np.eye(4), grad * bad, damping=0.1).status == Status.NOT_FINITE
-    assert gain_for(np.full((4, 4), bad), grad, damping=0.1).status == Status.NOT_FINITE
+    assert gain_for(np.eye(4), grad * bad, damping=0.1).status == GainStatus.NOT_FINITE
+    assert gain_for(np.full((4, 4), bad), grad, damping=0.1).status == GainStatus.NOT_FINITE
 
 
 def test_single_parameter_is_exact_after_one_product():
@@ -395,7 +395,7 @@ def test_vectors_more_precise_than_the_network_carry_its_rounding():
     )
     found, exact = gain_of(state, run["policy"], rtol=1e-6), exact_gain(matrix, grad, 1.0)
     assert found.lower[0] <= exact <= found.upper[0]
-    assert found.status[0] == Status.OPEN  # and no narrower than the rounding allows
+    assert found.status[0] == GainStatus.OPEN  # and no narrower than the rounding allows
     trusting = gain_of(state._replace(matrix=state.matrix._replace(rounding=1e-6)), run["policy"], rtol=1e-6)
     assert found.upper[0] - found.lower[0] > 5 * (trusting.upper[0] - trusting.lower[0])
 
@@ -408,7 +408,7 @@ def test_a_least_eigenvalue_that_says_nothing_is_refused(value):
 
 def test_a_krylov_space_that_ends_early_ends_the_run():
     found = layer_gain(lambda v: -3.0 * v, jnp.ones(1), damping=4.0, least_eigenvalue=-4.0)
-    assert (found.iterations, found.largest_ritz, found.status) == (1, -3.0, Status.UNPROVED)
+    assert (found.iterations, found.largest_ritz, found.status) == (1, -3.0, GainStatus.UNPROVED)
 
 
 def test_a_run_can_be_continued_and_is_then_the_longer_run():

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from curvjax.curvature import (
-    Status,
+    GainStatus,
     eigenvalue_range,
     hessian,
     hessian_product,
@@ -119,7 +119,7 @@ def test_too_little_damping_is_a_status_and_tells_the_least_that_would_do(model,
     assert least < -0.1  # indefinite
     for share in (0.5, 0.99):
         found = gain(model, passes, units[index], damping=-share * least)
-        assert found.status == Status.NEGATIVE_CURVATURE
+        assert found.status == GainStatus.NEGATIVE_CURVATURE
         assert np.isnan(found.lower)
         assert np.isnan(found.upper)
         assert -share * least < found.needed_damping <= -least * (1 + 1e-9)
@@ -134,7 +134,7 @@ def test_with_a_proved_bound_of_the_eigenvalues_the_bracket_is_exact(model, pass
     for damping in (-1.1 * least, -3 * least):
         found = gain(model, passes, unit, damping=damping, least_eigenvalue=1.001 * least)
         truth = dense_gain(dense[index], gradient, damping=damping)
-        assert found.status == Status.CONVERGED
+        assert found.status == GainStatus.CONVERGED
         assert found.lower <= truth <= found.upper
         assert found.lower == pytest.approx(float(truth), rel=1e-6)
 
@@ -152,7 +152,7 @@ def test_a_sampled_range_of_the_eigenvalues_serves_as_the_bound(model, passes, m
     assert truth[-1] <= ends.high < 1.1 * truth[-1]
     damping = -1.5 * float(truth[0])
     found = gain(model, passes, module, damping=damping, least_eigenvalue=float(ends.low))
-    assert found.status == Status.CONVERGED
+    assert found.status == GainStatus.CONVERGED
     assert found.lower <= dense_gain(block, gradient, damping=damping) <= found.upper
 
 
@@ -162,7 +162,7 @@ def test_without_a_proved_bound_only_the_lower_end_is_claimed(model, passes, uni
     least = {"semidefinite": 0.0, "nothing": -damping}[assumed]
     found = gain(model, passes, units[10], damping=damping, least_eigenvalue=least)
     truth = dense_gain(dense[10], unit_gradient(model, passes, units[10]), damping=damping)
-    assert found.status == Status.UNPROVED
+    assert found.status == GainStatus.UNPROVED
     assert np.isnan(found.upper)
     assert found.lower <= truth
     assert found.lower == pytest.approx(float(truth), rel=1e-6)
@@ -175,6 +175,6 @@ def test_a_bound_at_minus_the_damping_claims_nothing_where_no_negative_ritz_valu
     settings = {"damping": 0.5, "least_eigenvalue": -0.5, "max_iterations": 3}
     found = layer_gain(lambda v: diagonal * v, gradient, norm_bound=2.0, **settings)
     assert found.smallest_ritz > 0
-    assert found.status == Status.UNPROVED
+    assert found.status == GainStatus.UNPROVED
     smoothed = layer_gain(lambda v: diagonal * v, gradient, **settings)  # what proves |C| sees all of it
-    assert smoothed.status == Status.NEGATIVE_CURVATURE
+    assert smoothed.status == GainStatus.NEGATIVE_CURVATURE

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from curvjax.curvature import Status, absolute, run_passes, unit_gradient
+from curvjax.curvature import GainStatus, absolute, run_passes, unit_gradient
 from curvjax.curvature.kinds import CURVATURES
 from curvjax.layers import layer_units
 from curvjax.models.parameters import parameters
@@ -33,7 +33,7 @@ def test_every_curvature_tends_to_the_gradient_norm_and_falls_with_the_damping(m
         gradient = unit_gradient(model, passes, unit)
         norm2 = sum(float((x**2).sum()) for x in gradient.values())
         np.testing.assert_allclose(row.gradient_norm2, norm2, rtol=1e-9)
-        assert row.gain.status[0] == Status.CONVERGED
+        assert row.gain.status[0] == GainStatus.CONVERGED
         assert row.gain.lower[0] <= row.gain.upper[0]
         np.testing.assert_allclose(1e7 * row.gain.upper[0], norm2, rtol=1e-2)
         assert row.grid.upper[0] >= row.grid.upper[1] >= row.gain.upper[0]
@@ -50,10 +50,10 @@ def test_hessian_gains_are_those_of_the_dense_hessian_or_a_status(model, passes,
     (row,) = CURVATURES["hessian"](
         model, passes, [unit], damping=absolute(-3 * lowest), grid=(-0.2 * lowest,), rtol=1e-6, max_iterations=100
     )
-    assert row.gain.status[0] == Status.CONVERGED
+    assert row.gain.status[0] == GainStatus.CONVERGED
     exact = dense_gain(matrix, gradient, damping=-3 * lowest)
     assert row.gain.lower[0] <= exact <= row.gain.upper[0]
-    assert row.grid.status[0] in {Status.NEGATIVE_CURVATURE, Status.UNPROVED}
+    assert row.grid.status[0] in {GainStatus.NEGATIVE_CURVATURE, GainStatus.UNPROVED}
     assert np.isnan(row.grid.upper[0])
 
 

@@ -8,7 +8,7 @@ from curvjax.curvature import run_passes, unit_gradient
 from curvjax.curvature.damping import Absolute, TrustRadius
 from curvjax.curvature.kronecker import kronecker_factors, kronecker_spectrum
 from curvjax.curvature.layered import linear_taps, sampled_cotangents
-from curvjax.curvature.spectral import Spectrum, spectral_gain
+from curvjax.curvature.spectral_measure import SpectralMeasure, spectral_gain
 from curvjax.layers import module_units
 from curvjax.models.parameters import parameters
 from tests.curvature.tiny import random_batch
@@ -126,14 +126,16 @@ def test_draws_must_be_positive(model, passes):
 
 
 def test_a_spectrum_in_float32_is_open_where_rounding_exceeds_the_gap():
-    spectrum = Spectrum(jnp.asarray([1e6, 0.0], jnp.float32), jnp.ones(2, jnp.float32), jnp.asarray(2e-6, jnp.float32))
+    spectrum = SpectralMeasure(
+        jnp.asarray([1e6, 0.0], jnp.float32), jnp.ones(2, jnp.float32), jnp.asarray(2e-6, jnp.float32)
+    )
     gain = spectral_gain(spectrum, Absolute(jnp.asarray([1e-3, 1e3])), rtol=1e-2)
     assert list(gain.status) == [1, 0]
     assert np.all((gain.lower <= 1 / (np.asarray([1e-3, 1e3]))) & (gain.upper >= 1 / np.asarray([1e-3, 1e3])))
 
 
 def test_nan_in_a_spectrum_is_a_status():
-    spectrum = Spectrum(jnp.ones(2), jnp.asarray([jnp.nan, 1.0]), jnp.asarray(1e-15))
+    spectrum = SpectralMeasure(jnp.ones(2), jnp.asarray([jnp.nan, 1.0]), jnp.asarray(1e-15))
     gain = spectral_gain(spectrum, Absolute(jnp.asarray([1.0])))
     assert gain.status[0] == 4
     assert np.isnan(gain.lower[0])

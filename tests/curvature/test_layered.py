@@ -8,7 +8,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from curvjax.curvature import (
-    Status,
+    GainStatus,
     absolute,
     each_layer_gain,
     ggn_product,
@@ -113,7 +113,7 @@ def test_products_and_gains_are_those_of_the_dense_ggn(model, passes, units, ind
     product = ravel_pytree(ggn_product(model, passes, unit)(vector))[0]
     np.testing.assert_allclose(product, matrix @ ravel_pytree(vector)[0], rtol=1e-8, atol=1e-12)
     (row,) = each_layer_gain(model, passes, [unit], damping=absolute(1e-2), grid=[1e-1, 1e-3], rtol=1e-6)
-    assert row.gain.status[0] == Status.CONVERGED
+    assert row.gain.status[0] == GainStatus.CONVERGED
     for found, dampings in ((row.gain, [1e-2]), (row.grid, [1e-1, 1e-3])):
         for i, damping in enumerate(dampings):
             truth = dense_gain(matrix, gradient, damping=damping)
@@ -168,7 +168,7 @@ def test_one_compilation_serves_all_layers(model, passes, units):
     assert after == before
     assert gains.units == tuple(units)
     assert gains.gain.lower.shape == (LAYERS, 1)
-    assert np.all(gains.gain.status == Status.CONVERGED)
+    assert np.all(gains.gain.status == GainStatus.CONVERGED)
     np.testing.assert_allclose(gains.gain.step_norm[:, 0], 0.02 * gains.parameter_norm, rtol=1e-3)
 
 

@@ -6,7 +6,7 @@ import pytest
 from curvjax.curvature import absolute, newton_edit, newton_steps, run_lanczos, run_passes, trust_radius
 from curvjax.curvature.damping import Absolute
 from curvjax.curvature.layered import host_loop
-from curvjax.curvature.newton import recorded
+from curvjax.curvature.newton import recorded_inputs
 from tests.curvature.problems import SPECTRA, exact_gain, gradient, symmetric
 from tests.curvature.quadratic import UNITS, mean_loss, quadratic_model, rows
 
@@ -17,7 +17,7 @@ DAMPINGS = np.asarray([10.0, 0.5, 0.02])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_steps_of_all_dampings_from_one_run_are_the_dense_solutions(name, seed):
     matrix, grad = symmetric(SPECTRA[name], seed), gradient(24, seed)
-    matvec, basis = recorded(lambda v: jnp.asarray(matrix) @ v)
+    matvec, basis = recorded_inputs(lambda v: jnp.asarray(matrix) @ v)
     policy = Absolute(jnp.asarray(DAMPINGS))
     state = run_lanczos(
         matvec, jnp.asarray(grad), policy=policy, rtol=1e-12, max_iterations=60, norm_bound=100.0, while_loop=host_loop

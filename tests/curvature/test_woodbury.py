@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.curvature import Status, TrustRadius
+from curvjax.curvature import GainStatus, TrustRadius
 from curvjax.curvature.damping import Absolute, OfLargestEigenvalue
 from curvjax.curvature.woodbury import gram_spectrum, inner_products, low_rank_gain, woodbury_gain
 
@@ -37,7 +37,7 @@ def test_gain_is_that_of_the_dense_matrix(kind, seed):
     gain = woodbury_gain(jnp.asarray(factors), jnp.asarray(grad), damping=DAMPINGS[:3], rtol=1e-8)
     for i, damping in enumerate(DAMPINGS[:3]):
         truth = exact(factors, grad, float(damping))
-        assert gain.status[i] == Status.CONVERGED
+        assert gain.status[i] == GainStatus.CONVERGED
         assert gain.lower[i] <= truth * (1 + 1e-12)
         assert truth <= gain.upper[i] * (1 + 1e-12)
         step = np.linalg.solve(factors.T @ factors / len(factors) + float(damping) * np.eye(20), grad)
@@ -89,11 +89,11 @@ def test_float32_brackets_hold_the_float64_truth(m, p):
     found = both_forms(*map(jnp.asarray, (factors, grads, coefficients)))
     for gain, gradient in zip(found, (grads, inside), strict=True):
         truth = exact_many(factors, gradient)
-        assert np.all(gain.status <= Status.OPEN)
+        assert np.all(gain.status <= GainStatus.OPEN)
         assert np.all(gain.lower <= truth * (1 + 1e-9))
         assert np.all(truth <= gain.upper * (1 + 1e-9))
-        assert np.mean(gain.status[:, 0] == Status.CONVERGED) > 0.75
-        assert np.mean(gain.status[:, -1] == Status.OPEN) > 0.2
+        assert np.mean(gain.status[:, 0] == GainStatus.CONVERGED) > 0.75
+        assert np.mean(gain.status[:, -1] == GainStatus.OPEN) > 0.2
 
 
 def test_gradient_in_the_span_keeps_its_digits_where_the_general_form_loses_them():
@@ -106,7 +106,7 @@ def test_gradient_in_the_span_keeps_its_digits_where_the_general_form_loses_them
     assert measure.norm**2 == pytest.approx(gradient @ gradient, rel=1e-5)
     inside = low_rank_gain(measure, Absolute(jnp.asarray([1e-3], jnp.float32)))
     general = woodbury_gain(jnp.asarray(factors), jnp.asarray(gradient, jnp.float32), damping=1e-3)
-    assert inside.status[0] == Status.CONVERGED
+    assert inside.status[0] == GainStatus.CONVERGED
     assert inside.upper[0] - inside.lower[0] < 0.2 * (general.upper - general.lower)
     assert inside.lower[0] <= exact(factors.astype(float), gradient, 1e-3) <= inside.upper[0]
 
@@ -120,7 +120,7 @@ def test_empirical_fisher_gain_goes_to_one_without_damping():
 def test_float32_says_so_where_the_damping_is_out_of_its_reach():
     factors, grad = (jnp.asarray(x, jnp.float32) for x in problem(3, m=30))
     gain = woodbury_gain(factors, grad, damping=1e-9)
-    assert gain.status == Status.OPEN
+    assert gain.status == GainStatus.OPEN
     assert gain.lower <= exact(np.asarray(factors, float), np.asarray(grad, float), 1e-9) <= gain.upper
 
 
@@ -178,15 +178,15 @@ def test_pytrees_jit_and_vmap_give_the_same():
 def test_zero_gradient_and_values_that_are_not_finite():
     factors, grad = map(jnp.asarray, problem(1))
     nothing = woodbury_gain(factors, 0 * grad, damping=0.1)
-    assert (nothing.lower, nothing.upper, nothing.status) == (0.0, 0.0, Status.CONVERGED)
+    assert (nothing.lower, nothing.upper, nothing.status) == (0.0, 0.0, GainStatus.CONVERGED)
     undamped = woodbury_gain(0 * factors, 0 * grad, damping=OfLargestEigenvalue(jnp.asarray([0.1])))
-    assert (undamped.upper[0], undamped.step_norm[0], undamped.status[0]) == (0.0, 0.0, Status.CONVERGED)
+    assert (undamped.upper[0], undamped.step_norm[0], undamped.status[0]) == (0.0, 0.0, GainStatus.CONVERGED)
     for bad in (jnp.nan, jnp.inf):
         for gain in (
             woodbury_gain(factors, grad.at[0].set(bad), damping=0.1),
             woodbury_gain(factors.at[0, 0].set(bad), grad, damping=0.1),
         ):
-            assert gain.status == Status.NOT_FINITE
+            assert gain.status == GainStatus.NOT_FINITE
             assert np.isnan(gain.lower)
 
 

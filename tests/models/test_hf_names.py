@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from curvjax.models.hf_names import harmless, listed, plain_name, stored_layer, stored_module
+from curvjax.models.hf_names import first_few, harmless, plain_name, stored_layer, stored_module
 from tests.interop.problems import CONFIG
 
 
@@ -61,5 +61,5 @@ def test_constants_are_harmless_and_biases_are_not():
 
 
 def test_long_lists_are_cut_after_five():
-    assert listed("abcde") == "a, b, c, d, e"
-    assert listed("abcdefg") == "a, b, c, d, e and 2 more"
+    assert first_few("abcde") == "a, b, c, d, e"
+    assert first_few("abcdefg") == "a, b, c, d, e and 2 more"

@@ -13,7 +13,7 @@ from curvjax.models import (
     SideFiles,
     load_model,
     parameters,
-    rounded,
+    rounded_as_stored,
     save_checkpoint,
     save_hf,
     weights_hash,
@@ -170,7 +170,7 @@ def test_narrow_dtypes_round_and_add_no_zero():
 def test_rounding_gives_what_a_saved_copy_gives(loaded, tmp_path):
     values = {path: value * 1.001 for path, value in parameters(loaded.model).items()}
     moved = loaded._replace(model=with_parameters(loaded.model, values))
-    near = rounded(moved.model, loaded.beside)
+    near = rounded_as_stored(moved.model, loaded.beside)
     assert weights_hash(near) != weights_hash(moved.model)
     assert weights_hash(load_model(saved(moved, tmp_path / "copy")).model) == weights_hash(near)
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from curvjax.curvature import Gain, Status, StepPromise, UnitGain
+from curvjax.curvature import Gain, GainStatus, StepPromise, UnitGain
 from curvjax.curvature.promise import Decrease
 from curvjax.surgery import lora_parameters, with_lora_parameters
 from curvjax.training import Fitted, TrainCost
@@ -35,7 +35,7 @@ def drawn_gradients(model, parts, kernels):
 def _gain(dampings, index, lost=False):
     tau = np.asarray(dampings, float)
     value = np.full(tau.shape, np.nan if lost else 1.0 + index)
-    status = np.full(tau.shape, Status.NEGATIVE_CURVATURE if lost else Status.CONVERGED)
+    status = np.full(tau.shape, GainStatus.NEGATIVE_CURVATURE if lost else GainStatus.CONVERGED)
     scalars = np.asarray(4), np.asarray(0.1), np.asarray(1.0), np.asarray(0.0)
     return Gain(value, value, tau, np.ones(tau.shape), status, *scalars)
 

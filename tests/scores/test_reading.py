@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.scores.reading import matrices, per_unit, require
+from curvjax.scores.reading import matrices, require_evidence, score_vector
 
 
 def test_only_the_paths_of_the_unit_are_its_matrices(evidence):
@@ -35,20 +35,20 @@ def test_a_matrix_that_only_one_field_has_is_named(evidence):
 
 def test_grams_in_the_order_of_the_sweep_are_refused(evidence):
     with pytest.raises(ValueError, match=r"'grams' has 'layers.11' where the units have 'layers.0'; sort them"):
-        require("layerif", evidence._replace(grams=evidence.grams[::-1]), "grams")
+        require_evidence("layerif", evidence._replace(grams=evidence.grams[::-1]), "grams")
 
 
 def test_entries_must_be_as_many_as_units(evidence):
     with pytest.raises(ValueError, match="one entry of 'gains' per unit: 12 units, 11 entries"):
-        require("gain", evidence._replace(gains=evidence.gains[:11]), "gains")
+        require_evidence("gain", evidence._replace(gains=evidence.gains[:11]), "gains")
 
 
 def test_a_stream_must_reach_the_units(evidence):
     with pytest.raises(ValueError, match=r"a stream of 11 layers has nothing for \['layers.11'\]"):
-        require("rdp", evidence._replace(stream=evidence.stream[:-1]), "stream")
+        require_evidence("rdp", evidence._replace(stream=evidence.stream[:-1]), "stream")
 
 
 def test_a_value_that_is_not_finite_is_named(evidence):
     values = [1.0] * 10 + [float("nan"), float("inf")]
     with pytest.raises(ValueError, match=r"no finite value for 2 of 12 units, e.g. \['layers.10', 'layers.11'\]"):
-        per_unit("any", evidence.units, values)
+        score_vector("any", evidence.units, values)

@@ -16,7 +16,7 @@ from curvjax.curvature.damping import Policy
 from curvjax.curvature.gain import Gain, certified
 
 
-class Spectrum(NamedTuple):
+class SpectralMeasure(NamedTuple):
     """C as seen from g, by all eigenvalues.
 
     eigenvalues: pytree, units of C, none negative. weights: pytree of the same shapes, the squared components of g.
@@ -56,7 +56,7 @@ class Spectrum(NamedTuple):
         return jax.lax.map(at, jnp.asarray(damping, self.norm.dtype))
 
 
-def spectral_gain(spectrum: Spectrum, policy: Policy, *, rtol: float = 1e-2) -> Gain:
+def spectral_gain(spectrum: SpectralMeasure, policy: Policy, *, rtol: float = 1e-2) -> Gain:
     """The gain of a known spectrum [M4]; the bracket allows for rounding only, lambda_max |d|^2 + zeta^2 relative.
 
     Args:

@@ -27,7 +27,7 @@ _REACH = 4  # the grid goes this many widths past the extreme Ritz values
 _HALVINGS = 60  # past float64 resolution
 
 
-class Spectrum(NamedTuple):
+class SpectralDensity(NamedTuple):
     """The spectrum of a block as n random vectors saw it, in at most m steps each.
 
     ritz_values: `[n, m]` ascending, units of C. weights: `[n, m]`, each row sums to 1; zero where a run ended early.
@@ -87,7 +87,7 @@ def spectral_density(
     width: float = 0.01,
     points: int = 512,
     while_loop: Callable = jax.lax.while_loop,
-) -> Spectrum:
+) -> SpectralDensity:
     """(1/p) sum_i N(t; lambda_i, width^2), the smoothed density of the eigenvalues of C.
 
     Takes `probes * steps` products and keeps `steps` vectors. Outliers are found to rounding within a few dozen steps;
@@ -104,7 +104,7 @@ def spectral_density(
       while_loop: `jax.lax.while_loop`, or `host_loop` for products that are dispatched from the host.
 
     Returns:
-      A `Spectrum`. Never raises on values: where a product is not finite, its numbers are NaN.
+      A `SpectralDensity`. Never raises on values: where a product is not finite, its numbers are NaN.
 
     Raises:
       ValueError: if `probes`, `steps`, `width` or `points` is out of bounds.
@@ -139,7 +139,7 @@ def spectral_density(
     deviation = width * jnp.where(extent > 0, extent, 1.0)
     grid = jnp.linspace(least - _REACH * deviation, largest + _REACH * deviation, points)
     forms = size * diagonal[:, 0]  # p v'Cv
-    return Spectrum(
+    return SpectralDensity(
         ritz_values=values,
         weights=weights,
         grid=grid,
@@ -208,7 +208,7 @@ def ritz_pair(
     return RitzPair(float(values[place]), float(coupling[-1] * abs(vecs[-1, place])), vectors.unit(found), count)
 
 
-def eigenvalue_range(spectrum: Spectrum, *, failure: float = 1e-6) -> EigenvalueRange:
+def eigenvalue_range(spectrum: SpectralDensity, *, failure: float = 1e-6) -> EigenvalueRange:
     """Bounds of all eigenvalues of C, wrong with at most a given probability over the random start vectors.
 
     With p_m the Lanczos polynomial, v_{m+1} = p_m(C) v, so that |p_m(lambda)| |q'v| <= 1 for every eigenvector q of C.
@@ -232,7 +232,7 @@ def eigenvalue_range(spectrum: Spectrum, *, failure: float = 1e-6) -> Eigenvalue
 
 
 @jax.jit
-def _range(spectrum: Spectrum, failure: ArrayLike) -> EigenvalueRange:
+def _range(spectrum: SpectralDensity, failure: ArrayLike) -> EigenvalueRange:
     probes = spectrum.ritz_values.shape[0]
     growth = 0.5 * jnp.log(2 * spectrum.parameters / jnp.pi) - jnp.log(failure / 2) / probes  # -log epsilon, two ends
     slack = spectrum.rounding * jnp.max(jnp.abs(spectrum.ritz_values))
