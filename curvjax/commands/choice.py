@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 
-class Choice(NamedTuple):
+class ChoiceFlag(NamedTuple):
     """flag: of the name. among: values by name. default: the name where the flag is not given. into: the field.
 
     prefix: of the flags of the value's own fields, before a dot; "" for none. begin: values that flags change, by name;

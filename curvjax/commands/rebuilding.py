@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, ClassVar
 
-from curvjax.commands.choice import Choice
+from curvjax.commands.choice import ChoiceFlag
 from curvjax.commands.printed import rebuilt_lines, tell
 from curvjax.commands.scoring import Argument, Flat
 from curvjax.data import read_documents
@@ -22,10 +22,10 @@ from curvjax.runs.text import TextSettings, read
 from curvjax.surgery import SURGERIES, Learning, Restoring, dense_equivalent, save_rebuilt
 from curvjax.training import OPTIMIZERS
 
-METHOD = Choice("--method", SURGERIES, "wanda", "surgery")
+METHOD = ChoiceFlag("--method", SURGERIES, "wanda", "surgery")
 """Narrowed by the commands to what they are for."""
-OPTIMIZER = Choice("--optimizer", OPTIMIZERS, "adamw", "steps_by", prefix="optimizer")
-DEPTH = Choice("--drop-plan", DEPTH_PLANS, "greedy", "depth", prefix="drop-plan")
+OPTIMIZER = ChoiceFlag("--optimizer", OPTIMIZERS, "adamw", "steps_by", prefix="optimizer")
+DEPTH = ChoiceFlag("--drop-plan", DEPTH_PLANS, "greedy", "depth", prefix="drop-plan")
 
 
 def _of(target: str) -> Callable[[type], bool]:

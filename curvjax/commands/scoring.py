@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from curvjax.allocation import PROGRAMS
-from curvjax.commands.choice import Choice
+from curvjax.commands.choice import ChoiceFlag
 from curvjax.commands.printed import allocation_table, tell
 from curvjax.data import read_documents
 from curvjax.models import Loaded
@@ -29,7 +29,7 @@ from curvjax.scores import SCORES
 
 Argument = tyro.conf.Positional
 Flat = tyro.conf.arg(name="")
-TARGET = Choice("--target", PROGRAMS, "rank", "program")
+TARGET = ChoiceFlag("--target", PROGRAMS, "rank", "program")
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from curvjax.data.few_shot import few_shot as few_shot
 from curvjax.data.few_shot import with_examples as with_examples
 from curvjax.data.files import read_path as read_path
 from curvjax.data.packing import Arrangement as Arrangement
-from curvjax.data.packing import Cut as Cut
 from curvjax.data.packing import Packed as Packed
 from curvjax.data.packing import Piece as Piece
+from curvjax.data.packing import Truncation as Truncation
 from curvjax.data.packing import arrange as arrange
 from curvjax.data.packing import microbatches as microbatches
 from curvjax.data.packing import pack as pack
-from curvjax.data.packing import packed as packed
+from curvjax.data.packing import packed_rows as packed_rows
 from curvjax.data.packing import take as take
 from curvjax.data.packing import windows as windows
 from curvjax.data.prefix_tree import SharedArrangement as SharedArrangement
@@ -32,5 +32,5 @@ from curvjax.data.tasks import TASKS as TASKS
 from curvjax.data.tasks import Question as Question
 from curvjax.data.tasks import question_document as question_document
 from curvjax.data.tasks import read_task as read_task
-from curvjax.data.tokens import begun as begun
 from curvjax.data.tokens import encode_pair as encode_pair
+from curvjax.data.tokens import with_begin as with_begin

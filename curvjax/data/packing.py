@@ -22,7 +22,7 @@ class Piece(NamedTuple):
     weights: Float[np.ndarray, " n"]
 
 
-class Cut(NamedTuple):
+class Truncation(NamedTuple):
     """What rows did not hold whole.
 
     prompts: how many lost their beginning. tokens: how many tokens of prompts were left out in all. completions: how
@@ -35,15 +35,18 @@ class Cut(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Rows, and what was cut to fill them. cuts: `[B, 3]` the numbers of `Cut` for documents that begin in the row."""
+    """Rows, and what was cut to fill them.
+
+    cuts: `[B, 3]` the numbers of `Truncation` for documents that begin in the row.
+    """
 
     batch: Batch
     cuts: Int[np.ndarray, "B 3"]
 
     @property
-    def cut(self) -> Cut:
+    def cut(self) -> Truncation:
         """Of all rows."""
-        return Cut(*self.cuts.sum(axis=0).tolist())
+        return Truncation(*self.cuts.sum(axis=0).tolist())
 
     def first(self, rows: int) -> "Packed":
         """The first rows alone."""
@@ -63,15 +66,15 @@ class Arrangement(NamedTuple):
 
 
 def pack(documents: Iterable[Document], tokenizer: Encoder, *, length: int, end: bool = False) -> Batch:
-    """The rows of `packed`.
+    """The rows of `packed_rows`.
 
     Raises:
-      ValueError: as `packed`.
+      ValueError: as `packed_rows`.
     """
-    return packed(documents, tokenizer, length=length, end=end).batch
+    return packed_rows(documents, tokenizer, length=length, end=end).batch
 
 
-def packed(documents: Iterable[Document], tokenizer: Encoder, *, length: int, end: bool = False) -> Packed:
+def packed_rows(documents: Iterable[Document], tokenizer: Encoder, *, length: int, end: bool = False) -> Packed:
     """All documents as rows of `length` tokens, several to a row, none seeing another.
 
     Every document begins with the tokenizer's `begin`, which is read and never predicted, and its first own token is
@@ -133,7 +136,7 @@ def windows(documents: Iterable[Document], tokenizer: Encoder, *, length: int, m
     """The texts joined by blank lines and cut into rows of `length`, whatever their borders: the usual perplexity.
 
     Within a row every token sees all before it. Each row begins with the tokenizer's `begin`, for the reason given in
-    `packed`; its first token of text is not predicted, with or without a begin, so `length - len(begin) - 1`
+    `packed_rows`; its first token of text is not predicted, with or without a begin, so `length - len(begin) - 1`
     predictions count. What is left after the last full row, and everything from token `max_tokens` on, is not used.
 
     Raises:
@@ -226,17 +229,17 @@ def _encoded(document: Document, tokenizer: Encoder, suffix: Sequence[int]) -> _
     return _Whole([*ids, *suffix], len(tokenizer.begin), max(given, len(tokenizer.begin), 1))
 
 
-def _shortened(whole: _Whole, length: int, *, prompted: bool) -> tuple[_Whole, Cut]:
+def _shortened(whole: _Whole, length: int, *, prompted: bool) -> tuple[_Whole, Truncation]:
     """The document with as much of its prompt's end as `length` predictions leave room for, and what that cut."""
     ids, begin, given = whole
     if not prompted or len(ids) - 1 <= length:
-        return whole, Cut(0, 0, 0)
+        return whole, Truncation(0, 0, 0)
     room = length + 1 - begin - (len(ids) - given)
     split = room < 1 - min(begin, 1)  # no row holds the completion behind one token
     kept = min(given - begin, max((length - begin) // 2, 1) if split else room)
     left_out = given - begin - kept
     shorter = _Whole([*ids[:begin], *ids[given - kept :]], begin, begin + kept)
-    return shorter, Cut(int(left_out > 0), left_out, int(split))
+    return shorter, Truncation(int(left_out > 0), left_out, int(split))
 
 
 def _cut(whole: _Whole, length: int) -> Iterator[Piece]:
@@ -250,7 +253,7 @@ def _cut(whole: _Whole, length: int) -> Iterator[Piece]:
         yield Piece(tokens, targets, np.concatenate([np.zeros(begin, np.float32), weights[start:stop]]))
 
 
-def _warn(cut: Cut, documents: int, length: int) -> None:
+def _warn(cut: Truncation, documents: int, length: int) -> None:
     said = [
         f"{cut.prompts} of {documents} prompts did not fit into rows of {length} tokens: their first tokens, "
         f"{cut.tokens:,} in all, are left out, and the last stay with what is predicted."

@@ -37,13 +37,13 @@ def encode_pair(tokenizer: Encoder, context: str, continuation: str) -> tuple[li
     Source: `_encode_pair` of EleutherAI's lm-evaluation-harness.
     """
     text = list(tokenizer.encode(context + continuation))
-    whole = begun(tokenizer, text)
+    whole = with_begin(tokenizer, text)
     given = len(whole) - len(text) + len(tokenizer.encode(context.rstrip()))
     given = max(given, min(len(tokenizer.begin), len(whole)))  # a begin that the text brings is given too
     return whole, min(given, max(len(whole) - 1, 0))
 
 
-def begun(tokenizer: Encoder, ids: Sequence[int]) -> list[int]:
+def with_begin(tokenizer: Encoder, ids: Sequence[int]) -> list[int]:
     """The ids behind the tokenizer's `begin`, once."""
     begin = list(tokenizer.begin)
     return list(ids) if list(ids[: len(begin)]) == begin else [*begin, *ids]

@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float
 
 from curvjax.data import Question, encode_pair
 from curvjax.data.tokens import Encoder
-from curvjax.evaluation.continuations import Pair, continuation_scores
+from curvjax.evaluation.continuations import EncodedPair, continuation_scores
 from curvjax.evaluation.scoring import Progress, require_positions
 from curvjax.models import Decoder
 
 
-class Choice(NamedTuple):
+class RankedChoice(NamedTuple):
     """accuracy: share of questions whose right continuation has the largest log-probability.
 
     accuracy_per_character: the same after division by the continuation's characters (leading blanks not counted).
@@ -44,7 +44,7 @@ def ranked_choice(
     length: int = 128,
     rows_at_once: int = 16,
     progress: Progress | None = None,
-) -> Choice:
+) -> RankedChoice:
     """Accuracy of choosing argmax_c log p(continuation_c | context_c).
 
     What questions and choices have in common at their beginning is read once in a row; see `continuation_scores`.
@@ -73,7 +73,7 @@ def ranked_choice(
     return _choice(scores, questions, found.tokens_read)
 
 
-def encode_choices(model: Decoder, tokenizer: Encoder, questions: Sequence[Question]) -> list[Pair]:
+def encode_choices(model: Decoder, tokenizer: Encoder, questions: Sequence[Question]) -> list[EncodedPair]:
     """What `ranked_choice` reads and predicts: a pair for each choice of each question, in their order.
 
     A context is what the tokenizer's `begin` and the question make; its `end` follows whole texts, not choices.
@@ -93,7 +93,7 @@ def encode_choices(model: Decoder, tokenizer: Encoder, questions: Sequence[Quest
             except ValueError as error:
                 msg = f"question {question.id!r}, choice {choice}: {error}"
                 raise ValueError(msg) from error
-            pair = Pair(tuple(ids[:given]), tuple(ids[given:]))
+            pair = EncodedPair(tuple(ids[:given]), tuple(ids[given:]))
             if not pair.context or not texts[1]:
                 msg = (
                     f"question {question.id!r}: choice {choice} needs a token to predict and one before it; where "
@@ -106,7 +106,7 @@ def encode_choices(model: Decoder, tokenizer: Encoder, questions: Sequence[Quest
     return pairs
 
 
-def _choice(log_probability: np.ndarray, questions: Sequence[Question], tokens_read: int) -> Choice:
+def _choice(log_probability: np.ndarray, questions: Sequence[Question], tokens_read: int) -> RankedChoice:
     labels = np.asarray([question.label for question in questions])
     characters = np.ones(log_probability.shape)
     for row, question in enumerate(questions):
@@ -116,7 +116,7 @@ def _choice(log_probability: np.ndarray, questions: Sequence[Question], tokens_r
     correct = log_probability.argmax(axis=1) == labels
     per_character = (log_probability / characters).argmax(axis=1) == labels
     means = [number for values in (correct, per_character, gold) for number in _mean(values)]
-    return Choice(*means, correct, per_character, gold, log_probability, tokens_read)
+    return RankedChoice(*means, correct, per_character, gold, log_probability, tokens_read)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

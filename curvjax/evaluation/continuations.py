@@ -15,7 +15,7 @@ _EVEN = 1536  # columns of a row at which attention costs a small model on a CPU
 _WIDEST = 2048  # columns: scores of attention take the square of it in memory
 
 
-class Pair(NamedTuple):
+class EncodedPair(NamedTuple):
     """What is given and what is predicted after it, token ids; neither is empty."""
 
     context: tuple[int, ...]
@@ -37,7 +37,7 @@ class Continuations(NamedTuple):
 
 def continuation_scores(
     model: Decoder,
-    pairs: Sequence[Pair],
+    pairs: Sequence[EncodedPair],
     *,
     length: int = 128,
     rows_at_once: int = 16,
@@ -102,7 +102,7 @@ def _widths(texts: Sequence[tuple[int, ...]], length: int) -> Int[np.ndarray, " 
     return np.asarray([shortest << ((size - 1) // shortest).bit_length() for size in sizes.tolist()])
 
 
-def _targets(pairs: Sequence[Pair], placed: SharedArrangement) -> tuple[Targets, Int[np.ndarray, " M"]]:
+def _targets(pairs: Sequence[EncodedPair], placed: SharedArrangement) -> tuple[Targets, Int[np.ndarray, " M"]]:
     """What is predicted where, and the pair that it belongs to."""
     columns = [c[len(pair.context) - 1 :] for pair, c in zip(pairs, placed.columns, strict=True)]
     owner = np.repeat(np.arange(len(pairs)), [len(c) for c in columns])

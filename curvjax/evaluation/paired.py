@@ -71,7 +71,7 @@ def paired_difference(first: Rows, second: Rows) -> Difference:
 
 
 def paired_choice(first: Bool[np.ndarray, " Q"], second: Bool[np.ndarray, " Q"]) -> ChoiceDifference:
-    """Difference in accuracy on the same questions, from two models' `Choice.correct` (or `correct_per_character`).
+    """Difference in accuracy on equal questions, from two models' `RankedChoice.correct` (or `correct_per_character`).
 
     Raises:
       ValueError: if the two were not asked equally many questions.

@@ -28,7 +28,7 @@ class Targets(NamedTuple):
     token: Int[np.ndarray, " N"]
 
 
-class Scores(NamedTuple):
+class TargetLogProbabilities(NamedTuple):
     """log_probability: `[N]` nats, float64, of each target. greedy: `[N]` whether no other token is likelier."""
 
     log_probability: Float[np.ndarray, " N"]
@@ -37,7 +37,7 @@ class Scores(NamedTuple):
 
 def target_log_probabilities(
     model: Decoder, rows: Batch | SharedRows, targets: Targets, *, rows_at_once: int, progress: Progress | None = None
-) -> Scores:
+) -> TargetLogProbabilities:
     """log p(token | everything before it in its text), for every target.
 
     Only positions that predict a target are given a vocabulary's logits. Blocks are compiled one at a time, so alike
@@ -72,7 +72,7 @@ def target_log_probabilities(
             scores[:, chunk] = _chunk(ends, x_BTD, *places)
         if progress is not None:
             progress(min(first + rows_at_once, count), count)
-    return Scores(scores[0], scores[1] > 0)
+    return TargetLogProbabilities(scores[0], scores[1] > 0)
 
 
 def require_positions(model: Decoder, tokens: int, *, what: str) -> None:

@@ -52,7 +52,7 @@ def zeros(linear: QuantizedLinear) -> np.ndarray:
 
 
 def words(stream: jax.Array) -> np.ndarray:
-    """`packed`'s stream of each output as 32-bit words, `[out, ceil(bytes / 4)]` uint32, the first byte lowest."""
+    """Streams of `packed_codes` as 32-bit words, `[out, ceil(bytes / 4)]` uint32, the first byte lowest."""
     rows = np.asarray(stream).T
     filled = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
     return np.ascontiguousarray(filled).view("<u4")

@@ -18,7 +18,7 @@ from curvjax.models import Decoder, SideFiles, Tokenizer, save_hf, submodules
 from curvjax.models.hf_names import stored_module
 from curvjax.storage import UNTOUCHED
 from curvjax.surgery import QuantizedLinear, dense_equivalent
-from curvjax.surgery.codes import packed
+from curvjax.surgery.codes import packed_codes
 
 Serve = Literal["any", "vllm"]
 
@@ -104,7 +104,7 @@ def _tensors(linear: QuantizedLinear) -> dict[str, np.ndarray]:
     }
     if linear.zeros is None:
         return parts
-    return parts | {"weight_zero_point": words(packed(zeros(linear).T, linear.bits)).view("<i4").T}
+    return parts | {"weight_zero_point": words(packed_codes(zeros(linear).T, linear.bits)).view("<i4").T}
 
 
 def _require_servable(model: Decoder, found: dict[str, QuantizedLinear]) -> None:

@@ -10,8 +10,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from curvjax.data import begun
-from curvjax.evaluation import Pair, Progress, continuation_scores
+from curvjax.data import with_begin
+from curvjax.evaluation import EncodedPair, Progress, continuation_scores
 from curvjax.models import Decoder
 from curvjax.models.tokenizer import Tokenizer
 
@@ -90,21 +90,21 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: object
     ) -> list[tuple[float, bool]]:
-        scores = self._scores([Pair(tuple(context), tuple(ids)) for _, context, ids in requests])
+        scores = self._scores([EncodedPair(tuple(context), tuple(ids)) for _, context, ids in requests])
         for request, score in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", request[0], score)
         return scores
 
-    def _scores(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
+    def _scores(self, pairs: list[EncodedPair]) -> list[tuple[float, bool]]:
         if not pairs:  # texts without a token
             return []
-        whole = [pair._replace(context=tuple(begun(self.encoder, pair.context))) for pair in pairs]
+        whole = [pair._replace(context=tuple(with_begin(self.encoder, pair.context))) for pair in pairs]
         found = continuation_scores(
             self.model, whole, length=self.length, rows_at_once=self.rows_at_once, progress=self.progress
         )
         return list(zip(found.log_probability.tolist(), found.greedy.tolist(), strict=True))
 
-    def _windows(self, text: str) -> list[Pair]:
+    def _windows(self, text: str) -> list[EncodedPair]:
         longest = self.model.config.max_positions - len(self.encoder.begin)
         windows = get_rolling_token_windows(self.tok_encode(text), self.first, longest, context_len=1)
-        return [Pair(tuple(context), tuple(ids)) for context, ids in map(make_disjoint_window, windows)]
+        return [EncodedPair(tuple(context), tuple(ids)) for context, ids in map(make_disjoint_window, windows)]

@@ -1,7 +1,7 @@
 """Codes as MLX's quantised layers: a directory that `mlx_lm.load` runs as it is.
 
 MLX reads a weight of group g as q scale_g + bias_g, with the codes q of an output as one stream of bits in uint32
-words, the first lowest: `packed` with its axes exchanged. Ours is (q - zero) scale, so bias = -zero scale.
+words, the first lowest: `packed_codes` with its axes exchanged. Ours is (q - zero) scale, so bias = -zero scale.
 
 Source: Hannun et al., "MLX", 2023, `mlx.core.quantize` as of version 0.32; `mlx_lm.utils.load_model` as of 0.32.
 """

@@ -10,7 +10,7 @@ from curvjax.curvature.layered import LayeredModel, embedded, run_block
 from curvjax.data import Batch
 from curvjax.layers import layer_prefix
 from curvjax.models import Decoder
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 
 
 def streams_before(model: LayeredModel, parts: Sequence[Batch]) -> Iterator[tuple[int, list[Array]]]:
@@ -61,7 +61,7 @@ def input_moments(
     moments, count = {}, int((batch.segments > 0).sum())
     streams = residual_streams(model, batch, rows)
     for k, block in enumerate(model.layers):
-        sums, streams = recorded(block, streams, _outer_products)
+        sums, streams = block_statistics(block, streams, _outer_products)
         inside = {f"{layer_prefix(k)}.{path}.kernel": total / count for path, total in sums.items()}
         moments |= {path: moment for path, moment in inside.items() if path in kernels}
     return moments

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from curvjax.data import Batch, Document, Packed, packed, split_documents
+from curvjax.data import Batch, Document, Packed, packed_rows, split_documents
 from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, rebuilt_modules, save_arrays
 from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
@@ -186,14 +186,14 @@ def _batches(loaded: Loaded, documents: list[Document], settings: TrainSettings)
     """Rows to train on, and to select on where documents are held out for that."""
     held = settings.selection
     if not held:
-        return packed(documents, loaded.tokenizer, length=settings.length), None
+        return packed_rows(documents, loaded.tokenizer, length=settings.length), None
     if not 0 < held < len(documents):
         msg = f"selection must be from 0 to {len(documents) - 1}, it leaves something to train on; got {held}."
         raise ValueError(msg)
     share = held / len(documents)  # shares and not counts: groups of documents stay together, and all are used
     splits = split_documents(documents, seed=settings.order_seed, shares=(1 - share, share, 0.0))
     training, selection = (
-        packed(part, loaded.tokenizer, length=settings.length) for part in (splits.calibration, splits.selection)
+        packed_rows(part, loaded.tokenizer, length=settings.length) for part in (splits.calibration, splits.selection)
     )
     return training, selection.batch
 

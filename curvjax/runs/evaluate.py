@@ -9,15 +9,15 @@ from typing import TypeVar
 import numpy as np
 from jax.typing import ArrayLike
 
-from curvjax.data import Document, FewShot, Packed, Question, few_shot, packed, read_documents, read_task, sample
-from curvjax.evaluation import Choice, Perplexity, encode_choices, perplexity, ranked_choice
+from curvjax.data import Document, FewShot, Packed, Question, few_shot, packed_rows, read_documents, read_task, sample
+from curvjax.evaluation import Perplexity, RankedChoice, encode_choices, perplexity, ranked_choice
 from curvjax.models import Decoder, Loaded
 from curvjax.records import Origin, Outcome, Speed, TaskOutcome, TextOutcome
 from curvjax.runs.adapt import adapted_model
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.stopwatch import timed
 
-Found = TypeVar("Found", Perplexity, Choice)
+Found = TypeVar("Found", Perplexity, RankedChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def text_rows(documents: list[Document], loaded: Loaded, settings: EvaluateSetti
     Raises:
       ValueError: if the documents have nothing to predict.
     """
-    found = packed(documents, loaded.tokenizer, length=settings.length)
+    found = packed_rows(documents, loaded.tokenizer, length=settings.length)
     rows = len(found.batch.tokens)
     return found.first(min(rows, -(-settings.tokens // settings.length)) if settings.tokens else rows)
 
@@ -75,7 +75,7 @@ def task_accuracy(
     *,
     progress: Progress = silent,
     label: str = "ranked choice",
-) -> Choice:
+) -> RankedChoice:
     """Ranked-choice accuracy of `model` on `questions`."""
     return ranked_choice(
         model,
@@ -107,9 +107,9 @@ def text_outcome(
 
 
 def task_outcome(
-    found: Choice, *, shots: int = 0, examples: tuple[str, ...] = (), speed: Speed | None = None
+    found: RankedChoice, *, shots: int = 0, examples: tuple[str, ...] = (), speed: Speed | None = None
 ) -> TaskOutcome:
-    """A `Choice` for records."""
+    """A `RankedChoice` for records."""
     return TaskOutcome(
         questions=found.correct.size,
         accuracy=found.accuracy,

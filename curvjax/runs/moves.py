@@ -20,7 +20,7 @@ from curvjax.runs.activations import streams_before
 from curvjax.runs.objective import Objective
 from curvjax.runs.progress import Progress, silent
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import Stream, recorded
+from curvjax.surgery.sequential import Stream, block_statistics
 
 Edit = Callable[[str, Array | None], Array]
 """`(path, second moment of its inputs or None) -> the kernel at the other amount`."""
@@ -101,4 +101,4 @@ def suffix(
 def _moments(model: Decoder, layer: int, streams: Sequence[Array], parts: Sequence[Batch]) -> dict[str, Array]:
     """Second moments of the inputs of a layer's projections, by path within it."""
     rows = [Stream(x, part.positions, part.segments) for x, part in zip(streams, parts, strict=True)]
-    return recorded(model.layers[layer], rows, moments_of)[0]
+    return block_statistics(model.layers[layer], rows, moments_of)[0]

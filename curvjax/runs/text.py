@@ -7,8 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from curvjax.data import Batch, Document, Packed, documents_hash, read_documents, sample, split_documents
-from curvjax.data import packed as packed_rows
+from curvjax.data import Batch, Document, Packed, documents_hash, packed_rows, read_documents, sample, split_documents
 from curvjax.models import Loaded, require_decoder
 from curvjax.records import TextOrigin
 

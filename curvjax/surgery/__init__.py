@@ -17,7 +17,7 @@ from curvjax.surgery.alast import layer_changes as layer_changes
 from curvjax.surgery.codes import Codes as Codes
 from curvjax.surgery.codes import decoded as decoded
 from curvjax.surgery.codes import nearest as nearest
-from curvjax.surgery.costs import Cost as Cost
+from curvjax.surgery.costs import ModuleCost as ModuleCost
 from curvjax.surgery.costs import adapter_costs as adapter_costs
 from curvjax.surgery.costs import adapter_size as adapter_size
 from curvjax.surgery.costs import upcycled_costs as upcycled_costs
@@ -31,7 +31,7 @@ from curvjax.surgery.experts import LoRAExperts as LoRAExperts
 from curvjax.surgery.experts import add_experts as add_experts
 from curvjax.surgery.experts import lora_experts as lora_experts
 from curvjax.surgery.factorize import Factorized as Factorized
-from curvjax.surgery.factorize import Factors as Factors
+from curvjax.surgery.factorize import KernelFactors as KernelFactors
 from curvjax.surgery.factorize import factorize as factorize
 from curvjax.surgery.factorize import factorize_asvd as factorize_asvd
 from curvjax.surgery.factorize import factorize_aware as factorize_aware
@@ -148,7 +148,7 @@ from curvjax.surgery.sparsegpt import Reconstruction as Reconstruction
 from curvjax.surgery.sparsegpt import SparseGPT as SparseGPT
 from curvjax.surgery.sparsegpt import prune_sparsegpt as prune_sparsegpt
 from curvjax.surgery.sparsegpt import sparsegpt as sparsegpt
-from curvjax.surgery.sparsity import Sparsity as Sparsity
+from curvjax.surgery.sparsity import MeasuredSparsity as MeasuredSparsity
 from curvjax.surgery.sparsity import SparsityPlan as SparsityPlan
 from curvjax.surgery.sparsity import apportioned as apportioned
 from curvjax.surgery.sparsity import measured_sparsity as measured_sparsity

@@ -155,7 +155,7 @@ def finite(codes: Codes) -> Codes:
 
 
 @jax.jit(static_argnames="bits")
-def packed(codes: UInt8[Array, "I O"], bits: int) -> UInt8[Array, "J O"]:
+def packed_codes(codes: UInt8[Array, "I O"], bits: int) -> UInt8[Array, "J O"]:
     """Codes of each output as one stream of bits, the least significant first, J = ceil(in bits / 8) bytes.
 
     So 2, 4 and 8 bits are 4, 2 and 1 whole codes a byte; at 3, 5, 6 and 7 bits every 8 codes take as many bytes as a
@@ -168,7 +168,7 @@ def packed(codes: UInt8[Array, "I O"], bits: int) -> UInt8[Array, "J O"]:
 
 @jax.jit(static_argnames=("bits", "inputs"))
 def unpacked(stream: UInt8[Array, "J O"], bits: int, *, inputs: int) -> UInt8[Array, "I O"]:
-    """The codes that `packed` packed."""
+    """The codes that `packed_codes` packed."""
     found = jnp.unpackbits(stream, axis=0, count=inputs * bits, bitorder="little")
     places = jnp.arange(bits, dtype=jnp.uint8)[None, :, None]
     return jnp.sum(found.reshape(inputs, bits, stream.shape[1]) << places, axis=1, dtype=jnp.uint8)

@@ -12,7 +12,7 @@ from curvjax.surgery.router import Router
 from curvjax.surgery.upcycle import ExpertMLP
 
 
-class Cost(NamedTuple):
+class ModuleCost(NamedTuple):
     """parameters: all. active: those that one token's output depends on, with its top k experts.
 
     flops: of the forward matrix products for one token, multiplications and additions; dense dispatch computes every
@@ -31,7 +31,7 @@ def adapter_size(shape: tuple[int, ...], *, rank: int, experts: int = 1, magnitu
     return experts * rank * (inputs + outputs) + router + (outputs if magnitudes else 0)
 
 
-def adapter_costs(model: nnx.Module) -> dict[str, Cost]:
+def adapter_costs(model: nnx.Module) -> dict[str, ModuleCost]:
     """Cost of each projection's adapter by module path, in layer order; the projection itself is not counted.
 
     Magnitudes scale what is there and add no product; the norms they divide by are not a token's cost either.
@@ -43,22 +43,22 @@ def adapter_costs(model: nnx.Module) -> dict[str, Cost]:
             found[path] = _mixture_cost(low, adapter.router)
         else:
             magnitudes = adapter.magnitude.size if isinstance(adapter, DoRALinear) else 0
-            found[path] = Cost(low + magnitudes, low + magnitudes, 2 * low)
+            found[path] = ModuleCost(low + magnitudes, low + magnitudes, 2 * low)
     return found
 
 
-def upcycled_costs(model: nnx.Module) -> dict[str, Cost]:
+def upcycled_costs(model: nnx.Module) -> dict[str, ModuleCost]:
     """Cost of each upcycled MLP by module path, `layers.3.mlp`."""
     found = {}
     for path, mlp in submodules(model).items():
         if isinstance(mlp, ExpertMLP):
             maps = mlp.gate_proj, mlp.up_proj, mlp.down_proj
             products = mlp.router.weight.size + sum(one.kernel.size for one in maps)
-            found[path] = Cost(mlp.parameters, mlp.active, 2 * products)
+            found[path] = ModuleCost(mlp.parameters, mlp.active, 2 * products)
     return found
 
 
-def _mixture_cost(weights: int, router: Router) -> Cost:
+def _mixture_cost(weights: int, router: Router) -> ModuleCost:
     inputs, experts = router.weight.shape
     total = weights + inputs * experts
-    return Cost(total, weights // experts * router.top_k + inputs * experts, 2 * total)
+    return ModuleCost(total, weights // experts * router.top_k + inputs * experts, 2 * total)

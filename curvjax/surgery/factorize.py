@@ -32,7 +32,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 _LEAST = 1e-6  # of the largest scale of an input: inputs that never fire can be divided by theirs
 
 
-class Factors(NamedTuple):
+class KernelFactors(NamedTuple):
     """A kernel as a product.
 
     first: `[in, r]`. second: `[r, out]`; both share the singular values evenly. error: `[]` tr(dW' H dW) for the change
@@ -61,12 +61,12 @@ class Factorized(NamedTuple):
 
     model: Decoder
     parameters: dict[str, int]
-    factors: dict[str, Factors]
+    factors: dict[str, KernelFactors]
 
 
 def factorize(
     kernel: Float[Array, "I O"], rank: int, hessian: Float[Array, "I I"] | None = None, *, damping: float = 1e-6
-) -> Factors:
+) -> KernelFactors:
     """A B = argmin tr((A B - W)' H (A B - W)) over products of the given rank.
 
     With U upper triangular, inv(H + damping mean(diag H) I) = U'U, the singular value decomposition of inv(U') W is cut
@@ -103,7 +103,7 @@ def factorize(
 
 def factorize_scaled(
     kernel: Float[Array, "I O"], rank: int, sizes: Float[Array, " I"], *, alpha: float = 0.5
-) -> Factors:
+) -> KernelFactors:
     """A B = argmin |S (A B - W)|^2 over products of the given rank, S = diag(s), s_i = sizes_i^alpha.
 
     S W is cut off and inv(S) put in front again. The published program adds 1e-6 to every s, whatever the sizes are;
@@ -158,7 +158,7 @@ def factorize_svd(model: Decoder, ranks: Mapping[str, int]) -> Factorized:
     _check(model, ranks)
     kernels = parameters(model)
 
-    def cut(path: str) -> Factors:
+    def cut(path: str) -> KernelFactors:
         return factorize(kernels[f"{path}.kernel"], ranks[path])
 
     return _factorized(model, {path: _named(path, functools.partial(cut, path)) for path in ranks})
@@ -190,7 +190,7 @@ def factorize_aware(
     """
     rows = batch.tokens.shape[0]
 
-    def cut(kernel: jax.Array, rank: int, moments: jax.Array) -> Factors:
+    def cut(kernel: jax.Array, rank: int, moments: jax.Array) -> KernelFactors:
         return factorize(kernel, rank, moments / rows)
 
     streams = _streams(model, batch, ranks, rows_at_once)
@@ -229,7 +229,7 @@ def factorize_asvd(
         decoder layers, the batch is only padding, or a projection's kernel or inputs are not finite.
     """
 
-    def cut(kernel: jax.Array, rank: int, sizes: jax.Array) -> Factors:
+    def cut(kernel: jax.Array, rank: int, sizes: jax.Array) -> KernelFactors:
         return factorize_scaled(kernel, rank, sizes, alpha=alpha)
 
     streams = _streams(model, batch, ranks, rows_at_once)
@@ -269,13 +269,13 @@ def merge_factors(model: Module) -> Module:
 
 def _cut(
     kernel: jax.Array, white: jax.Array, rank: int, *, back: Callable[[jax.Array], jax.Array], metric: jax.Array
-) -> Factors:
+) -> KernelFactors:
     """The leading part of `white`, with `back` put in front of it again; errors in the metric."""
     left, values, right = jnp.linalg.svd(white, full_matrices=False)
     first, second, optimal = _halves(left, values, right, rank)
     first, dtype = back(first), kernel.dtype
     change = jnp.matmul(first, second, precision="highest") - _wide(kernel)
-    return Factors(first.astype(dtype), second.astype(dtype), output_error(change, metric), optimal, 0.0)
+    return KernelFactors(first.astype(dtype), second.astype(dtype), output_error(change, metric), optimal, 0.0)
 
 
 @jax.jit(static_argnames="rank")
@@ -303,14 +303,14 @@ def _in_order(
     model: Decoder,
     streams: list[Stream],
     ranks: Mapping[str, int],
-    cut: Callable[[jax.Array, int, jax.Array], Factors],
+    cut: Callable[[jax.Array, int, jax.Array], KernelFactors],
     *,
     statistic: Statistic,
     progress: Progress | None,
 ) -> Factorized:
     """Each layer cut by what it receives from the cut layers before it."""
 
-    def edit(path: str, kernel: jax.Array, found: jax.Array) -> Factors:
+    def edit(path: str, kernel: jax.Array, found: jax.Array) -> KernelFactors:
         name = path.removesuffix(".kernel")
         return _named(name, lambda: cut(kernel, ranks[name], found))
 
@@ -319,7 +319,7 @@ def _in_order(
     return _factorized(model, {path.removesuffix(".kernel"): factors for path, factors in found.items()})
 
 
-def _named(path: str, cut: Callable[[], Factors]) -> Factors:
+def _named(path: str, cut: Callable[[], KernelFactors]) -> KernelFactors:
     try:
         return cut()
     except ValueError as error:
@@ -352,7 +352,7 @@ def _require_rank(shape: tuple[int, ...], rank: object) -> None:
         raise ValueError(msg)
 
 
-def _factorized(model: Decoder, factors: dict[str, Factors]) -> Factorized:
+def _factorized(model: Decoder, factors: dict[str, KernelFactors]) -> Factorized:
     def cut(path: str) -> Callable[[Linear], nnx.Module]:
         return lambda linear: FactorizedLinear(linear, factors[path].first, factors[path].second)
 

@@ -22,7 +22,7 @@ from curvjax.surgery.method import Counts, Progress, Surgery, account
 from curvjax.surgery.pattern import Pattern
 from curvjax.surgery.sparsity import (
     Amount,
-    Sparsity,
+    MeasuredSparsity,
     SparsityPlan,
     kernel_amount,
     measured_sparsity,
@@ -43,7 +43,7 @@ class Pruned(NamedTuple):
 
     model: Decoder
     masks: dict[str, jax.Array]
-    achieved: Sparsity
+    achieved: MeasuredSparsity
     plan: SparsityPlan
 
 

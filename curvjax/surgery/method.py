@@ -18,14 +18,14 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-class Named(Protocol):
+class _Named(Protocol):
     """A frozen dataclass whose fields are its settings. name: by which commands and records call it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
 
 
-class Surgery(Named, Protocol):
+class Surgery(_Named, Protocol):
     """A frozen dataclass that rebuilds a model so that each unit has its amount, exactly or not at all.
 
     targets: of the programs whose amounts it takes.
@@ -90,7 +90,7 @@ class Counts(NamedTuple):
 
 
 def account(
-    method: Named,
+    method: _Named,
     target: str,
     models: tuple[Decoder, Decoder],
     counts: Counts,

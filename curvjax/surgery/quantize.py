@@ -17,7 +17,7 @@ from curvjax.models import Decoder, Linear, affine, parameters, submodules
 from curvjax.models.rebuilt import Facts, ModuleSize, rebuilt_module
 from curvjax.records import Rebuilt, plain
 from curvjax.storage import UNTOUCHED, Format, stored_bytes
-from curvjax.surgery.codes import Codes, decoded, nearest, packed, require_format, unpacked
+from curvjax.surgery.codes import Codes, decoded, nearest, packed_codes, require_format, unpacked
 from curvjax.surgery.method import Counts, Progress, Surgery, account, surgery
 from curvjax.surgery.projections import kernel_units, linear_with, projections, rebuilt, replaced
 
@@ -32,12 +32,12 @@ class QuantizedParam(nnx.Variable):
 class QuantizedLinear(nnx.Module):
     """y = x W + bias with W = (code - zero) scale, read back on call.
 
-    codes: `[ceil(in bits / 8), out]` bytes, see `packed`. scales: `[groups, out]`. zeros: `[groups, out]`, None where
-    the grid is symmetric. No `Linear`: what edits kernels, such as `add_lora`, refuses it.
+    codes: `[ceil(in bits / 8), out]` bytes, see `packed_codes`. scales: `[groups, out]`. zeros: `[groups, out]`, None
+    where the grid is symmetric. No `Linear`: what edits kernels, such as `add_lora`, refuses it.
     """
 
     def __init__(self, base: Linear, codes: Codes, *, symmetric: bool):
-        self.codes = QuantizedParam(packed(codes.codes, codes.bits))
+        self.codes = QuantizedParam(packed_codes(codes.codes, codes.bits))
         self.scales = QuantizedParam(codes.scales)
         self.zeros = None if symmetric else QuantizedParam(codes.zeros)
         self.bias = base.bias

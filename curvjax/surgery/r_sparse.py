@@ -32,7 +32,7 @@ from curvjax.surgery.factorize import factorize
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import rebuilt, select
 from curvjax.surgery.r_sparse_linear import RSparseLinear
-from curvjax.surgery.sequential import after, recorded, require_finite, residual_streams
+from curvjax.surgery.sequential import after, block_statistics, require_finite_statistic, residual_streams
 from curvjax.surgery.sparsity import sparsity_plan
 
 
@@ -157,13 +157,13 @@ class RSparse:
         for index in range(last + 1):
             block, prefix = model.layers[index], f"{layer_prefix(index)}."
             inside = [path for path in spared if path.startswith(prefix)]
-            found = [recorded(block, [stream], _inputs)[0] for stream in streams] if inside else []
+            found = [block_statistics(block, [stream], _inputs)[0] for stream in streams] if inside else []
             own = {}
             for path in inside:
                 parts = [np.asarray(each[within_layer(path)]) for each in found]
                 tokens = [np.asarray(stream.segments).reshape(-1) > 0 for stream in streams]
                 received = np.concatenate([part[real] for part, real in zip(parts, tokens, strict=True)])
-                require_finite(path, jnp.asarray(received))
+                require_finite_statistic(path, jnp.asarray(received))
                 own[within_layer(path)] = self._edit(kernels[f"{path}.kernel"], received, spared[path])
             edits |= {f"{prefix}{path}": edit for path, edit in own.items()}
             if index < last:

@@ -17,7 +17,7 @@ from curvjax.surgery.method import Counts, account
 from curvjax.surgery.projections import linear_with, rebuilt
 
 
-class Cut(NamedTuple):
+class _AdapterSVD(NamedTuple):
     """An adapter by its singular values. values: `[r]` falling. right: `[out, r]` orthonormal right vectors."""
 
     values: Float[np.ndarray, " r"]
@@ -81,7 +81,7 @@ class Rerank:
         return account(self, "rank", (model, after), counts, remarks=remarks, evidence=evidence)
 
 
-def cut(adapter: LoRALinear, moment: Float[Array, "I I"] | None = None) -> Cut:
+def cut(adapter: LoRALinear, moment: Float[Array, "I I"] | None = None) -> _AdapterSVD:
     """Singular values and right vectors of H^(1/2) (scale A B), by `[r, r]` matrices alone; in float64.
 
     Of H^(1/2) A only R of its QR factorisation is needed, with R'R = A' H A.
@@ -94,7 +94,7 @@ def cut(adapter: LoRALinear, moment: Float[Array, "I I"] | None = None) -> Cut:
         root = np.sqrt(np.maximum(squares, 0.0))[:, None] * axes.T
     basis, rest = np.linalg.qr(b.T)
     _, values, right = np.linalg.svd(adapter.scale * root @ rest.T, full_matrices=False)
-    return Cut(values, basis @ right.T)
+    return _AdapterSVD(values, basis @ right.T)
 
 
 def shared_ranks(values: list[Float[np.ndarray, " r"]], total: int) -> tuple[list[int], float]:
@@ -105,7 +105,7 @@ def shared_ranks(values: list[Float[np.ndarray, " r"]], total: int) -> tuple[lis
     return np.bincount(owner[chosen], minlength=len(values)).tolist(), float(pooled[chosen[-1]])
 
 
-def truncated(adapter: Linear, *, cut: Cut, rank: int) -> Linear:
+def truncated(adapter: Linear, *, cut: _AdapterSVD, rank: int) -> Linear:
     """The adapter of the first `rank` of its own singular directions; the plain projection for none."""
     assert isinstance(adapter, LoRALinear)
     if rank == 0:

@@ -47,7 +47,7 @@ class Stream(NamedTuple):
     segments: Int[Array, "B T"]
 
 
-class Cut(NamedTuple):
+class PrunedKernel(NamedTuple):
     """kernel: `[in, out]` after pruning, zero where mask is False. mask: `[in, out]`, True where the weight stays."""
 
     kernel: Float[Array, "I O"]
@@ -75,7 +75,7 @@ def residual_streams(model: Decoder, batch: Batch, rows_at_once: int) -> list[St
     return [Stream(model.embed(part.tokens, part.positions), part.positions, part.segments) for part in parts]
 
 
-def recorded(
+def block_statistics(
     block: Block, streams: list[Stream], statistic: Statistic, weigh: Weighing | None = None
 ) -> tuple[dict[str, jax.Array], list[Stream]]:
     """The statistic of each projection of `block` by its path in there, and the streams after the layer."""
@@ -126,12 +126,12 @@ def edit_in_order(
     layers = max(map(layer_index, paths), default=-1) + 1
     for index in range(layers):
         block = model.layers[index]
-        found, _ = recorded(block, streams, statistic, weigh)
+        found, _ = block_statistics(block, streams, statistic, weigh)
         kernels = parameters(block)
         inside = [path for path in paths if layer_index(path) == index]
         for path in inside:
             kept = found[module_path(within_layer(path))]
-            require_finite(path, kept)
+            require_finite_statistic(path, kept)
             edits[path] = edit(path, kernels[within_layer(path)], kept)
         edited = kernels | {within_layer(path): edits[path].kernel for path in inside}
         for path in inside:
@@ -147,7 +147,7 @@ def prune_in_order(
     model: Decoder,
     streams: list[Stream],
     plan: SparsityPlan,
-    cut: Callable[[str, jax.Array, jax.Array], Cut],
+    cut: Callable[[str, jax.Array, jax.Array], PrunedKernel],
     *,
     statistic: Statistic,
     progress: Progress | None = None,
@@ -158,7 +158,7 @@ def prune_in_order(
       model: a decoder.
       streams: what enters its first layer.
       plan: how many weights of which kernels go.
-      cut: `(path, kernel, statistic of its inputs) -> Cut` with as many zeros as planned for `path`.
+      cut: `(path, kernel, statistic of its inputs) -> PrunedKernel` with as many zeros as planned for `path`.
       statistic: what `cut` wants to know of a projection's inputs.
       progress: called with (layers done, layers in all).
 
@@ -173,7 +173,7 @@ def prune_in_order(
     return pruned(copy, {path: done.mask for path, done in cuts.items()}, plan)
 
 
-def require_finite(path: str, statistic: jax.Array) -> None:
+def require_finite_statistic(path: str, statistic: jax.Array) -> None:
     """Do nothing if what is known of the inputs of `path` is finite.
 
     Args:

@@ -28,7 +28,7 @@ from curvjax.surgery.second_moment import (
     require_hessian,
     visited,
 )
-from curvjax.surgery.sequential import Cut, prune_in_order, residual_streams
+from curvjax.surgery.sequential import PrunedKernel, prune_in_order, residual_streams
 from curvjax.surgery.sparsity import Amount, apportioned_above, sparsity_plan
 
 
@@ -77,13 +77,13 @@ def prune_sparsegpt(
     plan = sparsity_plan(model, sparsities)
     rows = batch.tokens.shape[0]
 
-    def cut(path: str, kernel: jax.Array, moments: jax.Array) -> Cut:
+    def cut(path: str, kernel: jax.Array, moments: jax.Array) -> PrunedKernel:
         try:
             found = sparsegpt(kernel, 2.0 / rows * moments, plan.patterns.get(path, plan.counts[path]))
         except ValueError as error:
             msg = f"{path}: {error}"
             raise ValueError(msg) from error
-        return Cut(found.kernel, found.mask)
+        return PrunedKernel(found.kernel, found.mask)
 
     streams = residual_streams(model, batch, rows_at_once)
     return prune_in_order(model, streams, plan, cut, statistic=moments_of, progress=progress)

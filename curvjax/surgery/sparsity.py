@@ -34,7 +34,7 @@ class SparsityPlan(NamedTuple):
     excess: dict[str, int]
 
 
-class Sparsity(NamedTuple):
+class MeasuredSparsity(NamedTuple):
     """names: units. zeros: `[K]` weights that are zero. sizes: `[K]` weights there are. Kernels only, no biases."""
 
     names: tuple[str, ...]
@@ -180,12 +180,12 @@ def apportioned_above(shares: Sequence[float], total: int, least: Sequence[int])
         full |= over
 
 
-def measured_sparsity(model: nnx.Module, units: Sequence[Unit]) -> Sparsity:
+def measured_sparsity(model: nnx.Module, units: Sequence[Unit]) -> MeasuredSparsity:
     """Zeros counted in the arrays of `model`, per unit."""
     kernels = parameters(model)
     zeros = [sum(_zeros(kernels[path]) for path in unit.paths) for unit in units]
     sizes = [sum(kernels[path].size for path in unit.paths) for unit in units]
-    return Sparsity(tuple(unit.name for unit in units), np.array(zeros, np.int64), np.array(sizes, np.int64))
+    return MeasuredSparsity(tuple(unit.name for unit in units), np.array(zeros, np.int64), np.array(sizes, np.int64))
 
 
 def require_counts(model: nnx.Module, plan: SparsityPlan) -> None:

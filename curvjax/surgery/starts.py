@@ -24,7 +24,7 @@ from curvjax.surgery.gradient_start import gradient_start
 from curvjax.surgery.lora import Birth, Start, path_key
 from curvjax.surgery.lora_ga import lora_ga_start
 from curvjax.surgery.projections import projections
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 
 Looks = Iterator[tuple[str, Array]]
 """Of `(module path, matrix)`."""
@@ -87,7 +87,7 @@ def projection_inputs(model: Decoder, batch: Batch, how: Looking) -> Looks:
     """
     streams = residual_streams(model, batch, how.rows)
     for k, block in enumerate(model.layers):
-        parts, after = zip(*(recorded(block, [stream], _unchanged) for stream in streams), strict=True)
+        parts, after = zip(*(block_statistics(block, [stream], _unchanged) for stream in streams), strict=True)
         streams = [stream for (stream,) in after]
         for path in parts[0]:
             yield f"{layer_prefix(k)}.{path}", jnp.concatenate([part[path] for part in parts])

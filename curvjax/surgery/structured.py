@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from curvjax.layers import layer_prefix
 from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, require_plain, with_parameters
-from curvjax.surgery.sequential import require_finite
+from curvjax.surgery.sequential import require_finite_statistic
 
 
 class Shrunk(NamedTuple):
@@ -124,7 +124,7 @@ def _scores(path: str, values: Mapping[str, jax.Array], energies: Mapping[str, j
     if path not in energies:
         msg = f"energies lack {path}; take them from input_energies of the same model."
         raise KeyError(msg)
-    require_finite(path, energies[path])
+    require_finite_statistic(path, energies[path])
     return np.asarray(input_scores(values[f"{path}.kernel"], energies[path]))
 
 

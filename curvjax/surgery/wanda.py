@@ -20,7 +20,13 @@ from curvjax.surgery.method import Progress, require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
 from curvjax.surgery.pattern import Pattern, pattern_mask
 from curvjax.surgery.prices import Order, by_output, kernels_of
-from curvjax.surgery.sequential import Cut, prune_in_order, recorded, require_finite, residual_streams
+from curvjax.surgery.sequential import (
+    PrunedKernel,
+    block_statistics,
+    prune_in_order,
+    require_finite_statistic,
+    residual_streams,
+)
 from curvjax.surgery.sparsity import Amount, sparsity_plan
 
 
@@ -54,9 +60,9 @@ def prune_wanda(
     """
     plan = sparsity_plan(model, sparsities)
 
-    def cut(path: str, kernel: jax.Array, energy: jax.Array) -> Cut:
+    def cut(path: str, kernel: jax.Array, energy: jax.Array) -> PrunedKernel:
         mask = _mask(kernel, energy, plan.patterns.get(path, plan.counts[path]))
-        return Cut(jnp.where(mask, kernel, jnp.zeros((), kernel.dtype)), mask)
+        return PrunedKernel(jnp.where(mask, kernel, jnp.zeros((), kernel.dtype)), mask)
 
     streams = residual_streams(model, batch, rows_at_once)
     return prune_in_order(model, streams, plan, cut, statistic=energies_of, progress=progress)
@@ -85,7 +91,7 @@ def prune_with_energies(model: Decoder, energies: Mapping[str, jax.Array], spars
     kernels, masks = parameters(model), {}
     for path in plan.counts:
         energy = energies[module_path(path)]
-        require_finite(path, energy)
+        require_finite_statistic(path, energy)
         masks[path] = _mask(kernels[path], energy, plan.patterns.get(path, plan.counts[path]))
     return pruned(model, masks, plan)
 
@@ -109,7 +115,7 @@ def input_energies(
     """
     streams, energies = residual_streams(model, batch, rows_at_once), {}
     for index, block in enumerate(model.layers):
-        found, streams = recorded(block, streams, energies_of)
+        found, streams = block_statistics(block, streams, energies_of)
         energies |= {f"{layer_prefix(index)}.{path}": energy for path, energy in found.items()}
         if progress is not None:
             progress(index + 1, len(model.layers))

@@ -14,7 +14,7 @@ from curvjax.training.optimizers import Estimating as Estimating
 from curvjax.training.optimizers import LoRAPro as LoRAPro
 from curvjax.training.optimizers import NoiseAdaptive as NoiseAdaptive
 from curvjax.training.optimizers import Optimizer as Optimizer
-from curvjax.training.optimizers import Terms as Terms
+from curvjax.training.optimizers import OptimizerTerms as OptimizerTerms
 from curvjax.training.optimizers import described as described
 from curvjax.training.optimizers import optimizer as optimizer
 from curvjax.training.optimizers import state_size as state_size

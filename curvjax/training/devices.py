@@ -42,6 +42,6 @@ def over_rows(tree: Tree, mesh: Mesh | None, *, axis: int) -> Tree:
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
 
 
-def summed(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Inside a compiled function: sums over rows, whole on every device."""
+def replicated(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Inside a compiled function: all arrays, such as sums over rows, whole on every device."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))

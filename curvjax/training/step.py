@@ -26,8 +26,8 @@ from curvjax.surgery import (
     watched,
     with_trained_parameters,
 )
-from curvjax.training.devices import over_rows, summed
-from curvjax.training.optimizers import AdamW, Estimating, Optimizer, Terms, Trained
+from curvjax.training.devices import over_rows, replicated
+from curvjax.training.optimizers import AdamW, Estimating, Optimizer, OptimizerTerms, Trained
 from curvjax.training.schedule import warmup_cosine
 
 
@@ -101,7 +101,7 @@ class Recipe(NamedTuple):
                 "and their like; use an optimizer that takes gradients, such as adamw."
             )
             raise ValueError(msg)
-        terms = Terms(self.rate(), self.weight_decay, scales)
+        terms = OptimizerTerms(self.rate(), self.weight_decay, scales)
         clipped = optax.chain(optax.clip_by_global_norm(self.clip), self.optimizer.transformation(terms))
         return clipped if self.draw is None else _by_place(clipped, clip=self.clip)
 
@@ -225,7 +225,7 @@ def _mean(sums, batch, *, recipe, key, mesh):
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     total, _ = jax.lax.scan(add, zero, inputs)
     tokens = jnp.sum(batch.weights)
-    return summed(jax.tree.map(lambda leaf: leaf / tokens.astype(leaf.dtype), total), mesh)
+    return replicated(jax.tree.map(lambda leaf: leaf / tokens.astype(leaf.dtype), total), mesh)
 
 
 def _by_place(inner: optax.GradientTransformation, *, clip: float) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from curvjax.data import Piece, arrange, few_shot, read_task
-from curvjax.evaluation import Pair, Targets, continuation_scores, encode_choices, target_log_probabilities
+from curvjax.evaluation import EncodedPair, Targets, continuation_scores, encode_choices, target_log_probabilities
 from curvjax.models import Decoder, load_model
 from curvjax.records import machine, versions, write_json
 from curvjax.runs.stopwatch import timed
@@ -25,7 +25,7 @@ MODEL, TASK, SEED, LENGTH, ROWS = "smollm2-135m", "sciq", 0, 128, 8
 QUESTIONS, ROUNDS = {0: 6, 5: 4}, 2
 
 
-def read_apart(model: Decoder, pairs: list[Pair]) -> tuple[np.ndarray, int]:
+def read_apart(model: Decoder, pairs: list[EncodedPair]) -> tuple[np.ndarray, int]:
     """Log-probability of every continuation, each pair a segment of its own; and the tokens read."""
     texts = [np.asarray([*pair.context, *pair.continuation[:-1]], np.int32) for pair in pairs]
     width = LENGTH << ((max(map(len, texts)) - 1) // LENGTH).bit_length()

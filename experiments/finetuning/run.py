@@ -19,7 +19,7 @@ import tyro
 
 from curvjax.allocation import Experts, Ranks
 from curvjax.data import Question, question_document, read_task, split_documents
-from curvjax.evaluation import Choice, paired_choice, ranked_choice
+from curvjax.evaluation import RankedChoice, paired_choice, ranked_choice
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded, load_model
 from curvjax.records import Allocation, machine, versions, write_json
@@ -128,7 +128,7 @@ def trained(
 
 def tested(model: Decoder, loaded: Loaded, questions: list[Question]) -> dict[str, Any]:
     """Accuracy and -log p, with their columns."""
-    found: Choice = ranked_choice(model, loaded.tokenizer, questions, rows_at_once=8)
+    found: RankedChoice = ranked_choice(model, loaded.tokenizer, questions, rows_at_once=8)
     fields = ("accuracy", "accuracy_standard_error", "gold_nll", "gold_nll_standard_error", *METRICS.values())
     return {name: getattr(found, name) for name in fields}
 

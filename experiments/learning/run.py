@@ -24,7 +24,7 @@ import tyro
 from curvjax.data import (
     Document,
     Question,
-    packed,
+    packed_rows,
     question_document,
     read_documents,
     read_task,
@@ -111,7 +111,7 @@ def read(name: str, loaded: Loaded, settings: Settings) -> Task:
     if name in ("coqa", "gsm8k"):
         source = read_documents("demo:coqa") if name == "coqa" else worked_arithmetic()
         parts = split_documents(source, seed=0, counts=(train, select, test))
-        rows = packed(parts.test, loaded.tokenizer, length=settings.training.length).batch
+        rows = packed_rows(parts.test, loaded.tokenizer, length=settings.training.length).batch
 
         def text(model: Decoder) -> tuple[list[float], list[float]]:
             found = perplexity(model, rows)

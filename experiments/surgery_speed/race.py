@@ -10,7 +10,7 @@ import torch
 
 from curvjax.models import parameters
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 from experiments.benchmarks.measuring import Cost, Settings, Subject, median, ratio, subject, timed
 
 
@@ -89,7 +89,7 @@ def matrices(studied: Subject, layers: int) -> Iterator[Matrix]:
     rows = studied.batch.tokens.shape[0]
     streams = residual_streams(studied.model, studied.batch, min(rows, 4))
     for block in studied.model.layers[: layers or None]:
-        moments, streams = recorded(block, streams, moments_of)
+        moments, streams = block_statistics(block, streams, moments_of)
         kernels = parameters(block)
         for name, found in moments.items():
             yield Matrix(name, *jax.block_until_ready((kernels[f"{name}.kernel"], 2.0 / rows * found)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curvjax.data import Batch, Cut, Document, Piece, arrange, microbatches, pack, packed, take, windows
+from curvjax.data import Batch, Document, Piece, Truncation, arrange, microbatches, pack, packed_rows, take, windows
 from tests.data.encoders import Characters
 
 texts = st.lists(st.text(alphabet="abcdefg", max_size=20), min_size=1, max_size=12)
@@ -104,13 +104,13 @@ class TestLongPrompts:
 
     def rows(self, completion, *, begin=(), length=8):
         with pytest.warns(UserWarning, match="1 of 1 prompts did not fit into rows of"):
-            return packed([Document("1", completion, prompt=self.PROMPT)], Characters(begin=begin), length=length)
+            return packed_rows([Document("1", completion, prompt=self.PROMPT)], Characters(begin=begin), length=length)
 
     def test_the_last_tokens_stay_in_one_row_with_the_completion(self):
         found = self.rows("XYZ")
         assert "".join(map(chr, found.batch.tokens[0])) == "opqrstXY"
         assert found.batch.weights.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1]]
-        assert found.cut == Cut(prompts=1, tokens=14, completions=0)
+        assert found.cut == Truncation(prompts=1, tokens=14, completions=0)
 
     def test_what_begins_the_text_stays_too(self):
         found = self.rows("XYZ", begin=(7,))
@@ -126,14 +126,14 @@ class TestLongPrompts:
         assert "".join(map(chr, found.batch.tokens[0])).startswith("\x07" * len(begin) + kept + "A")
         counted = np.asarray(found.batch.targets)[np.asarray(found.batch.weights) == 1]
         assert "".join(map(chr, counted)) == completion
-        assert found.cut == Cut(1, len(self.PROMPT) - len(kept), 1)
+        assert found.cut == Truncation(1, len(self.PROMPT) - len(kept), 1)
 
     def test_cuts_are_counted_for_the_rows_that_are_taken(self):
         documents = [Document("1", "X", prompt=self.PROMPT), Document("2", "Y", prompt="abcdefgh")]
         with pytest.warns(UserWarning, match="1 of 2 prompts did not fit"):
-            found = packed(documents, Characters(), length=8)
-        assert found.cut == found.first(1).cut == Cut(1, 12, 0)
-        assert packed(documents[1:], Characters(), length=8).cut == Cut(0, 0, 0)
+            found = packed_rows(documents, Characters(), length=8)
+        assert found.cut == found.first(1).cut == Truncation(1, 12, 0)
+        assert packed_rows(documents[1:], Characters(), length=8).cut == Truncation(0, 0, 0)
 
 
 def test_a_text_that_cannot_be_encoded_is_named():

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from curvjax.data import common_beginning
-from curvjax.evaluation import Pair, continuation_scores
+from curvjax.evaluation import EncodedPair, continuation_scores
 from curvjax.evaluation.continuations import _widths
 from curvjax.models import Decoder
 from curvjax.surgery.experts import add_experts
@@ -22,8 +22,8 @@ def pairs(seed, *, examples=9):
     for _ in range(7):
         context = (*prompt, *generator.integers(0, 128, generator.integers(1, 9)).tolist())
         ending = tuple(generator.integers(0, 128, 6).tolist())
-        found += [Pair(context, ending[:size]) for size in (1, 3, 6)] + [Pair(context, (*ending[:2], 5))]
-    return [*found, Pair((3,), (4, 5))]
+        found += [EncodedPair(context, ending[:size]) for size in (1, 3, 6)] + [EncodedPair(context, (*ending[:2], 5))]
+    return [*found, EncodedPair((3,), (4, 5))]
 
 
 def one_by_one(model, pairs):
@@ -69,8 +69,10 @@ def test_scores_in_float32_are_as_close_as_float32_is(model):
 
 
 def test_the_likeliest_continuation_is_greedy(model):
-    ((_, best),) = one_by_one(model, [Pair((1, 2, 3), (0,))])
-    found = continuation_scores(model, [Pair((1, 2, 3), (int(best[0]),)), Pair((1, 2, 3), (int(best[0]) - 1,))])
+    ((_, best),) = one_by_one(model, [EncodedPair((1, 2, 3), (0,))])
+    found = continuation_scores(
+        model, [EncodedPair((1, 2, 3), (int(best[0]),)), EncodedPair((1, 2, 3), (int(best[0]) - 1,))]
+    )
     assert found.greedy.tolist() == [True, False]
 
 
@@ -87,8 +89,8 @@ def test_rows_grow_with_what_all_texts_begin_with():
 def test_what_cannot_be_scored_is_refused(model):
     with pytest.raises(ValueError, match="each of 0 pairs needs"):
         continuation_scores(model, [])
-    for pair in (Pair((), (1,)), Pair((1,), ())):
+    for pair in (EncodedPair((), (1,)), EncodedPair((1,), ())):
         with pytest.raises(ValueError, match="each of 2 pairs needs a token of context and one to predict"):
-            continuation_scores(model, [Pair((1,), (2,)), pair])
+            continuation_scores(model, [EncodedPair((1,), (2,)), pair])
     with pytest.raises(ValueError, match="a context and its continuation of 65 tokens, but the model takes at most 64"):
-        continuation_scores(model, [Pair((1,), (2,)), Pair((1,) * 60, (2,) * 6)])
+        continuation_scores(model, [EncodedPair((1,), (2,)), EncodedPair((1,) * 60, (2,) * 6)])

@@ -20,7 +20,7 @@ from curvjax.runs.text import TextSettings, packed
 from curvjax.surgery import Factorize, Heads, LoRA, Magnitude, SparseGPT, Wanda, dense_equivalent, sparsegpt
 from curvjax.surgery.projections import kernel_units
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)
@@ -142,8 +142,8 @@ def test_a_measured_slope_is_that_of_the_unit_pruned_and_repaired_alone_in_float
     streams = residual_streams(begun, text.batch, 2)
     for index, inside in ((0, "mlp.up_proj"), (1, "self_attn.q_proj")):
         for before in range(index):
-            _, streams = recorded(begun.layers[before], streams, moments_of)
-        moment = recorded(begun.layers[index], streams, moments_of)[0][inside]
+            _, streams = block_statistics(begun.layers[before], streams, moments_of)
+        moment = block_statistics(begun.layers[index], streams, moments_of)[0][inside]
         path = f"layers.{index}.{inside}.kernel"
         dense = parameters(doubles.model)[path]
 

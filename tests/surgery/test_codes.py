@@ -5,7 +5,7 @@ import pytest
 
 from curvjax.storage import Format
 from curvjax.surgery import decoded, nearest
-from curvjax.surgery.codes import packed, unpacked
+from curvjax.surgery.codes import packed_codes, unpacked
 
 
 def kernel_of(seed, *, inputs=12, outputs=5, dtype=jnp.float64):
@@ -16,7 +16,7 @@ def kernel_of(seed, *, inputs=12, outputs=5, dtype=jnp.float64):
 @pytest.mark.parametrize("inputs", [8, 13])
 def test_packed_codes_come_back_from_as_few_bytes_as_hold_them(bits, inputs):
     codes = jnp.asarray(np.random.default_rng(bits).integers(0, 2**bits, (inputs, 3)), jnp.uint8)
-    stream = packed(codes, bits)
+    stream = packed_codes(codes, bits)
     assert stream.dtype == jnp.uint8
     assert stream.shape == (-(-inputs * bits // 8), 3)
     assert jnp.array_equal(unpacked(stream, bits, inputs=inputs), codes)
@@ -27,7 +27,7 @@ def test_widths_that_divide_a_byte_put_whole_codes_in_it_the_first_lowest(bits):
     codes = np.random.default_rng(1).integers(0, 2**bits, (16, 2)).astype(np.uint8)
     runs = codes.reshape(-1, 8 // bits, 2).astype(int)
     expected = sum(runs[:, place] << (bits * place) for place in range(8 // bits))
-    assert np.array_equal(packed(jnp.asarray(codes), bits), expected)
+    assert np.array_equal(packed_codes(jnp.asarray(codes), bits), expected)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

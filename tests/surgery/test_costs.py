@@ -7,7 +7,7 @@ from flax import nnx
 
 from curvjax.models import Decoder, parameters
 from curvjax.surgery import (
-    Cost,
+    ModuleCost,
     adapter_costs,
     adapter_size,
     add_experts,
@@ -43,7 +43,7 @@ def test_experts_cost_their_formula(model, experts, rank, top_k):
     mixed = add_experts(model, {PATH: experts}, rank=rank, key=KEY, top_k=top_k)
     formula = rank * (8 + 12) * experts + 8 * experts
     active = rank * (8 + 12) * min(experts, top_k) + 8 * experts
-    assert adapter_costs(mixed) == {PATH: Cost(formula, active, 2 * formula)}
+    assert adapter_costs(mixed) == {PATH: ModuleCost(formula, active, 2 * formula)}
     assert adapter_size((8, 12), rank=rank, experts=experts) == count_lora(mixed) == formula
     found = product_flops(projections(mixed)[PATH], tokens=3) - product_flops(projections(model)[PATH], tokens=3)
     assert found == 3 * 2 * formula
@@ -51,8 +51,8 @@ def test_experts_cost_their_formula(model, experts, rank, top_k):
 
 def test_plain_adapters_and_magnitudes_cost_theirs(model):
     plain = add_lora(model, {PATH: 3}, key=KEY)
-    assert adapter_costs(plain) == {PATH: Cost(60, 60, 120)}
-    assert adapter_costs(add_magnitudes(plain)) == {PATH: Cost(72, 72, 120)}
+    assert adapter_costs(plain) == {PATH: ModuleCost(60, 60, 120)}
+    assert adapter_costs(add_magnitudes(plain)) == {PATH: ModuleCost(72, 72, 120)}
     assert adapter_size((8, 12), rank=3) == 60
     assert adapter_size((8, 12), rank=3, magnitudes=True) == 72
     assert adapter_size((8, 12), rank=0) == 0
@@ -66,7 +66,9 @@ def test_upcycled_layers_cost_their_copies_and_a_router(bias):
     grown = upcycle(model, {"layers.0": 3}, key=KEY)
     kernels, biases, router = 3 * 8 * 12, bias * (12 + 12 + 8), 3 * 8
     cost = upcycled_costs(grown)["layers.0.mlp"]
-    assert cost == Cost(3 * (kernels + biases) + router, 2 * (kernels + biases) + router, 2 * (3 * kernels + router))
+    assert cost == ModuleCost(
+        3 * (kernels + biases) + router, 2 * (kernels + biases) + router, 2 * (3 * kernels + router)
+    )
     counted = sum(array.size for array in parameters(grown.layers[0].mlp).values())
     assert cost.parameters == counted
     combining = 2 * 3 * 8  # the weighted sum over experts, no product with a parameter

@@ -21,7 +21,7 @@ from curvjax.surgery import (
 )
 from curvjax.surgery.factorize import sizes_of
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 from tests.surgery.conftest import CONFIG
 
 RANKS = {"layers.10.mlp.up_proj": 3, "layers.1.self_attn.q_proj": 2, "layers.1.mlp.down_proj": 5}
@@ -172,8 +172,8 @@ def test_a_projection_is_fitted_to_what_the_factorised_layers_before_it_send(mod
     streams = residual_streams(aware.model, batch, 5)
     dense = merge_factors(aware.model)
     for block in dense.layers[:10]:
-        streams = recorded(block, streams, moments_of)[1]
-    moments = recorded(model.layers[10], streams, moments_of)[0]["mlp.up_proj"]
+        streams = block_statistics(block, streams, moments_of)[1]
+    moments = block_statistics(model.layers[10], streams, moments_of)[0]["mlp.up_proj"]
     expected = factorize(parameters(model)["layers.10.mlp.up_proj.kernel"], 3, moments / 5)
     found = aware.factors["layers.10.mlp.up_proj"]
     assert jnp.allclose(found.kernel, expected.kernel, rtol=0, atol=1e-3)  # float32, two ways to sum
@@ -276,8 +276,8 @@ def test_asvd_scales_by_what_each_projection_receives_from_cut_layers(model, bat
     assert found.parameters == dict.fromkeys(ranks, 3 * (8 + 12))
     first = factorize_asvd(model, batch, {"layers.0.mlp.up_proj": 3}, rows_at_once=5, alpha=0.7)
     streams = residual_streams(merge_factors(first.model), batch, 5)
-    _, streams = recorded(merge_factors(first.model).layers[0], streams, sizes_of)
-    sizes = recorded(model.layers[1], streams, sizes_of)[0]["mlp.up_proj"]
+    _, streams = block_statistics(merge_factors(first.model).layers[0], streams, sizes_of)
+    sizes = block_statistics(model.layers[1], streams, sizes_of)[0]["mlp.up_proj"]
     wanted = factorize_scaled(parameters(model)["layers.1.mlp.up_proj.kernel"], 3, sizes, alpha=0.7)
     assert jnp.allclose(found.factors["layers.1.mlp.up_proj"].kernel, wanted.kernel, rtol=0, atol=1e-5)
     with pytest.raises(

@@ -8,7 +8,7 @@ from curvjax.storage import Format
 from curvjax.surgery import GPTQ, Sweep, decoded, dequantized, gptq, nearest, quantization_plan, quantize_gptq
 from curvjax.surgery.gptq import _swept
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 
 LAYERS = tuple(f"layers.{layer}" for layer in range(12))
 
@@ -220,7 +220,7 @@ def test_each_layer_is_refitted_to_what_the_quantised_layers_before_it_send(mode
     dense = dequantized(result.model)
     streams = residual_streams(dense, batch, 5)
     for block in dense.layers[:index]:
-        streams = recorded(block, streams, moments_of)[1]
+        streams = block_statistics(block, streams, moments_of)[1]
     x, real = streams[0].x, (batch.segments > 0)[:, :, None]
     inputs = jnp.where(real, model.layers[index].input_layernorm(x), 0).reshape(-1, 8)
     path = f"layers.{index}.self_attn.q_proj.kernel"

@@ -19,7 +19,7 @@ from curvjax.surgery import (
 )
 from curvjax.surgery.prices import mask_prices, masked
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 from curvjax.surgery.wanda import wanda_mask
 from curvjax.testing import tiny_model, tiny_texts
 
@@ -134,7 +134,7 @@ def test_one_kernel_alone_is_edited_as_the_whole_method_edits_a_unit_of_the_firs
     batch = pack(tiny_texts(4), loaded.tokenizer, length=16)
     unit = f"layers.0.{inside}"
     kernel = parameters(loaded.model)[f"{unit}.kernel"]
-    moment = recorded(loaded.model.layers[0], residual_streams(loaded.model, batch, 2), moments_of)[0][inside]
+    moment = block_statistics(loaded.model.layers[0], residual_streams(loaded.model, batch, 2), moments_of)[0][inside]
     for amount in (kernel.size // 4, kernel.size // 2) if method.targets == ("sparsity",) else (2, 5):
         whole = dense_equivalent(method(loaded.model, {unit: amount}, batch if method.reads_text else None).model)
         found = method.edited(kernel, amount, moment if method.reads_text else None)

@@ -25,7 +25,7 @@ from curvjax.surgery import (
 )
 from curvjax.surgery.rsq import Concentration
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import Stream, recorded, residual_streams
+from curvjax.surgery.sequential import Stream, block_statistics, residual_streams
 from curvjax.testing import tiny_model
 from tests.surgery.conftest import CONFIG
 
@@ -77,10 +77,10 @@ def test_where_all_receive_alike_all_weigh_alike(small, batch):
 
 def test_moments_are_those_of_weighed_inputs(small, batch):
     streams, weigh = residual_streams(small, batch, 3), Concentration(0.1)
-    found = recorded(small.layers[0], streams, moments_of, weigh)[0]["mlp.down_proj"]
+    found = block_statistics(small.layers[0], streams, moments_of, weigh)[0]["mlp.down_proj"]
     expected = jnp.zeros((12, 12))
     for stream in streams:
-        inputs = recorded(small.layers[0], [stream], lambda inputs: inputs)[0]["mlp.down_proj"]
+        inputs = block_statistics(small.layers[0], [stream], lambda inputs: inputs)[0]["mlp.down_proj"]
         weight = weigh(small.layers[0], stream).reshape(-1, 1)
         expected += (weight**2 * inputs).T @ inputs
     assert jnp.allclose(found, expected, rtol=1e-4, atol=1e-6)

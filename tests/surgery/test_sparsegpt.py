@@ -13,7 +13,7 @@ from curvjax.data.batch import Batch
 from curvjax.models import parameters, with_parameters
 from curvjax.surgery import Pattern, magnitude_mask, prune_sparsegpt, sparsegpt
 from curvjax.surgery.second_moment import moments_of
-from curvjax.surgery.sequential import recorded, residual_streams
+from curvjax.surgery.sequential import block_statistics, residual_streams
 from curvjax.surgery.sparsegpt import _swept
 
 PEERS = json.loads((Path(__file__).parents[1] / "data" / "peers.json").read_text())
@@ -262,7 +262,7 @@ def test_every_layer_gets_its_own_sparsity_and_only_kernels_change(model, result
 def test_each_layer_is_refitted_to_what_the_pruned_layers_before_it_send(model, batch, result, index):
     streams = residual_streams(result.model, batch, 5)
     for block in result.model.layers[:index]:
-        streams = recorded(block, streams, moments_of)[1]
+        streams = block_statistics(block, streams, moments_of)[1]
     x, real = streams[0].x, (batch.segments > 0)[:, :, None]
     inputs = jnp.where(real, model.layers[index].input_layernorm(x), 0).reshape(-1, 8)
     path = f"layers.{index}.self_attn.q_proj.kernel"

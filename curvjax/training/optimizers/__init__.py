@@ -12,7 +12,7 @@ from curvjax.training.optimizers.registry import OPTIMIZERS as OPTIMIZERS
 from curvjax.training.optimizers.registry import Estimate as Estimate
 from curvjax.training.optimizers.registry import Estimating as Estimating
 from curvjax.training.optimizers.registry import Optimizer as Optimizer
-from curvjax.training.optimizers.registry import Terms as Terms
+from curvjax.training.optimizers.registry import OptimizerTerms as OptimizerTerms
 from curvjax.training.optimizers.registry import Trained as Trained
 from curvjax.training.optimizers.registry import described as described
 from curvjax.training.optimizers.registry import optimizer as optimizer

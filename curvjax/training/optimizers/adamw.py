@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import optax
 
-from curvjax.training.optimizers.registry import Terms, optimizer
+from curvjax.training.optimizers.registry import OptimizerTerms, optimizer
 
 
 @optimizer
@@ -33,6 +33,6 @@ class AdamW:
     eps: float = 1e-8
     """Beside sqrt(v)."""
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """See `Optimizer`."""
         return optax.adamw(terms.rate, b1=self.beta1, b2=self.beta2, eps=self.eps, weight_decay=terms.weight_decay)

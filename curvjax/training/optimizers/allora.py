@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from curvjax.training.optimizers.registry import Terms, optimizer
+from curvjax.training.optimizers.registry import OptimizerTerms, optimizer
 
 
 @optimizer
@@ -49,7 +49,7 @@ class ALLoRA:
             msg = f"eta must be positive, the greatest factor on the learning rate; got {self.eta}."
             raise ValueError(msg)
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """See `Optimizer`."""
         return optax.chain(
             optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.eps),

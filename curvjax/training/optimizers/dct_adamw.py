@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from curvjax.training.optimizers.registry import Terms, Trained, optimizer
+from curvjax.training.optimizers.registry import OptimizerTerms, Trained, optimizer
 
 
 def dct_basis(size: int) -> Float[np.ndarray, "size size"]:
@@ -80,7 +80,7 @@ class DCTAdamW:
             msg = f"share must be in (0, 1], columns kept of a matrix's smaller side; got {self.share}."
             raise ValueError(msg)
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """See `Optimizer`."""
         return optax.chain(
             optax.GradientTransformation(self._init, self._update),

@@ -19,7 +19,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from curvjax.training.optimizers.registry import Estimate, Terms, Trained, optimizer
+from curvjax.training.optimizers.registry import Estimate, OptimizerTerms, Trained, optimizer
 
 
 class ZeroState(NamedTuple):
@@ -70,7 +70,7 @@ class DeepZero:
             msg = f"coordinates, refresh, directions and at_once must be at least 1, and mu positive; got {wrong}."
             raise ValueError(msg)
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """See `Optimizer`."""
         return optax.chain(
             optax.trace(self.momentum),

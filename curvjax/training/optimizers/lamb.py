@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from curvjax.training.optimizers.registry import Terms, optimizer
+from curvjax.training.optimizers.registry import OptimizerTerms, optimizer
 
 
 @optimizer
@@ -41,7 +41,7 @@ class LAMB:
     least_norm: float = 1.0
     """Length that an array is taken to have at least; 0: as published programs, under which B hardly leaves zero."""
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """See `Optimizer`."""
         return optax.chain(
             optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.eps),

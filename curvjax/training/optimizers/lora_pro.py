@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from curvjax.training.optimizers.registry import Terms, Trained, optimizer
+from curvjax.training.optimizers.registry import OptimizerTerms, Trained, optimizer
 
 
-class Factors(NamedTuple):
+class LoRAFactors(NamedTuple):
     """lora_a: `[.., in, r]`, lora_b: `[.., r, out]`: matrices of an adapter, or their gradients."""
 
     lora_a: Float[Array, "*E inputs r"]
     lora_b: Float[Array, "*E r outputs"]
 
 
-def adjusted(adapter: Factors, gradient: Factors, *, scale: float, damping: float = 1e-8) -> Factors:
+def adjusted(adapter: LoRAFactors, gradient: LoRAFactors, *, scale: float, damping: float = 1e-8) -> LoRAFactors:
     """Of all gradients of A and B whose equivalent gradient is nearest to G, those nearest to the plain ones.
 
         argmin |gA* - gA|^2 + |gB* - gB|^2  over  argmin |s (gA* B + A gB*) - G|^2,   gA = s G B', gB = s A' G
@@ -54,10 +54,10 @@ def adjusted(adapter: Factors, gradient: Factors, *, scale: float, damping: floa
     solvable = sums > _least(sums.max((-2, -1), keepdims=True), of_a.shape[-1])
     turned = left.mT @ (-a.mT @ plain_a) @ right
     shift = left @ jnp.where(solvable, turned / jnp.where(solvable, sums, 1.0), 0.0) @ right.mT
-    return Factors(plain_a + a @ shift, plain_b - shift @ b)
+    return LoRAFactors(plain_a + a @ shift, plain_b - shift @ b)
 
 
-def equivalent(adapter: Factors, gradient: Factors, *, scale: float) -> Float[Array, "*E inputs outputs"]:
+def equivalent(adapter: LoRAFactors, gradient: LoRAFactors, *, scale: float) -> Float[Array, "*E inputs outputs"]:
     """s (gA B + A gB): the direction in which W + s A B moves as A and B move along gA and gB."""
     return scale * (gradient.lora_a @ adapter.lora_b + adapter.lora_a @ gradient.lora_b)
 
@@ -98,7 +98,7 @@ class LoRAPro:
             msg = f"damping must be positive, B is born zero and B B' has no inverse; got {self.damping}."
             raise ValueError(msg)
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """See `Optimizer`."""
         return optax.chain(
             self._adam_of_equivalents(terms) if self.moments == "equivalent" else self._adam_of_factors(terms),
@@ -109,7 +109,7 @@ class LoRAPro:
     def _adam(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.eps)
 
-    def _adjusted(self, trained: Trained, gradient: Trained, terms: Terms) -> Trained:
+    def _adjusted(self, trained: Trained, gradient: Trained, terms: OptimizerTerms) -> Trained:
         """With the gradients of all pairs adjusted."""
         found = dict(gradient)
         for path in _pairs(trained):
@@ -119,7 +119,7 @@ class LoRAPro:
             found |= {f"{path}.{name}": array for name, array in pair._asdict().items()}
         return found
 
-    def _adam_of_factors(self, terms: Terms) -> optax.GradientTransformation:
+    def _adam_of_factors(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         adam = self._adam()
 
         def update(updates: Any, state: Any, params: Any = None):
@@ -127,7 +127,7 @@ class LoRAPro:
 
         return optax.GradientTransformation(adam.init, update)
 
-    def _adam_of_equivalents(self, terms: Terms) -> optax.GradientTransformation:
+    def _adam_of_equivalents(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         adam: Any = self._adam()  # of dictionaries of arrays, which optax's types do not say
 
         def seen(trained: Trained, gradient: Trained) -> Trained:
@@ -157,8 +157,8 @@ def _pairs(trained: Trained) -> list[str]:
     return [path.removesuffix(".lora_a") for path in trained if path.endswith(".lora_a")]
 
 
-def _factors(arrays: Trained, path: str) -> Factors:
-    return Factors(arrays[f"{path}.lora_a"], arrays[f"{path}.lora_b"])
+def _factors(arrays: Trained, path: str) -> LoRAFactors:
+    return LoRAFactors(arrays[f"{path}.lora_a"], arrays[f"{path}.lora_b"])
 
 
 def _pseudo_inverse(values: Array, vectors: Array, damping: float) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from curvjax.training.optimizers.registry import Terms, Trained, optimizer
+from curvjax.training.optimizers.registry import OptimizerTerms, Trained, optimizer
 
 
 class Polar(NamedTuple):
@@ -84,7 +84,7 @@ class NoiseAdaptive:
             msg = f"floor must be positive, a noise of zero has no rate otherwise; got {self.floor}."
             raise ValueError(msg)
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """See `Optimizer`."""
         return optax.chain(
             optax.GradientTransformation(_init, self._update),

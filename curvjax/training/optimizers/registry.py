@@ -14,7 +14,7 @@ Trained = dict[str, Array]
 """Arrays that learn by path, `layers.3.self_attn.q_proj.lora_a`, or gradients and steps of their shapes."""
 
 
-class Terms(NamedTuple):
+class OptimizerTerms(NamedTuple):
     """What a run asks of any optimiser. rate: learning rate by step. weight_decay: decoupled, on all that learns.
 
     scales: s of each adapted projection's W + s A B, by module path.
@@ -34,7 +34,7 @@ class Optimizer(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     name: ClassVar[str]
 
-    def transformation(self, terms: Terms) -> optax.GradientTransformation:
+    def transformation(self, terms: OptimizerTerms) -> optax.GradientTransformation:
         """Gradients by path to steps by path, to be added to what learns.
 
         Args:
@@ -115,8 +115,8 @@ def state_size(state: Any) -> int:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from curvjax.training import AdamW, Terms, state_size
-      >>> terms = Terms(rate=lambda step: 0.1, weight_decay=0.0, scales={})
+      >>> from curvjax.training import AdamW, OptimizerTerms, state_size
+      >>> terms = OptimizerTerms(rate=lambda step: 0.1, weight_decay=0.0, scales={})
       >>> state_size(AdamW().transformation(terms).init({"lora_a": jnp.zeros((8, 2))}))  # two moments, two counters
       34
     """

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.training import Terms
+from curvjax.training import OptimizerTerms
 
 PATH = "layers.0.mlp.up_proj"
 SHAPES = {f"{PATH}.lora_a": (7, 3), f"{PATH}.lora_b": (3, 5), f"{PATH}.magnitude": (5,)}
@@ -26,7 +26,7 @@ def on_device(arrays):
 
 @pytest.fixture
 def terms():
-    return Terms(rate=lambda step: RATE, weight_decay=0.1, scales={PATH: 2.0})
+    return OptimizerTerms(rate=lambda step: RATE, weight_decay=0.1, scales={PATH: 2.0})
 
 
 def steps(optimizer, terms, trained, gradients):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from curvjax.training import LoRAPro, state_size
-from curvjax.training.optimizers.lora_pro import Factors, adjusted, equivalent
+from curvjax.training.optimizers.lora_pro import LoRAFactors, adjusted, equivalent
 
 from .conftest import PATH, RATE, Adam, drawn, on_device, steps
 
@@ -15,7 +15,7 @@ def problem(seed, inputs=7, rank=3, outputs=5):
     """A, B, a full gradient G and what it is in A and B."""
     shapes = {"a": (inputs, rank), "b": (rank, outputs), "g": (inputs, outputs)}
     a, b, g = drawn(seed, shapes).values()
-    return Factors(a, b), g, Factors(S * g @ b.T, S * a.T @ g)
+    return LoRAFactors(a, b), g, LoRAFactors(S * g @ b.T, S * a.T @ g)
 
 
 def nearest(pair, g):
@@ -58,8 +58,8 @@ def test_of_all_that_are_nearest_the_gradients_are_those_next_to_the_plain_ones(
 
 def test_at_birth_b_takes_the_nearest_step_and_a_none():
     pair, g, _ = problem(1)
-    born = Factors(pair.lora_a, np.zeros_like(pair.lora_b))
-    found = adjusted(born, Factors(np.zeros_like(pair.lora_a), S * pair.lora_a.T @ g), scale=S)
+    born = LoRAFactors(pair.lora_a, np.zeros_like(pair.lora_b))
+    found = adjusted(born, LoRAFactors(np.zeros_like(pair.lora_a), S * pair.lora_a.T @ g), scale=S)
     assert not np.any(found.lora_a)
     expected = np.linalg.lstsq(pair.lora_a, g, rcond=None)[0] / S
     np.testing.assert_allclose(found.lora_b, expected, rtol=1e-6)
@@ -67,15 +67,15 @@ def test_at_birth_b_takes_the_nearest_step_and_a_none():
 
 def test_a_rank_that_is_not_used_is_no_obstacle():
     pair, g, _ = problem(2)
-    thin = Factors(pair.lora_a, pair.lora_b * np.array([[1.0], [1.0], [0.0]]))
-    found = adjusted(thin, Factors(S * g @ thin.lora_b.T, S * thin.lora_a.T @ g), scale=S, damping=1e-12)
+    thin = LoRAFactors(pair.lora_a, pair.lora_b * np.array([[1.0], [1.0], [0.0]]))
+    found = adjusted(thin, LoRAFactors(S * g @ thin.lora_b.T, S * thin.lora_a.T @ g), scale=S, damping=1e-12)
     np.testing.assert_allclose(equivalent(thin, found, scale=S), nearest(thin, g), rtol=1e-6, atol=1e-8)
 
 
 def test_experts_are_adjusted_one_by_one():
     several = [problem(seed) for seed in (1, 2)]
     pair, plain = (
-        Factors(*(np.stack(part) for part in zip(*parts, strict=True)))
+        LoRAFactors(*(np.stack(part) for part in zip(*parts, strict=True)))
         for parts in ([one[0] for one in several], [one[2] for one in several])
     )
     found = adjusted(pair, plain, scale=S)
@@ -97,9 +97,9 @@ def test_steps_are_adjusted_from_adams_step_of_the_equivalent_gradient(terms):
         g, slope = drawn(seed, {"g": (7, 5), "slope": (5,)}).values()
         gradient = dict(zip(trained, (S * g @ b.T, S * a.T @ g, slope), strict=True))
         updates, state = transformation.update(on_device(gradient), state, on_device(trained))
-        step = adam.direction(nearest(Factors(a, b), g))
+        step = adam.direction(nearest(LoRAFactors(a, b), g))
         moved = S * (updates[f"{PATH}.lora_a"] @ b + a @ updates[f"{PATH}.lora_b"])
-        np.testing.assert_allclose(moved, -RATE * nearest(Factors(a, b), step), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(moved, -RATE * nearest(LoRAFactors(a, b), step), rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(updates[f"{PATH}.magnitude"], -RATE * plain.direction(slope), rtol=1e-10)
         trained = {path: array + updates[path] for path, array in trained.items()}
 
