@@ -32,7 +32,7 @@ from curvjax.report.outcome_figures import pruning_figure as pruning_figure
 from curvjax.report.page import write_report as write_report
 from curvjax.report.promise import promise_figure as promise_figure
 from curvjax.report.rebuilt import rebuilt_figure as rebuilt_figure
-from curvjax.report.run_directory import RunDirectory as RunDirectory
-from curvjax.report.run_directory import read_run as read_run
+from curvjax.report.run_records import RunRecords as RunRecords
+from curvjax.report.run_records import read_run as read_run
 from curvjax.report.style import save_figure as save_figure
 from curvjax.report.transfer import regret_figure as regret_figure

@@ -11,8 +11,8 @@ from curvjax.records import Allocation, Ranges
 from curvjax.report import style
 from curvjax.report.numbers import Real
 from curvjax.report.profile import positive
-from curvjax.report.run_directory import overall_sparsity
-from curvjax.report.units import Units, arranged, units_of
+from curvjax.report.run_records import overall_sparsity
+from curvjax.report.units import Units, arranged, arranged_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def amounts_figure(
     target = targets.pop()
     figure, panels = style.panels(width, 2.9, ratios=(1,) * len(allocations), share_y=True)
     for axes, allocation, arms in zip(panels, allocations, controls or [{}] * len(allocations), strict=True):
-        units = units_of(allocation)
+        units = arranged_units(allocation)
         if target == "sparsity":
             _bars(axes, units, 100 * allocation.shares, allocation)
             axes.set_title(f"{100 * overall_sparsity(allocation):.0f}% of the weights removed")

@@ -10,9 +10,9 @@ from curvjax.report import style
 from curvjax.report.numbers import Real, count, listed, memory, percent, significant
 from curvjax.report.parts import Picture, Section
 from curvjax.report.profile import leading
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.tables import Table, table
-from curvjax.report.units import units_of
+from curvjax.report.units import arranged_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def card_figure(card: LayerCard, *, width: Real = style.WIDE) -> "Figure":
     Returns:
       A Figure of four or five panels with one axis of units; residual norms and energies on logarithmic axes.
     """
-    units, tried = units_of(card), bool(card.tried)
+    units, tried = arranged_units(card), bool(card.tried)
     figure, panels = style.rows(width, [1.25] * (len(_PANELS) + 1 + tried))
     for axes, (name, title) in zip(panels, _PANELS, strict=False):
         values = _column(card, name)
@@ -101,7 +101,7 @@ def card_table(card: LayerCard) -> Table:
     return table(caption, columns, "l" + "r" * (len(columns) - 1), rows, long=len(rows) > 20)
 
 
-def card_section(records: RunDirectory) -> Section | None:
+def card_section(records: RunRecords) -> Section | None:
     """What each unit has to correct, and what that costs."""
     if (found := records.card) is None:
         return None

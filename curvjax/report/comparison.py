@@ -11,9 +11,9 @@ from curvjax.report import style
 from curvjax.report.arms import arms_parts
 from curvjax.report.numbers import UNKNOWN, Real, count, duration, fixed, listed, significant
 from curvjax.report.parts import Bullets, Part, Picture, Section
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.tables import Table, table
-from curvjax.report.units import arranged, units_of
+from curvjax.report.units import arranged, arranged_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,9 @@ def comparison_figure(comparison: Comparison, *, width: Real = style.WIDE) -> "F
     least = 1e-3 * max(abs(mean), 1.0)  # either side of the mean, where all amounts equal it
     norm = TwoSlopeNorm(mean, min(float(values.min()), mean - least), max(float(values.max()), mean + least))
     figure, (axes,) = style.panels(width, _height(len(methods), width))
-    mesh = style.heat_map(axes, values, norm, rows=[method.name for method in methods], units=units_of(comparison))
+    mesh = style.heat_map(
+        axes, values, norm, rows=[method.name for method in methods], units=arranged_units(comparison)
+    )
     for row, method in enumerate(methods):
         _beside(axes, row, _cost(method))
         if row and method.score != methods[row - 1].score:
@@ -162,7 +164,7 @@ def refusals(comparison: Comparison) -> list[str]:
     return [f"{listed(names)} refused: {reason}" for reason, names in reasons.items()]
 
 
-def comparison_section(records: RunDirectory) -> Section | None:
+def comparison_section(records: RunRecords) -> Section | None:
     """One budget by many methods."""
     if (found := records.comparison) is None:
         return None

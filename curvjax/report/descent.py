@@ -11,9 +11,9 @@ from curvjax.report import style
 from curvjax.report.numbers import MINUS, UNKNOWN, Real, amount, count, fixed, signed, significant
 from curvjax.report.parts import Picture, Section
 from curvjax.report.profile import extent, leading
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.tables import Table, table, unit_table
-from curvjax.report.units import units_of
+from curvjax.report.units import arranged_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def descent_figure(descent: Descent, *, width: Real = style.WIDE) -> "Figure":
     Returns:
       A Figure: selection loss and residual of each step; amounts, and prices if any, of every unit.
     """
-    ends, units, wording = ends_of(descent), units_of(descent.allocation), _WORDINGS[descent.allocation.target]
+    ends, units, wording = ends_of(descent), arranged_units(descent.allocation), _WORDINGS[descent.allocation.target]
     drawn = [(wording.scale * ends.amounts, "kept", wording.title, wording.unit)]
     if np.isfinite(ends.prices).any():
         at = "kept" if ends.priced == descent.best else "last priced"
@@ -158,7 +158,7 @@ def steps_table(descent: Descent) -> Table:
 
 def prices_table(descent: Descent) -> Table:
     """Amounts and prices at both ends, by kind of projection."""
-    ends, units, wording = ends_of(descent), units_of(descent.allocation), _WORDINGS[descent.allocation.target]
+    ends, units, wording = ends_of(descent), arranged_units(descent.allocation), _WORDINGS[descent.allocation.target]
     size = np.array([unit.size for unit in descent.allocation.units], np.float64)
     rows = []
     for kind, members in units.groups():
@@ -183,10 +183,10 @@ def shares_table(descent: Descent) -> Table:
     else:
         cells = [" → ".join(map(wording.shown, pair)) for pair in zip(start, kept, strict=True)]
         caption = f"{wording.title}, at the start and as kept."
-    return unit_table(caption, units_of(descent.allocation), cells, heading=wording.done)
+    return unit_table(caption, arranged_units(descent.allocation), cells, heading=wording.done)
 
 
-def descent_section(records: RunDirectory) -> Section | None:
+def descent_section(records: RunRecords) -> Section | None:
     """Amounts moved towards equal measured prices."""
     if (found := records.descent) is None:
         return None

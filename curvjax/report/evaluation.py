@@ -11,7 +11,7 @@ from curvjax.report.metrics import known_error
 from curvjax.report.numbers import UNKNOWN, Real, count, fixed, listed, plus_minus, significant
 from curvjax.report.outcome_tables import task_cells
 from curvjax.report.parts import Part, Picture, Section
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.tables import Table, table
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def tasks_table(evaluations: Mapping[str, Outcome]) -> Table:
     return table(caption, columns, "llrrrrr", rows, long=len(rows) > 20)
 
 
-def whose_words(evaluations: Mapping[str, Outcome], records: RunDirectory) -> str:
+def whose_words(evaluations: Mapping[str, Outcome], records: RunRecords) -> str:
     """Of which weights each evaluation is, in a sentence or two."""
     return " ".join(f"{label} is of {_whose(found, records)}." for label, found in evaluations.items())
 
@@ -111,7 +111,7 @@ def evaluation_words(evaluations: Mapping[str, Outcome]) -> list[str]:
     return told
 
 
-def evaluation_section(records: RunDirectory) -> Section | None:
+def evaluation_section(records: RunRecords) -> Section | None:
     """Perplexities and accuracies that `evaluate` left."""
     evaluations = records.evaluations
     if not any(found.texts or found.tasks for found in evaluations.values()):
@@ -150,7 +150,7 @@ def _ends(found: TextOutcome | TaskOutcome) -> tuple[float, float, float]:
     return 100 * found.accuracy, 100 * found.accuracy - reach, 100 * found.accuracy + reach
 
 
-def _whose(found: Outcome, records: RunDirectory) -> str:
+def _whose(found: Outcome, records: RunRecords) -> str:
     model, rebuilt = found.origin.model, records.rebuilt
     own = records.origin.model.sha256 if records.origin else model.sha256
     if rebuilt and model.sha256 == rebuilt.model_sha256:

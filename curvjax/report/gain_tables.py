@@ -7,8 +7,8 @@ import numpy as np
 from curvjax.allocation import rank_correlation
 from curvjax.records import Allocation, Run, Scores
 from curvjax.report.numbers import amount, count, duration, fixed, memory, percent, significant
-from curvjax.report.profile import Brackets, Profile, extent, gain_profile, measured, shares
-from curvjax.report.run_directory import overall_sparsity
+from curvjax.report.profile import Brackets, Profile, extent, gain_profile, measured_units, shares
+from curvjax.report.run_records import overall_sparsity
 from curvjax.report.tables import Table, table
 
 
@@ -28,7 +28,7 @@ def gains_table(gains: Scores) -> Table:
             count(gain.products),
             gain.chosen.status,
         )
-        for k, (unit, gain) in enumerate(measured(gains))
+        for k, (unit, gain) in enumerate(measured_units(gains))
     ]
     columns = ("unit", "ζ² (nats)", "width", "share", "|g|²", "τ", "|d|/|θ|", "products", "status")
     return table(f"Gains of {gains.origin.model.name}", columns, "lrrrrrrrl", rows)
@@ -65,7 +65,7 @@ def layers_table(scores: Scores, allocations: Iterable[Allocation] = ()) -> Tabl
             percent(profile.chosen.step[k]),
             count(gain.products),
         ]
-        for k, (unit, gain) in enumerate(measured(scores))
+        for k, (unit, gain) in enumerate(measured_units(scores))
     ]
     for allocation in allocations:
         if tuple(allocation.amounts) != profile.names:

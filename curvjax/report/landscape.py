@@ -8,7 +8,7 @@ from curvjax.records import Landscape
 from curvjax.report import style
 from curvjax.report.numbers import Real, listed, significant
 from curvjax.report.parts import Heading, Part, Picture, Section
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.tables import Table, table
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def landscape_table(landscape: Landscape) -> Table:
     return table("Axes, and the loss's derivatives at 0, in nats per unit of the axis.", columns, "lrrrrl", rows)
 
 
-def landscape_section(records: RunDirectory) -> Section | None:
+def landscape_section(records: RunRecords) -> Section | None:
     """The landscapes that were measured."""
     parts: list[Part] = []
     for name, found in records.landscapes.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from curvjax.report import style, words
 from curvjax.report.numbers import duration, listed
 from curvjax.report.parts import Picture, Section
-from curvjax.report.run_directory import RunDirectory, read_run
+from curvjax.report.run_records import RunRecords, read_run
 from curvjax.report.sections import sections_of
 from curvjax.report.summary import summary_markdown
 
@@ -42,7 +42,7 @@ def pictures_of(sections: Iterable[Section]) -> list[Picture]:
     return [part for section in sections for part in section.parts if isinstance(part, Picture)]
 
 
-def html_page(records: RunDirectory, sections: Iterable[Section], drawn: Mapping[str, Mapping[str, str]]) -> str:
+def html_page(records: RunRecords, sections: Iterable[Section], drawn: Mapping[str, Mapping[str, str]]) -> str:
     """The page as one string; `drawn` holds, by picture, the addresses of its drawings, wide and narrow."""
     run = records.run
     total = sum(stage.seconds for stage in run.stages) if run else 0

@@ -97,7 +97,7 @@ def gain_profile(gains: Gains) -> Profile:
     return profile._replace(grid=profile.grid.column(order))
 
 
-def measured(scores: Scores) -> list[tuple[UnitScore, GainEvidence]]:
+def measured_units(scores: Scores) -> list[tuple[UnitScore, GainEvidence]]:
     """The units, each with what was measured of its gain.
 
     Raises:
@@ -157,7 +157,7 @@ def proved_ranks(lower: Float[np.ndarray, "K G"], upper: Float[np.ndarray, "K G"
 
 
 def _of_scores(scores: Scores) -> Profile:
-    evidence = [gain for _, gain in measured(scores)]
+    evidence = [gain for _, gain in measured_units(scores)]
     rows = [gain.brackets for gain in evidence]
     grid = [bracket.damping for bracket in rows[0][1:]]
     for unit, row in zip(scores.units, rows, strict=True):

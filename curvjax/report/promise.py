@@ -8,7 +8,7 @@ from jaxtyping import Float
 from curvjax.records import Scores
 from curvjax.report import style
 from curvjax.report.numbers import Real, count, percent, setting, significant
-from curvjax.report.profile import measured, positive
+from curvjax.report.profile import measured_units, positive
 from curvjax.report.tables import Table, table
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ENOUGH = 0.75  # of a promise
 
 
-class Steps(NamedTuple):
+class TriedSteps(NamedTuple):
     """Steps of `K` units at `n` radii (shares of |theta|), in nats; fresh: NaN without fresh tokens."""
 
     radius: Float[np.ndarray, " n"]
@@ -31,18 +31,18 @@ class Steps(NamedTuple):
         return self.decrease / self.promised
 
 
-def steps_of(gains: Scores) -> Steps | None:
+def steps_of(gains: Scores) -> TriedSteps | None:
     """The steps on record, the shortest first; None where none were tried."""
-    found = [evidence.steps for _, evidence in measured(gains)]
+    found = [evidence.steps for _, evidence in measured_units(gains)]
     if not all(found):
         return None
     order = np.argsort([step.radius for step in found[0]])
     names = ("promised", "decrease", "fresh")
     values = (np.asarray([[getattr(unit[j], name) for j in order] for unit in found], np.float64) for name in names)
-    return Steps(np.asarray([found[0][j].radius for j in order]), *values)
+    return TriedSteps(np.asarray([found[0][j].radius for j in order]), *values)
 
 
-def promise_words(gains: Scores, steps: Steps) -> str:
+def promise_words(gains: Scores, steps: TriedSteps) -> str:
     """One plain sentence on what was kept, what was not, and what it cost."""
     longest, half = steps.kept[:, -1], np.nanmedian(steps.kept, axis=0)
     enough = np.flatnonzero((steps.kept >= _ENOUGH).all(axis=0))
@@ -60,7 +60,7 @@ def promise_words(gains: Scores, steps: Steps) -> str:
         share = steps.fresh[:, best].sum() / steps.promised[:, best].sum()
         found = setting(steps.radius[best])
         said += f" On fresh tokens the steps of {found} do best, with {percent(share)} of the promise."
-    evidence = [each for _, each in measured(gains)]
+    evidence = [each for _, each in measured_units(gains)]
     seconds = sum(each.seconds / each.gradient_equivalents for each in evidence) / len(evidence)
     tried = sum(each.step_seconds for each in evidence) / seconds
     return f"{said} Trying them took as long as {significant(tried, 3)} gradients of the whole model."
@@ -103,7 +103,7 @@ def promise_figure(gains: Scores, *, width: Real = style.WIDE) -> "Figure":
     return figure
 
 
-def promise_table(steps: Steps) -> Table:
+def promise_table(steps: TriedSteps) -> Table:
     """One row a radius: sums over units, kept shares, and how many units it serves."""
     units, with_fresh = len(steps.promised), bool(np.isfinite(steps.fresh).all())
     rows = []

@@ -9,9 +9,9 @@ from curvjax.records import Allocation, Budget, Rebuilt
 from curvjax.report import style
 from curvjax.report.numbers import Real, amount, count, fixed, listed, percent
 from curvjax.report.parts import Bullets, Part, Picture, Section
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.tables import Table, table, unit_table
-from curvjax.report.units import units_of
+from curvjax.report.units import arranged_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def rebuilt_figure(rebuilt: Rebuilt, *, allocation: Allocation | None = None, wi
     """
     (planned, realised), label = _measures(rebuilt, allocation), _label(rebuilt, allocation)
     figure, (axes, sizes) = style.tiles(width, (1, 1), (2.7, 1.5))
-    units = units_of(rebuilt)
+    units = arranged_units(rebuilt)
     axes.bar(units.place, realised, width=0.72, color=style.WASH, label="in the arrays")
     tick = 6 if units.width <= 80 else 2.5
     axes.plot(units.place, planned, "_", color=style.INK, markersize=tick, label="planned")
@@ -84,7 +84,7 @@ def amounts_table(rebuilt: Rebuilt, allocation: Allocation | None = None) -> Tab
     ]
     label = _label(rebuilt, allocation)
     caption = f"What every unit has in its arrays, {label}; where something else was planned, that too."
-    return unit_table(caption, units_of(rebuilt), cells, heading=label)
+    return unit_table(caption, arranged_units(rebuilt), cells, heading=label)
 
 
 def remarks(rebuilt: Rebuilt) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def remarks(rebuilt: Rebuilt) -> tuple[str, ...]:
     return (*rebuilt.remarks, *([f"Only the checkpoint can hold it: {only}"] if only else []))
 
 
-def rebuilt_section(records: RunDirectory) -> Section | None:
+def rebuilt_section(records: RunRecords) -> Section | None:
     """What the arrays of a rebuilt model have."""
     if (found := records.rebuilt) is None:
         return None

@@ -1,4 +1,4 @@
-"""What the page says: one function a section, `RunDirectory -> Section`, gathered in `SECTIONS`."""
+"""What the page says: one function a section, `RunRecords -> Section`, gathered in `SECTIONS`."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from curvjax.report.parts import Bullets, Heading, Part, Picture, Section
 from curvjax.report.profile import extent, gain_profile, leading
 from curvjax.report.promise import promise_figure, promise_table, promise_words, steps_of
 from curvjax.report.rebuilt import rebuilt_section
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.settings import Measurement
 from curvjax.report.transfer import transfer_section
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def gains(records: RunDirectory) -> Section | None:
+def gains_section(records: RunRecords) -> Section | None:
     """The certified intervals."""
     if (scores := records.gains) is None:
         return None
@@ -51,7 +51,7 @@ def gains(records: RunDirectory) -> Section | None:
     return Section("gains", "Gains, layer by layer", [explanation, picture])
 
 
-def damping(records: RunDirectory) -> Section | None:
+def damping_section(records: RunRecords) -> Section | None:
     """What the damping does to gains, shares and steps."""
     if (scores := records.gains) is None:
         return None
@@ -93,7 +93,7 @@ def damping(records: RunDirectory) -> Section | None:
     return Section("damping", "What the damping does", parts)
 
 
-def promise(records: RunDirectory) -> Section | None:
+def promise_section(records: RunRecords) -> Section | None:
     """What the steps promised, and what the loss kept of it."""
     if (scores := records.gains) is None:
         return None
@@ -115,7 +115,7 @@ def promise(records: RunDirectory) -> Section | None:
     return Section("promise", "Promise against fact", [promise_words(scores, steps), picture, promise_table(steps)])
 
 
-def gradient_norm(records: RunDirectory) -> Section | None:
+def gradient_norm_section(records: RunRecords) -> Section | None:
     """How far gains are gradient norms."""
     if (scores := records.gains) is None:
         return None
@@ -137,7 +137,7 @@ def gradient_norm(records: RunDirectory) -> Section | None:
     return Section("gradient-norm", "Beside the gradient norm", parts)
 
 
-def allocation(records: RunDirectory) -> Section | None:
+def allocation_section(records: RunRecords) -> Section | None:
     """Ranks and sparsities of every layer, budgets and programs."""
     parts: list[Part] = []
     for target in dict.fromkeys(each.target for each in records.allocations):
@@ -153,7 +153,7 @@ def allocation(records: RunDirectory) -> Section | None:
     return Section("allocation", "What was allocated", parts) if parts else None
 
 
-def outcomes(records: RunDirectory) -> Section | None:
+def outcomes_section(records: RunRecords) -> Section | None:
     """Fine-tunes and pruned models beside their controls."""
     if not (records.gains or records.run):
         return None
@@ -176,7 +176,7 @@ def outcomes(records: RunDirectory) -> Section | None:
     return Section("outcomes", "What came of it", parts)
 
 
-def cost(records: RunDirectory) -> Section | None:
+def cost_section(records: RunRecords) -> Section | None:
     """Products, gradients, seconds and memory."""
     parts: list[Part] = [gain_tables.cost_table(records.gains)] if records.gains else []
     if records.run and records.run.stages:
@@ -185,13 +185,13 @@ def cost(records: RunDirectory) -> Section | None:
     return Section("cost", "What it cost", parts) if parts else None
 
 
-def limits(records: RunDirectory) -> Section | None:
+def limits_section(records: RunRecords) -> Section | None:
     """What may not be concluded."""
     told = tuple(words.limits(records))
     return Section("limits", "What these numbers do and do not show", [Bullets(told)]) if told else None
 
 
-def settings(records: RunDirectory) -> Section | None:
+def settings_section(records: RunRecords) -> Section | None:
     """All that is needed to do it again."""
     if (origin := records.origin) is None:
         return None
@@ -213,7 +213,7 @@ def settings(records: RunDirectory) -> Section | None:
     return Section("settings", "Settings, data and versions", parts)
 
 
-def layers(records: RunDirectory) -> Section | None:
+def layers_section(records: RunRecords) -> Section | None:
     """All numbers of every unit."""
     return (
         Section("layers", "Every layer", [gain_tables.layers_table(records.gains, records.allocations)])
@@ -222,34 +222,34 @@ def layers(records: RunDirectory) -> Section | None:
     )
 
 
-SECTIONS: tuple[Callable[[RunDirectory], Section | None], ...] = (
-    gains,
-    damping,
-    promise,
+SECTIONS: tuple[Callable[[RunRecords], Section | None], ...] = (
+    gains_section,
+    damping_section,
+    promise_section,
     landscape_section,
-    gradient_norm,
+    gradient_norm_section,
     card_section,
-    allocation,
+    allocation_section,
     descent_section,
     comparison_section,
     transfer_section,
     rebuilt_section,
     evaluation_section,
-    outcomes,
-    cost,
-    limits,
-    settings,
-    layers,
+    outcomes_section,
+    cost_section,
+    limits_section,
+    settings_section,
+    layers_section,
 )
 """The page from top to bottom; a new section is a function, which gives None where nothing is there, and its name."""
 
 
-def sections_of(records: RunDirectory) -> list[Section]:
+def sections_of(records: RunRecords) -> list[Section]:
     """What the page says of a directory."""
     return [found for section in SECTIONS if (found := section(records))]
 
 
-def _amounts_picture(records: RunDirectory, target: str, allocations: Sequence[Allocation]) -> Picture:
+def _amounts_picture(records: RunRecords, target: str, allocations: Sequence[Allocation]) -> Picture:
     controls = [records.controls(each) for each in allocations]
     name = {"rank": "ranks", "sparsity": "sparsities"}.get(target, target)
     what = "Share of weights removed" if target == "sparsity" else target.capitalize()

@@ -36,7 +36,7 @@ class Measurement(_Chosen):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program(_Chosen):
+class ProgramSettings(_Chosen):
     """Of an allocation program. target: what units receive. alpha: price of a unit of it, one or `[K]`."""
 
     alpha: float | tuple[float, ...] | None = None

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from curvjax.report import words
 from curvjax.report.numbers import listed
 from curvjax.report.parts import Picture, Section
-from curvjax.report.run_directory import RunDirectory
+from curvjax.report.run_records import RunRecords
 from curvjax.report.tables import Table, markdown_table
 
 _SECTIONS = ("outcomes", "evaluation", "descent", "comparison", "rebuilt", "allocation", "cost")
 
 
-def summary_markdown(records: RunDirectory, sections: Sequence[Section]) -> str:
+def summary_markdown(records: RunRecords, sections: Sequence[Section]) -> str:
     """Headline, tables of outcomes, allocations and cost, limits, and the figure of the gains by its relative path."""
     parts = [f"# {records.title}"]
     parts += [sentence.replace("|", r"\|") for sentence in words.headline(records)]

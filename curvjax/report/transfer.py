@@ -8,10 +8,10 @@ from curvjax.records import Transfer
 from curvjax.report import style
 from curvjax.report.numbers import Real, fixed, significant
 from curvjax.report.parts import Picture, Section
-from curvjax.report.run_directory import RunDirectory
-from curvjax.report.settings import Program
+from curvjax.report.run_records import RunRecords
+from curvjax.report.settings import ProgramSettings
 from curvjax.report.tables import Table, table
-from curvjax.report.units import units_of
+from curvjax.report.units import arranged_units
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,8 +62,8 @@ def regret_figure(transfer: Transfer, *, width: Real = style.WIDE) -> "Figure":
         costs.set_xlim(np.nanmin(shown) / 3, np.nanmax(shown) * 10)  # room for the last number
     two = np.array([unit.amount for unit in transfer.units]).T
     labels = [f"by {text}" for text in _texts(transfer)]
-    style.unit_moves(amounts, units_of(transfer), two, labels=labels, colours=(style.ORANGE, style.BLUE))
-    amounts.set(ylabel=Program.of(transfer.program).target, title="The two optima, before rounding")
+    style.unit_moves(amounts, arranged_units(transfer), two, labels=labels, colours=(style.ORANGE, style.BLUE))
+    amounts.set(ylabel=ProgramSettings.of(transfer.program).target, title="The two optima, before rounding")
     style.legend_below(amounts)
     return figure
 
@@ -103,7 +103,7 @@ def qualities_table(transfer: Transfer) -> Table:
     return table(caption, columns, "lrrrr", rows, long=len(rows) > 20)
 
 
-def transfer_section(records: RunDirectory) -> Section | None:
+def transfer_section(records: RunRecords) -> Section | None:
     """What `transfer` left."""
     if (found := records.transfer) is None:
         return None

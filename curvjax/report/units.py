@@ -77,7 +77,7 @@ def arranged(index: Sequence[int] | Int[np.ndarray, " K"], names: Sequence[str] 
     return Units(tuple(names), place, index, _short(kinds), len(kinds) * (layers + _GAP) - _GAP)
 
 
-def units_of(value: Allocation | Rebuilt | Comparison | Transfer | LayerCard) -> Units:
+def arranged_units(value: Allocation | Rebuilt | Comparison | Transfer | LayerCard) -> Units:
     """The units of a value, arranged."""
     return arranged([unit.index for unit in value.units], [unit.name for unit in value.units])
 

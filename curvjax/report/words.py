@@ -26,8 +26,8 @@ from curvjax.report.numbers import (
 )
 from curvjax.report.profile import Profile, extent, gain_profile, leading
 from curvjax.report.rebuilt import rebuilt_words
-from curvjax.report.run_directory import RunDirectory
-from curvjax.report.settings import Measurement, Program
+from curvjax.report.run_records import RunRecords
+from curvjax.report.settings import Measurement, ProgramSettings
 from curvjax.report.transfer import transfer_words
 
 _CURVATURES = {
@@ -68,7 +68,7 @@ def curvature_words(measurement: Measurement) -> str:
     return _CURVATURES.get(measurement.curvature, f"the curvature {measurement.curvature!r}")
 
 
-def headline(records: RunDirectory) -> list[str]:
+def headline(records: RunRecords) -> list[str]:
     """The run in a few sentences: what was scored, how the layers differ, what was done, what came of it."""
     told = [_scored(records.gains), _ordered(records.gains)] if records.gains else []
     told += [descent_words(records.descent)] if records.descent else []
@@ -81,7 +81,7 @@ def headline(records: RunDirectory) -> list[str]:
     return told + (_pruned(records.pruning) if records.pruning else [])
 
 
-def facts(records: RunDirectory) -> dict[str, str]:
+def facts(records: RunRecords) -> dict[str, str]:
     """The few numbers that stand large under the headline, by what they are."""
     found: dict[str, str] = {}
     if scores := records.gains:
@@ -166,7 +166,7 @@ def dual_words(allocations: Sequence[Allocation]) -> str:
     return " ".join(told)
 
 
-def limits(records: RunDirectory) -> list[str]:
+def limits(records: RunRecords) -> list[str]:
     """What the numbers do and do not show, one statement each."""
     told = _limits_of_gains(records.gains) if records.gains else []
     if records.descent:
@@ -303,7 +303,7 @@ def _cancelled(allocation: Allocation) -> str:
             "change the price, not the sparsities."
         )
     costs = np.array([unit.cost for unit in allocation.units])
-    alpha = np.asarray(Program.of(allocation.program).alpha, np.float64)
+    alpha = np.asarray(ProgramSettings.of(allocation.program).alpha, np.float64)
     if np.ptp(costs) == 0 and np.isfinite(alpha).all() and np.ptp(alpha) == 0:
         return (
             "The budget binds and all costs are equal, so α and γ cancel: only β, the costs and the "
@@ -312,7 +312,7 @@ def _cancelled(allocation: Allocation) -> str:
     return ""
 
 
-def _power(records: RunDirectory) -> list[str]:
+def _power(records: RunRecords) -> list[str]:
     """How large a difference would have had to be: 2.8 standard errors, 80% power at a two-sided 5% level."""
     stages = [stage for stage in (records.adaptation, records.pruning) if stage]
     entries = paired_differences(pair for stage in stages for pair in stage.paired)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from curvjax.records import AdapterCost, CardUnit, LayerCard, ModelOrigin, Origin
-from curvjax.report import RunDirectory, card_figure, card_table, read_run, write_report
+from curvjax.report import RunRecords, card_figure, card_table, read_run, write_report
 from curvjax.report.card import card_section, card_words
 from curvjax.report.numbers import UNKNOWN
 from tests.report.values import gains_of
@@ -58,15 +58,15 @@ def test_the_table_has_the_columns_that_there_are():
 
 
 def test_a_card_alone_has_a_page(run_dir):
-    records = RunDirectory(card=card_of(layers=3))
+    records = RunRecords(card=card_of(layers=3))
     folder = run_dir(records)
     assert read_run(folder) == records
     page = write_report(folder)
     assert "The Layer Card" in page.read_text(encoding="utf-8")
     assert (folder / "figures" / "card.svg").is_file()
-    assert card_section(RunDirectory()) is None
+    assert card_section(RunRecords()) is None
 
 
 def test_a_card_of_another_model_is_refused(run_dir):
     with pytest.raises(ValueError, match=r"card.json is about weights 000.*not one run"):
-        read_run(run_dir(RunDirectory(gains=gains_of(3), card=card_of(layers=3))))
+        read_run(run_dir(RunRecords(gains=gains_of(3), card=card_of(layers=3))))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from curvjax.records import ModelOrigin, Origin, Outcome, Speed, TaskOutcome, TextOutcome
-from curvjax.report import RunDirectory, evaluation_figure, read_run
+from curvjax.report import RunRecords, evaluation_figure, read_run
 from curvjax.report.evaluation import evaluation_section, evaluation_words, tasks_table, texts_table, whose_words
 from curvjax.report.numbers import UNKNOWN
 from tests.report.test_rebuilt import rebuilt_of
@@ -59,7 +59,7 @@ def test_tables_have_every_value_with_its_error_and_no_error_that_is_not_known()
 
 def test_it_is_said_whose_weights_were_measured():
     made = replace(rebuilt_of(), model_sha256="1" * 64)
-    records = RunDirectory(rebuilt=made)
+    records = RunRecords(rebuilt=made)
     found = {
         "a": outcome_of(), "b": outcome_of("1" * 64), "c": outcome_of("2" * 64), "d": outcome_of(adapter="runs/lora")
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_it_is_said_whose_weights_were_measured():
 
 
 def test_a_directory_of_evaluations_alone_is_read_and_has_its_section(run_dir):
-    records = RunDirectory(evaluations={"evaluation": outcome_of(), "evaluation-half": outcome_of("1" * 64, tasks={})})
+    records = RunRecords(evaluations={"evaluation": outcome_of(), "evaluation-half": outcome_of("1" * 64, tasks={})})
     found = read_run(run_dir(records))
     assert found == records
     assert found.title == "Measurements of tiny"
@@ -80,5 +80,5 @@ def test_a_directory_of_evaluations_alone_is_read_and_has_its_section(run_dir):
     assert evaluation_words(found.evaluations)[0] == (
         "Measured of tiny (evaluation): perplexity 20.1 on squad, perplexity 20.1 on boolq and accuracy 50.0% on sciq."
     )
-    assert evaluation_section(RunDirectory(evaluations={"evaluation": outcome_of(texts={}, tasks={})})) is None
-    assert evaluation_section(RunDirectory()) is None
+    assert evaluation_section(RunRecords(evaluations={"evaluation": outcome_of(texts={}, tasks={})})) is None
+    assert evaluation_section(RunRecords()) is None

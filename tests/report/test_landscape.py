@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from curvjax.records import Axis, Landscape, ModelOrigin, Origin
-from curvjax.report import RunDirectory, landscape_figure, read_run, write_report
+from curvjax.report import RunRecords, landscape_figure, read_run, write_report
 from curvjax.report.landscape import landscape_section, landscape_table, landscape_words
 from curvjax.report.numbers import MINUS
 from tests.report.values import gains_of
@@ -73,14 +73,14 @@ def test_words_and_table_say_how_the_line_begins_and_where_it_is_lowest():
 
 
 def test_landscapes_have_a_section_each_with_its_name(run_dir):
-    records = RunDirectory(landscapes={"landscape": line_of(), "landscape-plane": plane_of()})
+    records = RunRecords(landscapes={"landscape": line_of(), "landscape-plane": plane_of()})
     folder = run_dir(records)
     assert read_run(folder) == records
     assert "The loss around the model" in write_report(folder).read_text(encoding="utf-8")
     assert {path.stem for path in (folder / "figures").iterdir()} == {"landscape", "landscape-plane"}
-    assert landscape_section(RunDirectory()) is None
+    assert landscape_section(RunRecords()) is None
 
 
 def test_a_landscape_of_another_model_is_refused(run_dir):
     with pytest.raises(ValueError, match=r"landscape.json is about weights 000.*not one run"):
-        read_run(run_dir(RunDirectory(gains=gains_of(3), landscapes={"landscape": line_of()})))
+        read_run(run_dir(RunRecords(gains=gains_of(3), landscapes={"landscape": line_of()})))

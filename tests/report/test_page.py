@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from curvjax.report import RunDirectory, write_report
+from curvjax.report import RunRecords, write_report
 from curvjax.report.comparison import comparison_words
 from curvjax.report.descent import descent_words
 from curvjax.report.page import html_page, pictures_of
@@ -142,7 +142,7 @@ def test_each_picture_is_drawn_from_its_own_stage(whole):
 
 
 def test_a_run_of_gains_at_one_damping_shows_what_there_is_and_names_what_is_missing(run_dir):
-    page = write_report(run_dir(RunDirectory(gains=at_one_damping(gains_of(3)))))
+    page = write_report(run_dir(RunRecords(gains=at_one_damping(gains_of(3)))))
     reader = Reader(page.read_text(encoding="utf-8"))
     missing = "rank allocation, sparsity allocation, low-rank fine-tuning and pruning"
     assert f"Not part of this run: {missing}." in reader.text
@@ -157,7 +157,7 @@ def test_each_record_has_its_section_without_gains(run_dir):
     descent = descent_of([5.0, 4.0, 3.5], best=2, names=NAMES, priced=2)
     methods = [method_of("a", "program", [20, 40, 60, 80], 2.0), method_of("a", "erk", None, 2.0, "q <b> is below 0")]
     comparison = comparison_of(methods, correlations=CORRELATED)
-    page = write_report(run_dir(RunDirectory(descent=descent, comparison=comparison, rebuilt=rebuilt_of())))
+    page = write_report(run_dir(RunRecords(descent=descent, comparison=comparison, rebuilt=rebuilt_of())))
     reader = Reader(page.read_text(encoding="utf-8"))
     sections = [given["id"] for tag, given in reader.tags if tag == "section"]
     assert sections == ["descent", "comparison", "rebuilt", "limits", "settings"]
@@ -176,7 +176,7 @@ def test_each_record_has_its_section_without_gains(run_dir):
 
 def test_an_allocation_alone_has_a_page(run_dir, whole):
     ranks = replace(whole.allocations[0], dual=None)
-    reader = Reader(write_report(run_dir(RunDirectory(allocations=(ranks,)))).read_text(encoding="utf-8"))
+    reader = Reader(write_report(run_dir(RunRecords(allocations=(ranks,)))).read_text(encoding="utf-8"))
     assert (
         "Shared out: 4,128,000 parameters over 12 units of SmolLM2-135M-Instruct (LoRA ranks, by program of gain)"
         in (reader.text)
@@ -187,7 +187,7 @@ def test_an_allocation_alone_has_a_page(run_dir, whole):
 
 def test_methods_that_all_refused_leave_their_reasons(run_dir):
     comparison = comparison_of([method_of("a", "erk", None, 2.0, "q is below 0")])
-    reader = Reader(write_report(run_dir(RunDirectory(comparison=comparison))).read_text(encoding="utf-8"))
+    reader = Reader(write_report(run_dir(RunRecords(comparison=comparison))).read_text(encoding="utf-8"))
     assert "a + erk refused: q is below 0" in reader.text
     assert reader.images == []
 
@@ -196,7 +196,7 @@ def test_names_from_outside_are_escaped(run_dir):
     gains = at_one_damping(gains_of(3))
     name = "<script>alert('x')</script> & \"co\""
     origin = replace(gains.origin, model=replace(gains.origin.model, name=name), settings={name: name})
-    text = write_report(run_dir(RunDirectory(gains=replace(gains, origin=origin)))).read_text(encoding="utf-8")
+    text = write_report(run_dir(RunRecords(gains=replace(gains, origin=origin)))).read_text(encoding="utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     Reader(text)

@@ -8,7 +8,7 @@ import pytest
 from curvjax.records import Step
 from curvjax.report import promise_figure, style
 from curvjax.report.promise import promise_table, promise_words, steps_of
-from curvjax.report.sections import promise
+from curvjax.report.sections import promise_section
 from tests.report.values import with_evidence
 
 KEPT = {0.02: -0.5, 0.002: 0.8, 0.0005: 1.0}
@@ -69,7 +69,7 @@ def test_the_figure_has_a_line_for_each_layer_and_a_dot_for_each_fact(whole, wid
 
 
 def test_gains_without_steps_have_a_section_that_says_so_and_no_figure(whole):
-    assert "was not tried" in promise(whole).parts[0]
-    assert len(promise(replace(whole, gains=with_steps(whole.gains))).parts) == 3
+    assert "was not tried" in promise_section(whole).parts[0]
+    assert len(promise_section(replace(whole, gains=with_steps(whole.gains))).parts) == 3
     with pytest.raises(ValueError, match="no steps were tried beside these gains: score again with --promise"):
         promise_figure(whole.gains)

@@ -5,7 +5,7 @@ import pytest
 
 from curvjax.allocation import Ranks
 from curvjax.records import ModelOrigin, TextOrigin
-from curvjax.report import RunDirectory, read_run, regret_figure, write_report
+from curvjax.report import RunRecords, read_run, regret_figure, write_report
 from curvjax.report.transfer import qualities_table, transfer_section, transfer_table, transfer_words
 from curvjax.runs.transfer import transfer
 from curvjax.testing import tiny_scores
@@ -57,17 +57,17 @@ def test_two_texts_of_one_name_are_told_apart(moved):
 
 
 def test_a_transfer_alone_has_a_page(run_dir, moved):
-    records = RunDirectory(transfer=moved)
+    records = RunRecords(transfer=moved)
     folder = run_dir(records)
     assert read_run(folder) == records
     page = write_report(folder).read_text(encoding="utf-8")
     assert "From one text to another" in page
     assert "no accuracy or loss follows from them" in page
-    assert transfer_section(RunDirectory()) is None
-    assert len(transfer_section(RunDirectory(transfer=replace(moved, units=()))).parts) == 2
+    assert transfer_section(RunRecords()) is None
+    assert len(transfer_section(RunRecords(transfer=replace(moved, units=()))).parts) == 2
 
 
 def test_a_transfer_of_another_model_is_refused(run_dir, moved):
     other = replace(moved, origin=replace(moved.origin, model=ModelOrigin(name="other", sha256="9" * 64)))
     with pytest.raises(ValueError, match=r"transfer.json is about weights 999.*not one run"):
-        read_run(run_dir(RunDirectory(gains=gains_of(3), transfer=other)))
+        read_run(run_dir(RunRecords(gains=gains_of(3), transfer=other)))

@@ -27,7 +27,7 @@ from curvjax.records import (
     UnitAmount,
     UnitScore,
 )
-from curvjax.report import RunDirectory
+from curvjax.report import RunRecords
 
 # zeta^2 of SmolLM2-135M at damping 0.1 (ggn, 256 tokens), layers 0..29
 MEASURED = (
@@ -83,7 +83,7 @@ def run_of(layers=30):
         adaptation=_adaptation(ranks),
         pruning=_pruning(sparsities),
     )
-    return RunDirectory(gains=gains, allocations=(ranks, *sparsities), run=run)
+    return RunRecords(gains=gains, allocations=(ranks, *sparsities), run=run)
 
 
 def write(folder, records):

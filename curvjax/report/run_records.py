@@ -36,7 +36,7 @@ Kind = TypeVar("Kind", bound=Value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunDirectory:
+class RunRecords:
     """What is there, None and () for what is not.
 
     gains: the scores. allocations: capacities first, then sparsities by rising budget, but for the one of the descent.
@@ -120,14 +120,14 @@ class RunDirectory:
         return {arm: np.asarray(values) for arm, values in reversed(found) if arm != "curvature"}
 
 
-def read_run(run_dir: str | Path) -> RunDirectory:
+def read_run(run_dir: str | Path) -> RunRecords:
     """Every record of `run_dir`, checked against each other.
 
     Args:
       run_dir: folder with any of `FILES`.
 
     Returns:
-      A `RunDirectory`; beside gains, a stage that was not run is listed in `missing`.
+      A `RunRecords`; beside gains, a stage that was not run is listed in `missing`.
 
     Raises:
       FileNotFoundError: if none of them is there.
@@ -157,7 +157,7 @@ def read_run(run_dir: str | Path) -> RunDirectory:
                 _require_units(each, gains, source=file)
     own = [each for each in allocations.values() if descent is None or each != descent.allocation]
     own.sort(key=lambda each: (each.target == "sparsity", each.budget.requested * (each.target == "sparsity")))
-    records = RunDirectory(
+    records = RunRecords(
         gains=gains,
         allocations=tuple(own),
         run=run,
@@ -211,7 +211,7 @@ def _require_one_model(origins: Mapping[str, Origin], rebuilt: Rebuilt | None) -
             raise ValueError(msg)
 
 
-def _require_whole(records: RunDirectory) -> None:
+def _require_whole(records: RunRecords) -> None:
     """Refuse values that are not one for each unit, a descent without the step that it kept, ragged correlations."""
     for what, values, of, where, units in _by_unit(records):
         if len(values) != len(units):
@@ -226,7 +226,7 @@ def _require_whole(records: RunDirectory) -> None:
             raise ValueError(msg)
 
 
-def _by_unit(records: RunDirectory) -> Iterator[tuple[str, Sized, str, str, Sized]]:
+def _by_unit(records: RunRecords) -> Iterator[tuple[str, Sized, str, str, Sized]]:
     """Values of which there is one a unit.
 
     Yields:

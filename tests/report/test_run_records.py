@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from curvjax.records import ModelOrigin
-from curvjax.report import RunDirectory, read_run
+from curvjax.report import RunRecords, read_run
 from tests.report.test_comparison import comparison_of, method_of
 from tests.report.test_descent import descent_of
 from tests.report.test_rebuilt import rebuilt_of
@@ -21,7 +21,7 @@ def test_a_whole_run_is_read_as_it_was_written(run_dir, whole):
 
 
 def test_a_run_of_gains_alone_names_the_missing_stages(run_dir):
-    found = read_run(run_dir(RunDirectory(gains=gains_of(12))))
+    found = read_run(run_dir(RunRecords(gains=gains_of(12))))
     assert found.missing == ("rank allocation", "sparsity allocation", "low-rank fine-tuning", "pruning")
 
 
@@ -76,7 +76,7 @@ def later():
     """A directory of one model without gains: a descent with its allocation, a comparison, a rebuilt model."""
     descent = descent_of([5.0, 4.0, 4.5], best=1)
     comparison = comparison_of([method_of(None, "uniform", [50] * 4, 0.0)])
-    return RunDirectory(descent=descent, comparison=comparison, rebuilt=rebuilt_of())
+    return RunRecords(descent=descent, comparison=comparison, rebuilt=rebuilt_of())
 
 
 def test_each_record_is_read_without_gains(run_dir, later, tmp_path):
@@ -102,11 +102,11 @@ def test_the_allocation_of_a_descent_is_not_read_twice(run_dir, later):
 
 def test_the_allocation_of_a_rebuilt_model_is_found_by_its_units(later):
     assert later.rebuilt_from is None
-    assert RunDirectory().rebuilt_from is None
+    assert RunRecords().rebuilt_from is None
     descent = descent_of([5.0], best=0)
     first = rebuilt_of().units[0]
     same = tuple(replace(first, name=unit.name, index=unit.index) for unit in descent.allocation.units)
-    found = RunDirectory(descent=descent, rebuilt=replace(rebuilt_of(), units=same)).rebuilt_from
+    found = RunRecords(descent=descent, rebuilt=replace(rebuilt_of(), units=same)).rebuilt_from
     assert found == descent.allocation
 
 
