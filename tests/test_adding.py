@@ -21,7 +21,7 @@ from curvjax.report import write_report
 from curvjax.runs import evidence as measuring
 from curvjax.runs.adapt import load_adapter
 from curvjax.runs.allocate import program_of
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.scores import SCORES, score
 from curvjax.surgery import SURGERIES, Lesson, LoRA, Magnitude, lora_parameters, surgery
 from curvjax.surgery.method import Counts, account
@@ -148,7 +148,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def text(model):
-    return packed(tiny_texts(8), model, TextSettings(tokens=32, length=16), source="texts")
+    return packed_text(tiny_texts(8), model, TextSettings(tokens=32, length=16), source="texts")
 
 
 def test_all_verbs_take_them(model, text):

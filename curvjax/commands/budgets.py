@@ -24,7 +24,7 @@ from curvjax.runs.judge import JudgeSettings, judge
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
 from curvjax.runs.progress import bars
-from curvjax.runs.text import TextSettings, judged_texts, packed, read, with_validation
+from curvjax.runs.text import TextSettings, judged_texts, packed_text, read, with_validation
 from curvjax.scores import PLANS, SCORES
 from curvjax.surgery import SURGERIES
 from curvjax.surgery.method import require_target
@@ -189,8 +189,8 @@ class Descend:
         much = replace(self.text, tokens=self.selection_tokens)
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
-            text = packed(parts.calibration, loaded, self.text, source=self.data)
-            selection = packed(parts.selection, loaded, much, source=self.data)
+            text = packed_text(parts.calibration, loaded, self.text, source=self.data)
+            selection = packed_text(parts.selection, loaded, much, source=self.data)
             given = {"start": start, "directory": self.out, "progress": progress}
             found = descend(loaded, text, selection, program, method, self.settings, **given)
         paths = found.allocation.save(self.out / "allocation.json"), found.save(self.out / "descent.json")

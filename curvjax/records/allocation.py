@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from curvjax.records.origin import Origin
-from curvjax.records.scores import require_order
+from curvjax.records.scores import require_layer_order
 from curvjax.records.value import Value
 
 
@@ -125,7 +125,7 @@ class Allocation(Value):
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order."""
-        require_order([(unit.name, unit.index) for unit in self.units], what="the allocation")
+        require_layer_order([(unit.name, unit.index) for unit in self.units], what="the allocation")
 
     @property
     def amounts(self) -> dict[str, int]:

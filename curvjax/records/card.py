@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from curvjax.records.origin import Origin
-from curvjax.records.scores import require_order
+from curvjax.records.scores import require_layer_order
 from curvjax.records.value import Value
 
 
@@ -69,4 +69,4 @@ class LayerCard(Value):
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order."""
-        require_order([(unit.name, unit.index) for unit in self.units], what="the card")
+        require_layer_order([(unit.name, unit.index) for unit in self.units], what="the card")

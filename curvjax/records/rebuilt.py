@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from curvjax.records.origin import Origin
-from curvjax.records.scores import require_order
+from curvjax.records.scores import require_layer_order
 from curvjax.records.value import LEFT_OUT, Value
 from curvjax.storage import UNTOUCHED
 
@@ -66,7 +66,7 @@ class Rebuilt(Value):
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order."""
-        require_order([(unit.name, unit.index) for unit in self.units], what=f"what {self.method} rebuilt")
+        require_layer_order([(unit.name, unit.index) for unit in self.units], what=f"what {self.method} rebuilt")
 
     def stored_bits(self, whole: int) -> int:
         """Bits of all codes, scales and zeros, and of each weight that is none `whole` bits; of quantisations."""

@@ -161,7 +161,7 @@ class Scores(Value):
 
     def __post_init__(self) -> None:
         """Refuse units that are not in layer order, since every per-layer vector of the package is."""
-        require_order([(unit.name, unit.index) for unit in self.units], what=f"scores {self.score!r}")
+        require_layer_order([(unit.name, unit.index) for unit in self.units], what=f"scores {self.score!r}")
 
     @property
     def values(self) -> Float[np.ndarray, " K"]:
@@ -207,7 +207,7 @@ class Scores(Value):
         return replace(self, score=score, units=tuple(units))
 
 
-def require_order(units: list[tuple[str, int]], *, what: str) -> None:
+def require_layer_order(units: list[tuple[str, int]], *, what: str) -> None:
     """Refuse no units, units that share a name, claim another layer, or are not in layer order.
 
     Args:

@@ -17,7 +17,7 @@ from curvjax.surgery.codes import decoded, nearest
 Kernels = Mapping[str, Float[Array, "I O"]]
 
 
-def rounded(kernel: Float[Array, "I O"], bits: int, *, group: int) -> Float[Array, "I O"]:
+def nearest_kernel(kernel: Float[Array, "I O"], bits: int, *, group: int) -> Float[Array, "I O"]:
     """A kernel at the nearest points of grids of 2^bits, as the surgery `nearest` has them; as it is for 16 bits."""
     form = Format(group, symmetric=False, scales="float16")
     return kernel if bits == UNTOUCHED else decoded(nearest(kernel, bits, form), kernel.dtype)
@@ -42,7 +42,9 @@ def bit_errors(kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group
     """|w_b - w|^2 of each unit at each width."""
 
     def error(path: str, bits: int) -> float:
-        return float(jnp.sum(jnp.square(_wide(rounded(kernels[path], bits, group=group)) - _wide(kernels[path]))))
+        return float(
+            jnp.sum(jnp.square(_wide(nearest_kernel(kernels[path], bits, group=group)) - _wide(kernels[path])))
+        )
 
     return _table(kernels, units, (lambda path, bits=bits: error(path, bits) for bits in widths.menu))
 
@@ -54,7 +56,7 @@ def bit_harms(
 
     def harms() -> Iterator[Callable[[str], float]]:
         for bits in widths.menu:
-            low = {path: rounded(kernel, bits, group=group) for path, kernel in kernels.items()}
+            low = {path: nearest_kernel(kernel, bits, group=group) for path, kernel in kernels.items()}
             slopes = loss.gradients(_edited(model, low), kernels)
             yield lambda path, low=low, slopes=slopes: float(
                 jnp.sum(jnp.abs(_wide(slopes[path]) * (_wide(low[path]) - _wide(kernels[path]))))
@@ -67,12 +69,12 @@ def low_slopes(
     model: Decoder, divergence: Objective, kernels: Kernels, units: Sequence[Unit], widths: Widths, *, group: int
 ) -> Float[Array, "K W"]:
     """g' (w_low - w_b), g the gradient of the mean KL(dense || low) at the model in which all units are low."""
-    low = {path: rounded(kernel, widths.low, group=group) for path, kernel in kernels.items()}
+    low = {path: nearest_kernel(kernel, widths.low, group=group) for path, kernel in kernels.items()}
     slopes = divergence.gradients(_edited(model, low), kernels)
 
     def fall(path: str, bits: int) -> float:
         return float(
-            jnp.sum(_wide(slopes[path]) * (_wide(low[path]) - _wide(rounded(kernels[path], bits, group=group))))
+            jnp.sum(_wide(slopes[path]) * (_wide(low[path]) - _wide(nearest_kernel(kernels[path], bits, group=group))))
         )
 
     return _table(kernels, units, (lambda path, bits=bits: fall(path, bits) for bits in widths.menu))
@@ -85,7 +87,7 @@ def bit_losses(
 
     def move(unit: Unit, bits: int) -> Move:
         paths = tuple(path for path in unit.paths if path in kernels)
-        return Move(unit.index, paths, lambda path, _: rounded(kernels[path], bits, group=group))
+        return Move(unit.index, paths, lambda path, _: nearest_kernel(kernels[path], bits, group=group))
 
     found = measure_moves(model, loss, [move(unit, bits) for unit in units for bits in widths.menu])
     return jnp.asarray(found.change.reshape(len(units), len(widths.menu)))

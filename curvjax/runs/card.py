@@ -19,7 +19,7 @@ from curvjax.models import Decoder, Loaded, parameters
 from curvjax.records import AdapterCost, CardUnit, Cost, LayerCard, Origin, Promise, Scores, plain
 from curvjax.runs.evaluate import known
 from curvjax.runs.evidence import measure_evidence
-from curvjax.runs.measure import ScoreSettings, unit_shapes, units_of
+from curvjax.runs.measure import ScoreSettings, scored_units, unit_shapes
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.text import Text
 from curvjax.scores import SCORES
@@ -71,7 +71,7 @@ def layer_card(
     if rank < 1:
         msg = f"adapters have a whole rank from 1 on, got {rank!r}."
         raise ValueError(msg)
-    units = units_of(loaded.model, settings)
+    units = scored_units(loaded.model, settings)
     shapes = unit_shapes(loaded.model, units)
     outcomes, told = _outcomes(loaded, tried, [unit.name for unit in units])
     needs = {field for name in _QUANTITIES.values() for field in SCORES[name].needs}

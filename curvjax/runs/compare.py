@@ -19,8 +19,8 @@ from curvjax.models import Loaded
 from curvjax.records import ComparedScore, ComparedUnit, Comparison, Correlations, Cost, Method, Origin, Scores, plain
 from curvjax.runs.allocate import PROGRAM, SharedOut, rules_of, share_out, with_beside
 from curvjax.runs.evaluate import known
-from curvjax.runs.evidence import Measured, measure_evidence
-from curvjax.runs.measure import ScoreSettings, unit_shapes, units_of
+from curvjax.runs.evidence import MeasuredEvidence, measure_evidence
+from curvjax.runs.measure import ScoreSettings, scored_units, unit_shapes
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.stopwatch import timed_warm
 from curvjax.runs.text import Text
@@ -52,7 +52,7 @@ def compare(
     *,
     validation: Text | None = None,
     gains: Scores | None = None,
-    found: Measured | None = None,
+    found: MeasuredEvidence | None = None,
     path: str | Path | None = None,
     progress: Progress = silent,
 ) -> Comparison:
@@ -82,7 +82,7 @@ def compare(
     """
     settings, measured = settings or CompareSettings(), (measured or ScoreSettings()).settled()
     _require_known(settings, program.target)
-    units = units_of(loaded.model, measured)
+    units = scored_units(loaded.model, measured)
     shapes = unit_shapes(loaded.model, units)
     program = with_beside(program, loaded.origin.parameters, shapes)
     posed = program.pose(shapes)
@@ -136,7 +136,7 @@ def measured_for(
     validation: Text | None = None,
     gains: Scores | None = None,
     progress: Progress = silent,
-) -> Measured:
+) -> MeasuredEvidence:
     """What the chosen scores and plans look at, measured once for many budgets; arguments as of `compare`.
 
     Rounding is looked at for the widths of the `program`, and for those of `Bits` by itself where there is none. The
@@ -144,7 +144,7 @@ def measured_for(
     """
     needs = {field for name in settings.scores for field in SCORES[name].needs}
     needs |= {field for name in settings.plans for field in PLANS[name].needs}
-    units = units_of(loaded.model, measured)
+    units = scored_units(loaded.model, measured)
     widths = None
     shapes = unit_shapes(loaded.model, units)
     posed = None if program is None else with_beside(program, loaded.origin.parameters, shapes).pose(shapes)
@@ -182,7 +182,7 @@ def _ways(scores: list[ComparedScore], settings: CompareSettings) -> list[tuple[
     return [*ways, *((None, rule, "none") for rule in settings.rules if rule not in reading)]
 
 
-def _score(name: str, measured: Measured, cost: Mapping[str, float]) -> ComparedScore:
+def _score(name: str, measured: MeasuredEvidence, cost: Mapping[str, float]) -> ComparedScore:
     score = SCORES[name]
     (found, refused), seconds = timed_warm(
         lambda: _attempt(lambda: np.asarray(score.of(measured.evidence), np.float64))
@@ -225,7 +225,7 @@ def _name(score: ComparedScore | None, rule: str, control: str) -> str:
 
 def _by_plan(
     name: str,
-    measured: Measured,
+    measured: MeasuredEvidence,
     program: Program,
     posed: Posed,
     shapes: Sequence[UnitShape],

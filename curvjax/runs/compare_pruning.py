@@ -18,7 +18,7 @@ from curvjax.runs.progress import Progress
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
-from curvjax.runs.text import Text, packed
+from curvjax.runs.text import Text, packed_text
 from curvjax.surgery import Wanda
 
 CURVATURE = "curvature"
@@ -51,7 +51,7 @@ def compare_pruning(
     hashes = {name: documents_hash(part) for name, part in texts._asdict().items()}
     inputs = {"model": gains.origin.model, "evaluate": settings.evaluate, "prune": settings.prune, "texts": hashes}
     method = Wanda(rows=settings.rows)
-    text = packed(texts.calibration, loaded, settings.prune, source=settings.data)
+    text = packed_text(texts.calibration, loaded, settings.prune, source=settings.data)
 
     def measured(name: str, allocation: Allocation | None, part: str) -> TextOutcome:
         def compute() -> TextOutcome:
@@ -154,7 +154,7 @@ def _descent(
     if settings.descent is None:
         return None
     rows = replace(settings.prune, tokens=min(settings.evaluate.tokens, 2 * settings.prune.tokens))
-    selection = packed(texts.selection, loaded, rows, source=settings.data)
+    selection = packed_text(texts.selection, loaded, rows, source=settings.data)
     where, method = directory / "stages" / f"descent-{100 * sparsity:g}", Wanda(rows=settings.rows)
     found = descend(
         loaded, text, selection, Sparsity(sparsity), method, settings.descent, directory=where, progress=progress

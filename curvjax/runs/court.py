@@ -72,7 +72,7 @@ class Court(NamedTuple):
         return {shape.name: int(amount) for shape, amount in zip(self.shapes, amounts, strict=True)}
 
 
-class Choice(NamedTuple):
+class ChosenAmounts(NamedTuple):
     """A method's best amounts, and how they were found. seconds: that this took."""
 
     name: str
@@ -85,10 +85,10 @@ class Choice(NamedTuple):
 def selection_loss(court: Court, amounts: Float[np.ndarray, " K"]) -> tuple[float, float]:
     """Of the draft at whole amounts; and the seconds that it took."""
     shares = np.asarray(amounts) / np.broadcast_to(court.posed.scale, len(amounts))
-    return timed(court, "draft", court.named(amounts), lambda: _loss(court, shares))
+    return measured_once(court, "draft", court.named(amounts), lambda: _loss(court, shares))
 
 
-def timed(court: Court, what: str, at: Any, compute: Callable[[], Any]) -> tuple[Any, float]:
+def measured_once(court: Court, what: str, at: Any, compute: Callable[[], Any]) -> tuple[Any, float]:
     """What was measured, in JSON's types, and the seconds that it took then."""
 
     def measure() -> tuple[Any, float]:

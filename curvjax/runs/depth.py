@@ -28,7 +28,7 @@ from curvjax.scores import SCORES
 from curvjax.surgery import drop_layers
 
 
-class Step(NamedTuple):
+class DropStep(NamedTuple):
     """layers: that go at once, by the model's own indices. value: of what the plan measures, with them."""
 
     layers: tuple[int, ...]
@@ -39,13 +39,13 @@ class Dropped(NamedTuple):
     """measure: what values are, in words. steps: in their order. base: its value of the whole model, where it has one.
 
     Example:
-      >>> from curvjax.runs.depth import Dropped, Step
-      >>> Dropped("loss", (Step((7, 8), 4.2), Step((3,), 4.4)), base=4.1).layers
+      >>> from curvjax.runs.depth import Dropped, DropStep
+      >>> Dropped("loss", (DropStep((7, 8), 4.2), DropStep((3,), 4.4)), base=4.1).layers
       (7, 8, 3)
     """
 
     measure: str
-    steps: tuple[Step, ...]
+    steps: tuple[DropStep, ...]
     base: float | None = None
 
     @property
@@ -129,7 +129,7 @@ class _Measured:
             first, last = np.unravel_index(np.nanargmin(rises), rises.shape)
             layers = tuple(left[first : first + last + 1])
             base = found.base if base is None else base
-            steps.append(Step(layers, float(found.without[first, last])))
+            steps.append(DropStep(layers, float(found.without[first, last])))
             left, gone = [layer for layer in left if layer not in layers], [*gone, *layers]
             progress("layers dropped", len(gone), count)
         return Dropped(f"the {self.objective} without them", tuple(steps), base)
@@ -222,7 +222,7 @@ class Angular:
             msg = f"no angle over {count} layers is finite: the model's stream is not."
             raise ValueError(msg)
         first = int(np.nanargmin(angles))
-        step = Step(tuple(range(first, first + count)), float(angles[first]))
+        step = DropStep(tuple(range(first, first + count)), float(angles[first]))
         return Dropped("the angle over them in half turns", (step,))
 
 
@@ -251,7 +251,7 @@ class LeastScore:
         evidence = measure_evidence(model, text, units, entry.needs, self.settings, progress=progress).evidence
         values = np.asarray(entry.of(evidence), np.float64)
         least = np.argsort(values, kind="stable")[:count]
-        return Dropped(f"their {self.score}", tuple(Step((units[k].index,), float(values[k])) for k in least))
+        return Dropped(f"their {self.score}", tuple(DropStep((units[k].index,), float(values[k])) for k in least))
 
 
 @jax.jit

@@ -53,7 +53,7 @@ OF_ROUNDING = {"bit_harms", "bit_errors", "bit_losses", "low_slopes"}
 """Fields that look at rounding to the widths."""
 
 
-class Measured(NamedTuple):
+class MeasuredEvidence(NamedTuple):
     """costs: of the fields measured. gradient_seconds: one warm gradient in all parameters, median of three."""
 
     evidence: Evidence
@@ -93,7 +93,7 @@ def measure_evidence(
     validation: Text | None = None,
     gains: Scores | None = None,
     progress: Progress = silent,
-) -> Measured:
+) -> MeasuredEvidence:
     """The fields of `Evidence` that are needed, and no others, with the cost of each.
 
     Costs are seconds over those of one gradient of the mean loss in all parameters, on the same rows in the same run.
@@ -150,7 +150,7 @@ def measure_evidence(
             seconds += begun.get(field, 0.0)
             costs.append(FieldCost(field=field, seconds=seconds, gradient_equivalents=seconds / gradient_seconds))
         progress("evidence", done + 1, len(fields))
-    return Measured(Evidence(units, **values, widths=widths), tuple(costs), gradient_seconds)
+    return MeasuredEvidence(Evidence(units, **values, widths=widths), tuple(costs), gradient_seconds)
 
 
 def rounding_error(kernel: Float[Array, "I O"], *, bits: int = 4) -> Float[Array, "I O"]:

@@ -17,7 +17,7 @@ from curvjax.evaluation import paired_difference, perplexity
 from curvjax.models import Loaded, require_plain
 from curvjax.records import Arm, Comparison, Method, Outcomes, Pair, TextOutcome, Trial, digest, plain
 from curvjax.runs.allocate import PROGRAM, share_out
-from curvjax.runs.court import Choice, Court, JudgeSettings, selection_loss
+from curvjax.runs.court import ChosenAmounts, Court, JudgeSettings, selection_loss
 from curvjax.runs.descend import descend
 from curvjax.runs.draft import drafts, rebuilt_densely
 from curvjax.runs.evaluate import known, text_outcome
@@ -79,7 +79,7 @@ def judge(
     require_target(surgery, comparison.target)
     court = _court(loaded, comparison, surgery, text, selection, tests, settings, directory)
     dense = _measured(court, None)  # first: texts that the model cannot read are refused before long work
-    extra: list[tuple[str, Callable[[], Choice]]] = [
+    extra: list[tuple[str, Callable[[], ChosenAmounts]]] = [
         (name, lambda name=name: searched(court, name)) for name in settings.searches
     ]
     if settings.priced:
@@ -154,7 +154,7 @@ def _methods(comparison: Comparison) -> list[Method]:
     return found
 
 
-def _tuned(court: Court, method: Method, comparison: Comparison) -> Choice:
+def _tuned(court: Court, method: Method, comparison: Comparison) -> ChosenAmounts:
     """A method at the setting of least selection loss."""
     program, rule = court.program, RULES.get(method.rule)
     tuned: Tuned | None = getattr(program, "tuned", None) if method.rule == PROGRAM else rule and rule.tuned
@@ -178,17 +178,19 @@ def _tuned(court: Court, method: Method, comparison: Comparison) -> Choice:
 
 def _tried(
     court: Court, name: str, tuned: str | None, candidates: list[tuple[float | None, Float[np.ndarray, " K"]]]
-) -> Choice:
+) -> ChosenAmounts:
     trials, seconds = [], 0.0
     for value, amounts in candidates:
         loss, spent = selection_loss(court, amounts)
         trials.append(Trial(value=value, selection_nll=loss))
         seconds += spent
     best = int(np.argmin([trial.selection_nll for trial in trials]))
-    return Choice(name, tuned, tuple(trials), court.named(candidates[best][1]), seconds)
+    return ChosenAmounts(name, tuned, tuple(trials), court.named(candidates[best][1]), seconds)
 
 
-def _descended(court: Court, settings: DescendSettings, directory: str | Path | None, progress: Progress) -> Choice:
+def _descended(
+    court: Court, settings: DescendSettings, directory: str | Path | None, progress: Progress
+) -> ChosenAmounts:
     """The descent; its seconds are those of its first run."""
     texts = (court.text, court.selection)
     where = None if directory is None else Path(directory) / DESCENT
@@ -198,10 +200,10 @@ def _descended(court: Court, settings: DescendSettings, directory: str | Path | 
     about = [plain(settings), plain(court.program)]
     _, seconds = court.memory("descent", about, lambda: (best.selection_nll, time.perf_counter() - began))
     trials = (Trial(value=None, selection_nll=best.selection_nll),)
-    return Choice(DESCENT, None, trials, dict(found.allocation.amounts), seconds)
+    return ChosenAmounts(DESCENT, None, trials, dict(found.allocation.amounts), seconds)
 
 
-def _arm(court: Court, choice: Choice) -> Arm:
+def _arm(court: Court, choice: ChosenAmounts) -> Arm:
     return Arm(
         method=choice.name,
         tuned=choice.tuned,

@@ -39,7 +39,7 @@ from curvjax.models import Loaded, Wrapped, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import Axis, Cost, Landscape, Origin, Rebuilt, plain
 from curvjax.runs.evaluate import known
-from curvjax.runs.measure import ScoreSettings, split_rows, units_of
+from curvjax.runs.measure import ScoreSettings, scored_units, split_rows
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.promise import edit_deltas
 from curvjax.runs.text import Text
@@ -65,7 +65,7 @@ class Subject(NamedTuple):
         return [self.units[name]] if name else list(self.units.values())
 
 
-class Found(NamedTuple):
+class FoundDirection(NamedTuple):
     """A direction. name: in words. edit: `path -> u`. evidence: what else is known of it."""
 
     name: str
@@ -76,7 +76,7 @@ class Found(NamedTuple):
 class Direction(Protocol):
     """A frozen value from which a direction of the landscape is computed."""
 
-    def found(self, subject: Subject) -> Found:
+    def found(self, subject: Subject) -> FoundDirection:
         """The direction."""
         ...
 
@@ -96,7 +96,7 @@ class NewtonStep:
     radius: float = 0.01
     """Its length as a share of |theta_k|."""
 
-    def found(self, subject: Subject) -> Found:
+    def found(self, subject: Subject) -> FoundDirection:
         """See `Direction`; raises ValueError for a radius that is not positive."""
         _require_radius(self.radius)
         settings, edit, gain = subject.settings, {}, 0.0
@@ -113,7 +113,7 @@ class NewtonStep:
             edit |= step
             gain += 0.5 * float(bracket.lower[0] + bracket.upper[0])
         told = f"Newton step of {self.unit or 'all units'} at radius {self.radius:g}"
-        return Found(told, edit, {"gain": gain, "radius": self.radius})
+        return FoundDirection(told, edit, {"gain": gain, "radius": self.radius})
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class RitzVector:
     steps: int = 32
     """Most products with the curvature; as many vectors of the unit's size are kept."""
 
-    def found(self, subject: Subject) -> Found:
+    def found(self, subject: Subject) -> FoundDirection:
         """See `Direction`; the sign is that in which the loss does not rise at first."""
         _require_radius(self.radius)
         (unit,) = subject.chosen(self.unit) if self.unit else [None]
@@ -155,7 +155,7 @@ class RitzVector:
         if promised(model, passes, scaled).linear < 0:
             scaled = {path: -value for path, value in scaled.items()}
         evidence = {"eigenvalue": pair.value, "residual": pair.residual, "radius": self.radius, "products": pair.steps}
-        return Found(f"{self.end} eigenvector of {self.unit} ({settings.curvature})", scaled, evidence)
+        return FoundDirection(f"{self.end} eigenvector of {self.unit} ({settings.curvature})", scaled, evidence)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class FilterNoise:
     radius: float = 0.1
     """Length of each filter as a share of the weights'."""
 
-    def found(self, subject: Subject) -> Found:
+    def found(self, subject: Subject) -> FoundDirection:
         """See `Direction`; raises ValueError where a unit holds no matrix."""
         _require_radius(self.radius)
         values, edit = parameters(subject.model), {}
@@ -190,7 +190,9 @@ class FilterNoise:
         if not edit:
             msg = f"{self.unit!r} holds no matrix, so no filter; name a unit with projections."
             raise ValueError(msg)
-        return Found(f"random filters of {self.unit or 'all units'}, seed {self.seed}", edit, {"radius": self.radius})
+        return FoundDirection(
+            f"random filters of {self.unit or 'all units'}, seed {self.seed}", edit, {"radius": self.radius}
+        )
 
 
 def filter_normalised(key: Array, kernel: Array) -> Array:
@@ -242,7 +244,7 @@ def landscape(
         raise ValueError(msg)
     model = layered_model(loaded.model)
     passes = run_passes(model, split_rows(text.batch, settings.rows), keep_maps=not settings.recompute)
-    units = {unit.name: unit for unit in units_of(loaded.model, settings)}
+    units = {unit.name: unit for unit in scored_units(loaded.model, settings)}
     subject = Subject(model, passes, units, settings)
     found = [_found(loaded, subject, each) for each in (first, second) if each is not None]
     at = tuple(np.linspace(*span, points).tolist())
@@ -283,14 +285,18 @@ def landscape(
     )
 
 
-def _found(loaded: Loaded | Wrapped, subject: Subject, given: Direction | Mapping[str, Any] | Rebuilt) -> Found:
+def _found(
+    loaded: Loaded | Wrapped, subject: Subject, given: Direction | Mapping[str, Any] | Rebuilt
+) -> FoundDirection:
     if not isinstance(given, (Mapping, Rebuilt)):
         return given.found(subject)
     edit = {path: jnp.asarray(delta) for path, delta in edit_deltas(loaded, given).items()}
     if not edit:
         msg = "a direction changes nothing: give at least one {path: delta}."
         raise ValueError(msg)
-    return Found(f"from the model to what {given.method} made" if isinstance(given, Rebuilt) else "an edit", edit, {})
+    return FoundDirection(
+        f"from the model to what {given.method} made" if isinstance(given, Rebuilt) else "an edit", edit, {}
+    )
 
 
 def _combined(edits: list[dict[str, Array]], x: tuple[float, ...]) -> dict[str, Array]:

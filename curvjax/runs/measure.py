@@ -137,7 +137,7 @@ class ScoreSettings:
         )
 
 
-def units_of(model: Decoder | LayeredModel, settings: ScoreSettings) -> tuple[Unit, ...]:
+def scored_units(model: Decoder | LayeredModel, settings: ScoreSettings) -> tuple[Unit, ...]:
     """What receives one score each, in layer order.
 
     Raises:

@@ -34,7 +34,7 @@ class Move(NamedTuple):
     edit: Edit
 
 
-class Measured(NamedTuple):
+class MeasuredMoves(NamedTuple):
     """base: the objective where nothing moves, nats a token. change: `[M]` of it by each move alone."""
 
     base: float
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 
 def measure_moves(
     model: Decoder, objective: Objective, moves: Sequence[Move], *, moments: bool = False, progress: Progress = silent
-) -> Measured:
+) -> MeasuredMoves:
     """The change of the objective by each move alone.
 
     Args:
@@ -76,7 +76,7 @@ def measure_moves(
             values[place] = objective.after(layered, suffix(layered, k, {**layered.blocks[k], **edits}, streams, parts))
             done += 1
             progress("moves", done, len(moves))
-    return Measured(base, values - base)
+    return MeasuredMoves(base, values - base)
 
 
 def pass_gradients(model: Decoder) -> Float[np.ndarray, " L"]:

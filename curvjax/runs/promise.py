@@ -26,7 +26,7 @@ from curvjax.models import Loaded, Wrapped, parameters, require_decoder
 from curvjax.models.layered import layered_model
 from curvjax.records import Origin, Promise, Rebuilt, UnitPromise, plain
 from curvjax.runs.evaluate import known
-from curvjax.runs.measure import ScoreSettings, split_rows, units_of
+from curvjax.runs.measure import ScoreSettings, scored_units, split_rows
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.text import Text, require_apart
 from curvjax.surgery import dense_equivalent
@@ -69,7 +69,7 @@ def promise(
     settings = (settings or ScoreSettings()).settled()
     if fresh is not None:
         require_apart(calibration=text, fresh=fresh)
-    units, radius = units_of(loaded.model, settings), edit if isinstance(edit, (int, float)) else None
+    units, radius = scored_units(loaded.model, settings), edit if isinstance(edit, (int, float)) else None
     if radius is not None and not 0 < radius < np.inf:
         msg = f"a radius must be a positive share of |theta_k|, got {radius!r}."
         raise ValueError(msg)

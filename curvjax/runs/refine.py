@@ -19,7 +19,7 @@ from curvjax.layers import Unit
 from curvjax.models import Loaded, Wrapped
 from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Refinement, Scores, UnitScore, plain
-from curvjax.runs.measure import ScoreSettings, split_rows, units_of
+from curvjax.runs.measure import ScoreSettings, scored_units, split_rows
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.text import Text
 
@@ -83,7 +83,7 @@ def refine(
     solve = _provable(gains, program)
     model = layered_model(loaded.model)
     passes = run_passes(model, split_rows(text.batch, measured.rows), keep_maps=not measured.recompute)
-    units = units_of(loaded.model, measured)
+    units = scored_units(loaded.model, measured)
     evidence = [unit.gain for unit in gains.units if unit.gain is not None]
     runs, left = dict[int, _Run](), settings.products
 

@@ -14,7 +14,7 @@ from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.score import score
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
-from curvjax.runs.text import packed
+from curvjax.runs.text import packed_text
 
 
 def run(loaded: Loaded, settings: RunSettings, directory: str | Path, *, progress: Progress = silent) -> Path:
@@ -36,7 +36,7 @@ def run(loaded: Loaded, settings: RunSettings, directory: str | Path, *, progres
     stages = Stages(directory / "stages")
     documents = read_documents(settings.data)
     texts = split_documents(documents, seed=settings.seed, shares=(0.4, 0.2, 0.4))
-    text = packed(texts.calibration, loaded, settings.calibration, source=settings.data)
+    text = packed_text(texts.calibration, loaded, settings.calibration, source=settings.data)
     gains = score(loaded, text, settings=settings.score, directory=directory, progress=progress)
     stages.seconds["gains"] = gains.origin.cost.wall_seconds or 0.0
     adaptation = None

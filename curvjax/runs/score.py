@@ -21,11 +21,11 @@ from curvjax.models.layered import layered_model
 from curvjax.records import Cost, GainEvidence, Origin, Scores, UnitScore, digest, plain
 from curvjax.runs.evaluate import known
 from curvjax.runs.evidence import measure_evidence
-from curvjax.runs.measure import ScoreSettings, full_gradient_seconds, split_rows, unit_shapes, units_of
+from curvjax.runs.measure import ScoreSettings, full_gradient_seconds, scored_units, split_rows, unit_shapes
 from curvjax.runs.partial import Partial, resumable
 from curvjax.runs.processes import ALONE, Team
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.steps import bracket_rows, step_rows, with_choice
+from curvjax.runs.steps import bracket_rows, unit_steps, with_choice
 from curvjax.runs.text import Text, require_apart
 from curvjax.scores import SCORES
 
@@ -81,7 +81,7 @@ def score(
         msg = f"fresh rows try the steps behind gains; score {name!r} has none: leave them out, or score `gain`."
         raise ValueError(msg)
     started = time.perf_counter()
-    units, entry = units_of(loaded.model, settings), SCORES[name]
+    units, entry = scored_units(loaded.model, settings), SCORES[name]
     found = measure_evidence(loaded.model, text, units, entry.needs, settings, validation=validation, progress=progress)
     values, seconds = np.asarray(entry.of(found.evidence), np.float64), sum(each.seconds for each in found.costs)
     errors = [None] * len(units) if entry.errors is None else np.asarray(entry.errors(found.evidence)).tolist()
@@ -122,7 +122,7 @@ def gains(
         with TemporaryDirectory() as passing:
             return gains(loaded, text, settings, passing, fresh=fresh, progress=progress)
     settings = _with_fresh(text, settings, fresh)
-    units, directory = units_of(loaded.model, settings), Path(directory)
+    units, directory = scored_units(loaded.model, settings), Path(directory)
     identity = {"model": loaded.sha256, "text": text.origin, "settings": settings, "units": units}
     run = digest(identity if fresh is None else identity | {"fresh": fresh.origin})
     target, partial = directory / "gains.json", Partial(directory, run, process=team.index)
@@ -289,7 +289,7 @@ def _row(
             seconds=seconds,
             gradient_equivalents=seconds / gradient_seconds,
             brackets=brackets,
-            steps=step_rows(found.steps) if found.steps else (),
+            steps=unit_steps(found.steps) if found.steps else (),
             step_seconds=found.steps.seconds if found.steps else 0.0,
         ),
     )

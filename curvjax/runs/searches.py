@@ -16,7 +16,7 @@ from curvjax.allocation.space import Entries, Shares, Space
 from curvjax.models import parameters
 from curvjax.records import Trial
 from curvjax.runs.besa import learned_shares
-from curvjax.runs.court import Choice, Court, sampled, selection_loss, timed
+from curvjax.runs.court import ChosenAmounts, Court, measured_once, sampled, selection_loss
 from curvjax.runs.draft import rebuilt_densely
 from curvjax.runs.measure import split_rows
 from curvjax.runs.objective import objective
@@ -25,7 +25,7 @@ from curvjax.runs.rounds import free_shares
 OFFSPRING = 16  # of an evolution: a few generations even of a hundred evaluations
 
 
-def searched(court: Court, name: str) -> Choice:
+def searched(court: Court, name: str) -> ChosenAmounts:
     """What a search finds, and the seconds that it took.
 
     Raises:
@@ -34,14 +34,14 @@ def searched(court: Court, name: str) -> Choice:
     return _SEARCHES[name](court, name)
 
 
-def _by_divergence(court: Court, name: str) -> Choice:
+def _by_divergence(court: Court, name: str) -> ChosenAmounts:
     """EvoPress, or single moves, at so many evaluations of the divergence on selection rows, as it is published."""
     evaluations, key, seconds = court.settings.evaluations, jax.random.key(court.settings.seed), []
     fitness = objective(court.loaded.model, court.selection.batch, kind="divergence", rows=court.settings.rows)
 
     def loss(x: Float[np.ndarray, " K"], sample: Sample) -> float:
         at = [x.tolist(), sample]
-        found, spent = timed(court, "search", at, lambda: sampled(fitness, sample)(court.draft(x)))
+        found, spent = measured_once(court, "search", at, lambda: sampled(fitness, sample)(court.draft(x)))
         seconds.append(spent)
         return found
 
@@ -66,7 +66,7 @@ def _space(court: Court) -> Space:
     raise ValueError(msg)
 
 
-def _scalebits(court: Court, name: str) -> Choice:
+def _scalebits(court: Court, name: str) -> ChosenAmounts:
     """Widths raised in batches, by gradients of the calibration loss at the model as it is then."""
     menu, seconds = court.posed.menu, []
     if menu is None:
@@ -76,7 +76,7 @@ def _scalebits(court: Court, name: str) -> Choice:
 
     def table(x: Float[np.ndarray, " K"]) -> Float[np.ndarray, "K J"]:
         at = [x.tolist(), menu.amounts.tolist()]
-        found, spent = timed(court, "width changes", at, lambda: changes(x).tolist())
+        found, spent = measured_once(court, "width changes", at, lambda: changes(x).tolist())
         seconds.append(spent)
         return np.asarray(found)
 
@@ -111,7 +111,7 @@ def _width_changes(court: Court, menu: Menu) -> Callable[[Float[np.ndarray, " K"
     return changes
 
 
-def _besa(court: Court, name: str) -> Choice:
+def _besa(court: Court, name: str) -> ChosenAmounts:
     """Shares learned block by block."""
     if court.program.target != "sparsity" or court.draft.order is None:
         what = f"{court.surgery.name} of {court.program.target}"
@@ -121,7 +121,7 @@ def _besa(court: Court, name: str) -> Choice:
     free = free_shares(court.posed, _sizes(court))
     parts = split_rows(court.text.batch, settings.rows)
     about = [settings.epochs, settings.rows, court.program, [unit.name for unit in court.units]]
-    shares, seconds = timed(
+    shares, seconds = measured_once(
         court,
         "besa",
         about,
@@ -132,18 +132,18 @@ def _besa(court: Court, name: str) -> Choice:
     return _judged(court, name, court.posed.rounded(np.asarray(shares)).amount, seconds)
 
 
-def _judged(court: Court, name: str, amounts: Float[np.ndarray, " K"], seconds: float) -> Choice:
+def _judged(court: Court, name: str, amounts: Float[np.ndarray, " K"], seconds: float) -> ChosenAmounts:
     """Amounts found without the selection loss, which is measured once."""
     loss, spent = selection_loss(court, amounts)
     trial = Trial(value=None, selection_nll=loss)
-    return Choice(name, None, (trial,), court.named(amounts), seconds + spent)
+    return ChosenAmounts(name, None, (trial,), court.named(amounts), seconds + spent)
 
 
 def _sizes(court: Court) -> Float[np.ndarray, " K"]:
     return np.asarray([shape.weights for shape in court.shapes], np.float64)
 
 
-_SEARCHES: dict[str, Callable[[Court, str], Choice]] = {
+_SEARCHES: dict[str, Callable[[Court, str], ChosenAmounts]] = {
     "evopress": _by_divergence,
     "greedy": _by_divergence,
     "scalebits": _scalebits,

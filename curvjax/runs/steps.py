@@ -31,7 +31,7 @@ def bracket_rows(labels: Sequence[str], gain: Gain) -> tuple[Bracket, ...]:
     )
 
 
-def step_rows(found: StepPromise) -> tuple[Step, ...]:
+def unit_steps(found: StepPromise) -> tuple[Step, ...]:
     """The steps of one unit, in the order in which radii were asked for."""
     brackets = bracket_rows([f"step {radius:g}" for radius in found.radius], found.gain)
     nothing = [None] * len(brackets)

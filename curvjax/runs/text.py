@@ -80,10 +80,10 @@ def read(source: str | Path, loaded: Loaded, settings: TextSettings | None = Non
     require_decoder(loaded, "read")
     chosen = changed(settings or TextSettings(), changes)
     documents = read_documents(str(source))
-    return packed(sample(documents, len(documents), seed=chosen.text_seed), loaded, chosen, source=str(source))
+    return packed_text(sample(documents, len(documents), seed=chosen.text_seed), loaded, chosen, source=str(source))
 
 
-def packed(documents: Sequence[Document], loaded: Loaded, settings: TextSettings, *, source: str) -> Text:
+def packed_text(documents: Sequence[Document], loaded: Loaded, settings: TextSettings, *, source: str) -> Text:
     """As many rows as hold `settings.tokens`, from documents in the order given.
 
     Raises:
@@ -144,10 +144,10 @@ def judged_texts(
     tested = replace(settings, tokens=test_tokens)
     tests = {data: parts.test} | {other: read_documents(other) for other in others}
     return JudgedTexts(
-        packed(parts.calibration, loaded, settings, source=data),
-        packed(parts.calibration, loaded, much, source=data),
-        packed(parts.selection, loaded, much, source=data),
-        {name: packed(documents, loaded, tested, source=name) for name, documents in tests.items()},
+        packed_text(parts.calibration, loaded, settings, source=data),
+        packed_text(parts.calibration, loaded, much, source=data),
+        packed_text(parts.selection, loaded, much, source=data),
+        {name: packed_text(documents, loaded, tested, source=name) for name, documents in tests.items()},
     )
 
 
@@ -159,7 +159,7 @@ def with_validation(text: Text, loaded: Loaded, settings: TextSettings) -> tuple
     """
     kept = [document for place, document in enumerate(text.documents) if place % 4 != 3]
     parts = (kept, text.documents[3::4])
-    calibration, validation = (packed(part, loaded, settings, source=text.origin.source) for part in parts)
+    calibration, validation = (packed_text(part, loaded, settings, source=text.origin.source) for part in parts)
     return calibration, validation
 
 

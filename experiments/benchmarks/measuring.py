@@ -27,7 +27,7 @@ from curvjax.layers import Unit, layer_units
 from curvjax.models import Decoder, DecoderConfig, load_model, parameters
 from curvjax.models.layered import layered_model
 from curvjax.records import machine, peak_memory_bytes, versions, write_json
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 
 SCHEMA = "curvjax.benchmark/1"
 
@@ -150,7 +150,7 @@ def subject(settings: Settings) -> Subject:
         return random_subject(TINY, tokens=settings.tokens, length=settings.length, seed=settings.seed)
     loaded = load_model(settings.model)
     much = TextSettings(tokens=settings.tokens, length=settings.length)
-    text = packed(read_documents("demo:squad"), loaded, much, source="demo:squad")
+    text = packed_text(read_documents("demo:squad"), loaded, much, source="demo:squad")
     return Subject(loaded.name, loaded.model, text.batch)
 
 

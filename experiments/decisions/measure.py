@@ -23,7 +23,7 @@ from curvjax.layers import Unit, layer_units, module_path
 from curvjax.models import load_model, parameters, weights_hash
 from curvjax.models.layered import layered_model
 from curvjax.records import digest, machine, versions, write_json
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 
 FOLDER = Path(__file__).parent
 
@@ -56,7 +56,7 @@ def main(settings: Measure) -> None:
         documents = read_documents(f"demo:{text}")
         documents = sample(documents, len(documents), seed=settings.seed)
         much = TextSettings(tokens=settings.tokens, length=settings.tokens)
-        batch = packed(documents, loaded, much, source=text).batch
+        batch = packed_text(documents, loaded, much, source=text).batch
         passes = run_passes(model, [batch])
         units = []
         for unit in layer_units(values):

@@ -23,9 +23,9 @@ from curvjax.evaluation import perplexity
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded, load_model
 from curvjax.records import machine, plain, read_json, versions, write_json
-from curvjax.runs.depth import Angular, Dropped, Greedy, LeastScore, Segment, Segments, Step
+from curvjax.runs.depth import Angular, Dropped, DropStep, Greedy, LeastScore, Segment, Segments
 from curvjax.runs.measure import ScoreSettings
-from curvjax.runs.text import Text, TextSettings, packed
+from curvjax.runs.text import Text, TextSettings, packed_text
 from curvjax.surgery import drop_layers
 
 FOLDER = Path(__file__).parent
@@ -73,7 +73,7 @@ def plans(settings: Settings) -> dict[str, tuple[Callable[..., Dropped], bool]]:
 def random_layers(model: Decoder, count: int, seed: int) -> Dropped:
     """The control."""
     drawn = np.random.default_rng(seed).permutation(len(model.layers))[:count]
-    return Dropped("nothing", tuple(Step((layer,), 0.0) for layer in drawn.tolist()))
+    return Dropped("nothing", tuple(DropStep((layer,), 0.0) for layer in drawn.tolist()))
 
 
 def texts(loaded: Loaded, settings: Settings) -> tuple[Text, dict[str, Text]]:
@@ -81,8 +81,8 @@ def texts(loaded: Loaded, settings: Settings) -> tuple[Text, dict[str, Text]]:
     split = split_documents(read_documents(settings.data), seed=settings.seed, shares=(0.5, 0.0, 0.5))
     rows = TextSettings(tokens=settings.test_tokens, length=128)
     tests = {settings.data: split.test, settings.other: read_documents(settings.other)}
-    by = packed(split.calibration, loaded, TextSettings(tokens=settings.tokens, length=128), source=settings.data)
-    return by, {name: packed(documents, loaded, rows, source=name) for name, documents in tests.items()}
+    by = packed_text(split.calibration, loaded, TextSettings(tokens=settings.tokens, length=128), source=settings.data)
+    return by, {name: packed_text(documents, loaded, rows, source=name) for name, documents in tests.items()}
 
 
 def main(settings: Settings) -> None:

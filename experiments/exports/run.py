@@ -33,7 +33,7 @@ from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, load_model, save_hf
 from curvjax.records import Allocation, Budget, Origin, UnitAmount, machine, versions, write_json
 from curvjax.runs.export import RECIPE_FILE, ExportSettings, export_peft_config, export_recipe
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.storage import Format
 from curvjax.surgery import (
     add_lora,
@@ -78,7 +78,7 @@ def main(settings: Exports) -> None:
     loaded = load_model(settings.model)
     documents = read_documents("demo:squad")
     batch, others = (
-        packed(part, loaded, TextSettings(tokens=tokens, length=length), source="demo:squad").batch
+        packed_text(part, loaded, TextSettings(tokens=tokens, length=length), source="demo:squad").batch
         for part, tokens, length in ((documents, settings.calibration, 256), (documents[-40:], settings.tokens, 64))
     )
     tokens = np.asarray(others.tokens)

@@ -29,7 +29,7 @@ from curvjax.runs.compare_adapters import ARMS
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.score import score
 from curvjax.runs.stages import Stages
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import LoRA, LoRAMixture, count_lora
 
 FOLDER = Path(__file__).parent
@@ -67,7 +67,7 @@ def main(settings: Finetuning) -> None:
         read_task(settings.task), seed=0, counts=(settings.train_questions, 0, settings.test_questions)
     )
     train = [question_document(question) for question in parts.calibration]
-    text = packed(train, loaded, TextSettings(tokens=256), source=f"task:{settings.task}")
+    text = packed_text(train, loaded, TextSettings(tokens=256), source=f"task:{settings.task}")
     gains = score(loaded, text, settings=ScoreSettings(rtol=0.1), directory=settings.work)
     stages = Stages(settings.work / "stages")
     base = stages("base", dict, {"test": [q.id for q in parts.test]}, lambda: tested(loaded.model, loaded, parts.test))

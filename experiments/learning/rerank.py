@@ -20,7 +20,7 @@ import curvjax as cj
 from curvjax.models import Decoder, load_model
 from curvjax.records import machine, versions, write_json
 from curvjax.runs.adapt import load_adapter
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import lora_ranks
 from curvjax.surgery.lora import adapters
 from curvjax.surgery.projections import rebuilt
@@ -56,7 +56,7 @@ def main(settings: Reranking) -> None:
     for name in settings.tasks:
         task = read(name, loaded, settings.study)
         rows = TextSettings(tokens=settings.tokens, length=settings.study.training.length)
-        text = packed(task.documents[: settings.study.documents[0]], loaded, rows, source=name)
+        text = packed_text(task.documents[: settings.study.documents[0]], loaded, rows, source=name)
         arms: dict[str, list[dict[str, Any]]] = {}
         for start in settings.starts:
             for seed in settings.seeds:

@@ -37,8 +37,7 @@ from curvjax.models import Decoder, Loaded, load_model
 from curvjax.records import Allocation, machine, versions, write_json
 from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.stages import Stages
-from curvjax.runs.text import Text, TextSettings
-from curvjax.runs.text import packed as packed_text
+from curvjax.runs.text import Text, TextSettings, packed_text
 from curvjax.surgery import SURGERIES, LoRA
 from experiments.learning.plans import plan
 

@@ -24,7 +24,7 @@ from curvjax.runs.judge import JudgeSettings, judge
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.progress import bars
 from curvjax.runs.rounds import DescendSettings
-from curvjax.runs.text import Text, TextSettings, packed
+from curvjax.runs.text import Text, TextSettings, packed_text
 from curvjax.surgery import SURGERIES
 
 FOLDER = Path(__file__).parent
@@ -138,7 +138,7 @@ def read_texts(loaded: Loaded, settings: Settings) -> Texts:
 
 def rows(loaded: Loaded, documents: list[Document], tokens: int, length: int) -> Text:
     """Rows of so many tokens."""
-    return packed(documents, loaded, TextSettings(tokens=tokens, length=length), source="demo")
+    return packed_text(documents, loaded, TextSettings(tokens=tokens, length=length), source="demo")
 
 
 def table(comparison: Comparison) -> str:

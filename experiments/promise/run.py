@@ -23,7 +23,7 @@ from curvjax.records import Scores, machine, plain, versions, write_json
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.progress import bars
 from curvjax.runs.score import score
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 
 FOLDER = Path(__file__).parent
 
@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
     loaded = load_model(settings.model)
     split = split_documents(read_documents(settings.data), seed=settings.seed, shares=(0.5, 0.5, 0.0))
     text, fresh = (
-        packed(documents, loaded, TextSettings(tokens=tokens, length=64), source=settings.data)
+        packed_text(documents, loaded, TextSettings(tokens=tokens, length=64), source=settings.data)
         for documents, tokens in ((split.calibration, settings.tokens), (split.selection, settings.fresh))
     )
     with bars() as progress:

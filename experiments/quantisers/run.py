@@ -28,7 +28,7 @@ from curvjax.models import Decoder, Loaded, load_model
 from curvjax.records import Allocation, Comparison, TextOutcome, machine, plain, versions, write_json
 from curvjax.runs.evaluate import text_outcome
 from curvjax.runs.stages import Stages
-from curvjax.runs.text import Text, TextSettings, packed
+from curvjax.runs.text import Text, TextSettings, packed_text
 from curvjax.surgery import SURGERIES, Surgery
 
 FOLDER = Path(__file__).parent
@@ -98,8 +98,8 @@ def main(settings: Settings) -> None:
     squad = split_documents(read_documents(settings.data), seed=0, shares=(0.5, 0.0, 0.5))
     rows = TextSettings(tokens=settings.tested, length=settings.length)
     tests = {
-        settings.data: packed(squad.test, loaded, rows, source=settings.data),
-        settings.other: packed(read_documents(settings.other), loaded, rows, source=settings.other),
+        settings.data: packed_text(squad.test, loaded, rows, source=settings.data),
+        settings.other: packed_text(read_documents(settings.other), loaded, rows, source=settings.other),
     }
     about = {
         "settings": plain(asdict(settings))
@@ -171,7 +171,9 @@ def widths_of(loaded: Loaded, settings: Settings) -> dict[str, dict[str, int]]:
 def calibration(loaded: Loaded, squad: Splits, settings: Settings, seed: int) -> Text:
     """Rows of the calibration documents in the order of a seed."""
     documents = sample(squad.calibration, len(squad.calibration), seed=seed)
-    return packed(documents, loaded, TextSettings(tokens=settings.tokens, length=settings.length), source=settings.data)
+    return packed_text(
+        documents, loaded, TextSettings(tokens=settings.tokens, length=settings.length), source=settings.data
+    )
 
 
 def made(arm: str, group: int, seed: int) -> Surgery:

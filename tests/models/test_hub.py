@@ -11,7 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 import curvjax as cj
 from curvjax.models.hub import hub_files, is_hub_id
 from curvjax.runs.open import open_model
-from curvjax.runs.text import packed
+from curvjax.runs.text import packed_text
 from curvjax.testing import tiny_texts
 from tests.runs.tiny import ROWS, save_tiny_model
 
@@ -60,7 +60,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit_and_comes_without_pickles(ask
 
 def test_the_commit_is_in_the_record(asked):
     loaded = cj.load("hf:some-one/tiny")
-    text = packed(tiny_texts(8), loaded, ROWS, source="made")
+    text = packed_text(tiny_texts(8), loaded, ROWS, source="made")
     assert cj.score(loaded, text, "erk").origin.model.revision == COMMIT
 
 

@@ -12,7 +12,7 @@ from curvjax.runs import compare as comparing
 from curvjax.runs import evidence as measuring
 from curvjax.runs.allocate import rules_of
 from curvjax.runs.compare import CompareSettings, compare
-from curvjax.runs.measure import ScoreSettings, units_of
+from curvjax.runs.measure import ScoreSettings, scored_units
 from curvjax.runs.text import with_validation
 from curvjax.scores import PLANS, SCORES, Evidence
 from curvjax.scores.evidence import Widths
@@ -87,7 +87,7 @@ def test_every_score_goes_through_every_rule_and_what_looks_at_no_score_stands_o
 
 def test_scores_are_those_of_the_evidence(record, loaded, text):
     found = measuring.measure_evidence(
-        loaded.model, text, units_of(loaded.model, MEASURED), ["kernels", "gradients", "moments"], MEASURED
+        loaded.model, text, scored_units(loaded.model, MEASURED), ["kernels", "gradients", "moments"], MEASURED
     )
     for score in record.scores:
         np.testing.assert_allclose(score.values, SCORES[score.name].of(found.evidence), rtol=1e-6)
@@ -148,7 +148,7 @@ def test_amounts_are_correlated_as_shares_whatever_the_sizes(loaded, text):
 
 def test_plans_of_sparsity_keep_the_bounds_and_ties(loaded, text):
     module = replace(MEASURED, granularity="module")
-    names = [unit.name for unit in units_of(loaded.model, module)]
+    names = [unit.name for unit in scored_units(loaded.model, module)]
     settings = CompareSettings(scores=(), rules=("uniform",), plans=("lamp", "magnitude-global"))
     program = Sparsity(0.5, frozen=(names[0],), max_sparsity=0.6, tie="layer")
     found = compare(loaded, text, program, settings, module)
@@ -191,14 +191,14 @@ def rounded_at(monkeypatch):
         kernels = {path: jnp.ones((2, 2)) for unit in units for path in unit.paths}
         found = Evidence(units, kernels=kernels, traces=jnp.ones(len(units)), widths=widths, **fields)
         costs = tuple(FieldCost(field=name, seconds=1.0, gradient_equivalents=1.0) for name in needs)
-        return measuring.Measured(found, costs, 1.0)
+        return measuring.MeasuredEvidence(found, costs, 1.0)
 
     monkeypatch.setattr(comparing, "measure_evidence", measure)
     return asked
 
 
 def test_plans_of_bits_honour_the_widths_allowed_frozen_and_tied(loaded, text, rounded_at):
-    names = [unit.name for unit in units_of(loaded.model, replace(MEASURED, granularity="module"))]
+    names = [unit.name for unit in scored_units(loaded.model, replace(MEASURED, granularity="module"))]
     program = Bits(4.0, allowed=(3, 5, 6), frozen=(names[0],), tie="projection")
     found = compare(loaded, text, program, BITS, replace(MEASURED, granularity="module"))
     assert rounded_at[-1] == Widths((3, 5, 6), 3)
@@ -243,10 +243,10 @@ def test_eva_shares_out_ranks_at_their_cost(loaded, text, program):
         assert each.amounts[3] == 2
         assert set(each.amounts) <= {2, 4, 8}
     else:
-        shapes = comparing.unit_shapes(loaded.model, units_of(loaded.model, MEASURED))
+        shapes = comparing.unit_shapes(loaded.model, scored_units(loaded.model, MEASURED))
         count = len(shapes[0].projections)
         needed = measuring.measure_evidence(
-            loaded.model, text, units_of(loaded.model, MEASURED), ["kernels", "moments"], MEASURED
+            loaded.model, text, scored_units(loaded.model, MEASURED), ["kernels", "moments"], MEASURED
         )
         ranks = np.asarray(PLANS["eva"].of(needed.evidence, total=4.0 * 12 * count)) / count  # costs are equal here
         np.testing.assert_allclose(each.continuous, ranks, rtol=1e-6)
@@ -275,7 +275,9 @@ def test_a_gains_record_is_used_with_its_own_cost(loaded, text, gains):
 
 
 def test_a_score_without_a_value_refuses_for_all_its_methods(loaded, text, monkeypatch):
-    empty = measuring.Measured(Evidence(()), (FieldCost(field="stream", seconds=1.0, gradient_equivalents=2.0),), 0.5)
+    empty = measuring.MeasuredEvidence(
+        Evidence(()), (FieldCost(field="stream", seconds=1.0, gradient_equivalents=2.0),), 0.5
+    )
     monkeypatch.setattr(comparing, "measure_evidence", lambda *_, **__: empty)
     settings = CompareSettings(scores=("shortgpt",), rules=("program", "uniform"))
     found = compare(loaded, text, HALF, settings, MEASURED)
@@ -292,7 +294,7 @@ def test_the_validation_text_is_handed_on_and_counted(loaded, monkeypatch):
     def measure(model, text, units, needs, settings, *, validation, **_):
         asked.update(text=text, needs=needs, validation=validation)
         cost = FieldCost(field="grams", seconds=1.0, gradient_equivalents=2.0)
-        return measuring.Measured(Evidence(()), (cost,), 0.5)
+        return measuring.MeasuredEvidence(Evidence(()), (cost,), 0.5)
 
     monkeypatch.setattr(comparing, "measure_evidence", measure)
     calibration, validation = with_validation(rows(loaded, texts(16)), loaded, ROWS)

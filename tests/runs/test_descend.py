@@ -11,7 +11,7 @@ from curvjax.runs import rounds
 from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.rebuild import rebuild
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, Wanda, projections
 from tests.runs.tiny import texts
 
@@ -24,7 +24,7 @@ PROGRAM = Sparsity(0.5)
 def parts(shallow):
     """Calibration and selection rows of documents apart."""
     others = [Document(f"other/{k}", each.text) for k, each in enumerate(texts(8, seed=5))]
-    return packed(texts(8), shallow, MUCH, source="texts"), packed(others, shallow, MUCH, source="others")
+    return packed_text(texts(8), shallow, MUCH, source="texts"), packed_text(others, shallow, MUCH, source="others")
 
 
 @pytest.fixture(scope="module")

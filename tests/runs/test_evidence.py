@@ -16,7 +16,7 @@ from curvjax.models import Decoder, DecoderConfig, parameters, weights_hash, wit
 from curvjax.models.layered import layered_model
 from curvjax.records import Bracket, Cost, GainEvidence, ModelOrigin, Origin, Scores, TextOrigin, UnitScore
 from curvjax.runs import evidence as measuring
-from curvjax.runs.bit_evidence import rounded
+from curvjax.runs.bit_evidence import nearest_kernel
 from curvjax.runs.evidence import FIELDS, measure_evidence, rounding_error
 from curvjax.runs.measure import ScoreSettings, unit_shapes
 from curvjax.runs.objective import objective
@@ -375,18 +375,18 @@ def of_units(units, numbers):
 def test_bits_are_looked_at_on_the_grid_of_the_surgery(bits, evidence):
     for kernel in evidence.kernels.values():
         expected = on_grid(kernel, bits)
-        np.testing.assert_allclose(rounded(kernel, bits, group=4), expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(nearest_kernel(kernel, bits, group=4), expected, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(
             decoded(nearest(kernel, bits, Nearest(group=4).form), kernel.dtype), expected, atol=1e-7
         )
-    assert rounded(kernel, 16, group=4) is kernel
+    assert nearest_kernel(kernel, 16, group=4) is kernel
 
 
 def test_harms_and_errors_are_of_each_width_at_the_model_rounded_to_it(decoder, texts, evidence, units):
     values, batch, kernels = parameters(decoder), texts[0].batch, evidence.kernels
     gradient = jax.jit(jax.grad(lambda values: jnp.sum(row_losses(decoder, values, batch)) / jnp.sum(batch.weights)))
     for column, bits in enumerate(WIDTHS):
-        low = {path: rounded(kernel, bits, group=4) for path, kernel in kernels.items()}
+        low = {path: nearest_kernel(kernel, bits, group=4) for path, kernel in kernels.items()}
         slopes = gradient(values | low)
         moved = {path: np.asarray(low[path] - kernel) for path, kernel in kernels.items()}
         harms = of_units(units, {path: np.sum(np.abs(slopes[path] * error)) for path, error in moved.items()})
@@ -402,7 +402,7 @@ def test_losses_are_those_of_the_model_with_one_unit_rounded(decoder, texts, uni
     for column, bits in enumerate((2, 4)):
         for k in (0, len(units) - 1):
             inside = [path for path in units[k].paths if path.endswith("kernel")]
-            low = {path: rounded(values[path], bits, group=4) for path in inside}
+            low = {path: nearest_kernel(values[path], bits, group=4) for path in inside}
             change = loss(values | low) - loss(values)
             np.testing.assert_allclose(measured.evidence.bit_losses[k, column], change, rtol=1e-6, atol=1e-9)
 
@@ -426,11 +426,11 @@ def test_low_slopes_are_of_the_divergence_at_the_low_model(low, decoder, texts, 
     widths = Widths((2, 3, 5), low)
     measured = measure_evidence(decoder, texts[0], units, ["low_slopes"], SETTINGS, widths=widths)
     assert measured.evidence.widths == widths
-    base = {path: rounded(kernel, low, group=4) for path, kernel in kernels.items()}
+    base = {path: nearest_kernel(kernel, low, group=4) for path, kernel in kernels.items()}
     for column, bits in enumerate(widths.menu):
         for k, unit in enumerate(units):
             inside = [path for path in unit.paths if path in kernels]
-            moves = {path: 1e-5 * (base[path] - rounded(kernels[path], bits, group=4)) for path in inside}
+            moves = {path: 1e-5 * (base[path] - nearest_kernel(kernels[path], bits, group=4)) for path in inside}
             ends = [divergence(base | {path: base[path] + sign * moves[path] for path in inside}) for sign in (1, -1)]
             slope = (ends[0] - ends[1]) / 2e-5
             np.testing.assert_allclose(measured.evidence.low_slopes[k, column], slope, rtol=1e-5, atol=1e-9)

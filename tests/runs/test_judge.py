@@ -17,7 +17,7 @@ from curvjax.runs.judge import JudgeSettings, judge
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.objective import objective
 from curvjax.runs.rounds import DescendSettings
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import LoRA, Magnitude, Nearest, Wanda
 from curvjax.surgery.codes import decoded, nearest
 from tests.runs.tiny import texts
@@ -34,7 +34,7 @@ def parts(shallow):
 
     def rows(name, seed):
         documents = [Document(f"{name}/{k}", each.text) for k, each in enumerate(texts(8, seed=seed))]
-        return packed(documents, shallow, MUCH, source=name)
+        return packed_text(documents, shallow, MUCH, source=name)
 
     return {"text": rows("some", 1), "selection": rows("other", 2), "tests": {"third": rows("third", 3)}}
 

@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from curvjax.commands.scoring import Score
-from curvjax.runs.measure import ScoreSettings, units_of
+from curvjax.runs.measure import ScoreSettings, scored_units
 from curvjax.runs.text import changed
 from curvjax.surgery import Nearest
 from curvjax.testing import tiny_model
@@ -87,4 +87,4 @@ def test_codes_are_refused_with_what_to_measure():
     model = tiny_model(layers=1).model
     codes = Nearest(group=-1)(model, {"layers.0": 4}).model
     with pytest.raises(ValueError, match=r"layers\.0\..* and 6 others are codes, which have no gradient: measure"):
-        units_of(codes, ScoreSettings())
+        scored_units(codes, ScoreSettings())

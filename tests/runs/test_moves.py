@@ -6,7 +6,7 @@ from curvjax.evaluation import perplexity
 from curvjax.models import parameters, with_parameters
 from curvjax.runs.moves import Move, measure_moves, pass_gradients
 from curvjax.runs.objective import objective
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import GPTQ, Nearest, input_energies
 from tests.runs.tiny import texts
 
@@ -15,7 +15,7 @@ PATHS = ("layers.0.mlp.up_proj.kernel", "layers.1.self_attn.q_proj.kernel", "lay
 
 @pytest.fixture(scope="module")
 def batch(shallow):
-    return packed(texts(8), shallow, TextSettings(tokens=64, length=16), source="texts").batch
+    return packed_text(texts(8), shallow, TextSettings(tokens=64, length=16), source="texts").batch
 
 
 def rounded(kernel):

@@ -8,7 +8,7 @@ import pytest
 from curvjax.evaluation import perplexity
 from curvjax.models import parameters, with_parameters
 from curvjax.runs.objective import objective, turns
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from tests.runs.tiny import texts
 
 PATH = "layers.1.mlp.up_proj.kernel"
@@ -16,7 +16,7 @@ PATH = "layers.1.mlp.up_proj.kernel"
 
 @pytest.fixture(scope="module")
 def batch(shallow):
-    return packed(texts(8), shallow, TextSettings(tokens=64, length=16), source="texts").batch
+    return packed_text(texts(8), shallow, TextSettings(tokens=64, length=16), source="texts").batch
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from curvjax.records import Promise, Rebuilt, Size, UnitRebuilt
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.promise import promise
 from curvjax.runs.score import score
-from curvjax.runs.text import packed
+from curvjax.runs.text import packed_text
 from tests.runs.tiny import ROWS, texts
 
 PATHS = ("layers.0.mlp.up_proj.kernel", "layers.1.self_attn.o_proj.kernel")
@@ -19,7 +19,7 @@ PATHS = ("layers.0.mlp.up_proj.kernel", "layers.1.self_attn.o_proj.kernel")
 @pytest.fixture(scope="module")
 def both(shallow):
     documents = texts(16)
-    return [packed(part, shallow, ROWS, source="texts") for part in (documents[:8], documents[8:])]
+    return [packed_text(part, shallow, ROWS, source="texts") for part in (documents[:8], documents[8:])]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from curvjax.runs import rounds
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.measure import unit_shapes
 from curvjax.runs.rebuild import rebuild
-from curvjax.runs.text import TextSettings, packed
+from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import Factorize, Heads, LoRA, Magnitude, SparseGPT, Wanda, dense_equivalent, sparsegpt
 from curvjax.surgery.projections import kernel_units
 from curvjax.surgery.second_moment import moments_of
@@ -41,7 +41,7 @@ PAIRS = {
 def parts(shallow):
     """Calibration and selection rows of documents apart."""
     others = [Document(f"other/{k}", each.text) for k, each in enumerate(texts(8, seed=5))]
-    return packed(texts(8), shallow, MUCH, source="texts"), packed(others, shallow, MUCH, source="others")
+    return packed_text(texts(8), shallow, MUCH, source="texts"), packed_text(others, shallow, MUCH, source="others")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from curvjax.models import load_model, parameters
 from curvjax.records import Scores, digest
 from curvjax.runs import evidence as measuring
 from curvjax.runs import score as scoring
-from curvjax.runs.measure import ScoreSettings, full_gradient_seconds, units_of
+from curvjax.runs.measure import ScoreSettings, full_gradient_seconds, scored_units
 from curvjax.runs.progress import silent
 from curvjax.runs.score import score
 from curvjax.runs.text import with_validation
@@ -284,7 +284,7 @@ def everything(shallow):
     """Both texts, and all that any score looks at, measured once."""
     both = with_validation(rows(shallow, texts(16)), shallow, ROWS)
     needs = {field for name, entry in SCORES.items() if name != "gain" for field in entry.needs}
-    units = units_of(shallow.model, SETTINGS)
+    units = scored_units(shallow.model, SETTINGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "_timed_gradients", drawn_gradients)
         found = measuring.measure_evidence(shallow.model, both[0], units, needs, SETTINGS, validation=both[1])

@@ -10,10 +10,10 @@ from curvjax.curvature.layered import ggn_product, run_passes
 from curvjax.models.layered import layered_model
 from curvjax.records import Scores
 from curvjax.runs import score as scoring
-from curvjax.runs.measure import ScoreSettings, units_of
+from curvjax.runs.measure import ScoreSettings, scored_units
 from curvjax.runs.score import score
 from curvjax.runs.steps import with_choice
-from curvjax.runs.text import packed
+from curvjax.runs.text import packed_text
 from curvjax.testing import dense_gain, dense_matrix
 from tests.runs.tiny import ROWS, texts
 
@@ -25,7 +25,7 @@ SETTINGS = ScoreSettings(policy="trust-radius", rtol=0.05, probes=2, grid=(0.1,)
 def both(shallow):
     """Calibration rows and fresh ones, of other documents."""
     documents = texts(16)
-    return [packed(part, shallow, ROWS, source="texts") for part in (documents[:8], documents[8:])]
+    return [packed_text(part, shallow, ROWS, source="texts") for part in (documents[:8], documents[8:])]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,9 @@ def test_gains_are_the_same_with_and_without_steps(tried, shallow, both):
 def test_the_bracket_reported_holds_at_the_damping_that_was_chosen(tried, shallow, both, policy, common):
     model = layered_model(shallow.model)
     passes = run_passes(model, [both[0].batch])
-    for row, unit in zip(chosen(tried, policy=policy, common=common), units_of(shallow.model, SETTINGS), strict=True):
+    for row, unit in zip(
+        chosen(tried, policy=policy, common=common), scored_units(shallow.model, SETTINGS), strict=True
+    ):
         step = next(step for step in row.gain.steps if step.bracket.damping == row.gain.chosen.damping)
         assert (row.lower, row.upper, row.value) == (step.bracket.lower, step.bracket.upper, step.bracket.middle)
         gradient = unit_gradient(model, passes, unit)

@@ -6,7 +6,7 @@ import pytest
 from curvjax.data import Document, documents_hash
 from curvjax.records import TextOrigin
 from curvjax.runs.measure import ScoreSettings
-from curvjax.runs.text import TextSettings, changed, packed, read, with_validation
+from curvjax.runs.text import TextSettings, changed, packed_text, read, with_validation
 from tests.runs.tiny import ROWS, rows, texts, write_texts
 
 
@@ -30,10 +30,8 @@ def test_a_text_is_read_from_files_and_says_where_it_comes_from(loaded, tmp_path
 
 def test_rows_are_filled_past_short_documents(loaded):
     short = [Document(f"short/{number}", "w1 w2") for number in range(40)]
-    assert packed([*short, *texts(2)], loaded, TextSettings(tokens=48, length=16), source="x").batch.tokens.shape == (
-        3,
-        16,
-    )
+    found = packed_text([*short, *texts(2)], loaded, TextSettings(tokens=48, length=16), source="x")
+    assert found.batch.tokens.shape == (3, 16)
 
 
 def test_calibration_and_validation_share_no_document(loaded):
@@ -49,7 +47,7 @@ def test_calibration_and_validation_share_no_document(loaded):
 
 def test_too_little_text_is_refused_with_both_numbers(loaded):
     with pytest.raises(ValueError, match="3 documents fill 3 rows of 16 tokens; 4 are needed"):
-        packed(texts(3), loaded, TextSettings(tokens=64, length=16), source="x")
+        packed_text(texts(3), loaded, TextSettings(tokens=64, length=16), source="x")
 
 
 class Shifted:

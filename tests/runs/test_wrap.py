@@ -11,7 +11,7 @@ from curvjax.layers import layer_units
 from curvjax.models import Loaded, parameters, with_parameters
 from curvjax.models.layered import cross_entropy
 from curvjax.runs.measure import split_rows
-from curvjax.runs.text import packed
+from curvjax.runs.text import packed_text
 from curvjax.surgery.prices import Order, by_matrix, mask_prices
 from curvjax.testing import dense_gain, dense_ggn, tiny_model, tiny_texts
 from tests.runs import foreign
@@ -125,7 +125,7 @@ def test_our_own_decoder_wrapped_has_the_numbers_that_it_has_unwrapped():
     loaded = tiny_model(layers=2)
     wide = with_parameters(loaded.model, {path: a.astype(float) for path, a in parameters(loaded.model).items()})
     loaded = Loaded(wide, loaded.tokenizer, loaded.config, "tiny")
-    text = packed(tiny_texts(8), loaded, ROWS, source="made")
+    text = packed_text(tiny_texts(8), loaded, ROWS, source="made")
     shell = nnx.clone(wide)
     shell.layers = nnx.List([])
     wrapped = cj.wrap(

@@ -5,7 +5,7 @@ from pathlib import Path
 from curvjax.data import Document
 from curvjax.models import Loaded, save_hf
 from curvjax.runs.measure import ScoreSettings
-from curvjax.runs.text import Text, TextSettings, packed
+from curvjax.runs.text import Text, TextSettings, packed_text
 from curvjax.testing import CONFIG, WORDS, tiny_model
 from curvjax.testing import tiny_questions as questions
 from curvjax.testing import tiny_texts as texts
@@ -25,7 +25,7 @@ def save_tiny_model(directory: Path, *, seed: int = 1, layers: int = CONFIG.num_
 
 def rows(loaded: Loaded, documents: list[Document] | None = None) -> Text:
     """Two rows of 16 tokens."""
-    return packed(texts(8) if documents is None else documents, loaded, ROWS, source="texts")
+    return packed_text(texts(8) if documents is None else documents, loaded, ROWS, source="texts")
 
 
 def write_texts(path: Path, documents: list[Document]) -> Path:
