@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import tyro
-from curvjax.steps.score import calibration_batch
 
 from curvjax.curvature import ggn_product, host_loop, run_lanczos, run_passes, trust_radius, unit_gradient, vectors
 from curvjax.curvature.damping import Layer
@@ -23,6 +22,7 @@ from curvjax.layers import layer_units
 from curvjax.models import load_model, parameters, weights_hash
 from curvjax.models.layered import layered_model
 from curvjax.records import machine, versions, write_json
+from curvjax.runs.text import TextSettings, packed_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ def main(settings: Products) -> None:
     model, units = layered_model(loaded.model), layer_units(parameters(loaded.model))
     documents = read_documents("demo:squad")
     documents = sample(documents, len(documents), seed=0)
-    passes = run_passes(model, [calibration_batch(documents, loaded, tokens=settings.tokens, length=settings.tokens)])
+    text = packed_text(documents, loaded, TextSettings(tokens=settings.tokens, length=settings.tokens), source="demo")
+    passes = run_passes(model, [text.batch])
     rows = []
     for k in settings.layers:
         varied, _ = unit_parameters(model, units[k])

@@ -9,6 +9,7 @@ from curvjax.models import parameters, with_parameters
 from curvjax.surgery import (
     Channels,
     Factorize,
+    Heads,
     Magnitude,
     SparseGPT,
     Structured,
@@ -17,7 +18,7 @@ from curvjax.surgery import (
     input_energies,
     prune_magnitude,
 )
-from curvjax.surgery.prices import mask_prices, masked
+from curvjax.surgery.prices import has_prices, mask_prices, masked
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import block_statistics, residual_streams
 from curvjax.surgery.wanda import wanda_mask
@@ -101,8 +102,7 @@ def test_a_channel_costs_all_its_matrices_and_heads_have_no_order(model):
     unit = layer_units(paths)[0]
     dear = mask_prices(order._replace(weight=1.0), ones, [unit], np.asarray([0.5]), band=0.2)
     assert mask_prices(order, ones, [unit], np.asarray([0.5]), band=0.2) == pytest.approx(dear / order.weight)
-    with pytest.raises(ValueError, match="only channels are priced, not channels and heads"):
-        Structured().order(model, batch, paths)
+    assert [has_prices(kind, "sparsity") for kind in (Channels, Heads, Structured)] == [True, False, False]
 
 
 def test_a_band_narrower_than_one_place_still_holds_the_places_beside_the_share(model):
