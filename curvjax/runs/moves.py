@@ -60,10 +60,10 @@ def measure_moves(
     by_layer: dict[int, list[int]] = {}
     for place, move in enumerate(moves):
         by_layer.setdefault(move.layer, []).append(place)
-    values, base, done = np.zeros(len(moves)), 0.0, 0
+    values, base, done, ended = np.zeros(len(moves)), 0.0, 0, objective.ends(layered)
     for k, streams in streams_before(layered, parts):
         if k == len(layered.blocks):
-            base = objective.after(layered, streams)
+            base = ended(streams)
             break
         mine = by_layer.get(k, ())
         found = _moments(model, k, streams, parts) if moments and mine else {}
@@ -73,7 +73,7 @@ def measure_moves(
                 inside: moves[place].edit(path, found.get(inside.removesuffix(".kernel")))
                 for inside, path in paths.items()
             }
-            values[place] = objective.after(layered, suffix(layered, k, {**layered.blocks[k], **edits}, streams, parts))
+            values[place] = ended(suffix(layered, k, {**layered.blocks[k], **edits}, streams, parts))
             done += 1
             progress("moves", done, len(moves))
     return MeasuredMoves(base, values - base)

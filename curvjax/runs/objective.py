@@ -4,7 +4,7 @@ The loss knows one word of each place, the divergence from the dense model's pre
 tokens its slopes are less noisy, and what goes down on the rows goes down on others too.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,9 @@ from curvjax.models.layered import cross_entropy, layered_model
 from curvjax.runs.activations import streams_before
 
 Kind = Literal["divergence", "loss"]
+KEPT = 2**28
+"""Most numbers of the dense model's predictions that are kept, a gigabyte of float32: half of what a move takes behind
+its layers is the other readout."""
 
 
 class Part(NamedTuple):
@@ -77,11 +80,24 @@ class Objective(NamedTuple):
         mean = parameters(nnx.merge(graph, _over(total, self.tokens)))
         return {path: mean[path] for path in paths}
 
-    def after(self, model: LayeredModel, streams: Iterable[Float[Array, "B T D"]]) -> float:
-        """Of a model from the streams before its readout, one for each part; nats."""
-        pairs = zip(streams, self.parts, strict=True)
-        ends = (_ended(model.loss, self.dense.loss, model.outer, self.dense.outer, x, part) for x, part in pairs)
-        return sum(float(end) for end in ends) / self.tokens
+    def ends(self, model: LayeredModel) -> Callable[[Iterable[Float[Array, "B T D"]]], float]:
+        """The same of a model's last layers: `streams before its readout, one for each part -> nats`.
+
+        What the dense model predicts is kept, if it is no more than `KEPT` numbers, else made anew at each call.
+        """
+        dense, parts = self.dense, self.parts
+        kept: list[Array | None] = [None] * len(parts)
+        if self.whole.stream is not None:
+            shapes = [jax.eval_shape(partial(_predicted, dense.loss), dense.outer, part) for part in parts]
+            if sum(shape.size for shape in shapes) <= KEPT:
+                kept = [_predicted(dense.loss, dense.outer, part) for part in parts]
+
+        def value(streams: Iterable[Float[Array, "B T D"]]) -> float:
+            each = zip(streams, parts, kept, strict=True)
+            found = [_ended(model.loss, dense.loss, model.outer, dense.outer, x, part, p) for x, part, p in each]
+            return sum(float(end) for end in found) / self.tokens
+
+        return value
 
 
 def objective(dense: Decoder, batch: Batch, *, kind: Kind, rows: int) -> Objective:
@@ -118,11 +134,19 @@ def turns(whole: Objective, tokens: int) -> Iterator[Objective]:
         place += step
 
 
-def _value(logits: Float[Array, "B T V"], loss: LayeredLoss, outer: Any, part: Part) -> Float[Array, ""]:
-    """Summed over the counted tokens."""
+@partial(jax.jit, static_argnums=0)
+def _predicted(loss: LayeredLoss, outer: Any, part: Part) -> Float[Array, "B T V"]:
+    """Log-probabilities of the dense model."""
+    return jax.nn.log_softmax(loss.readout(outer, part.stream, part.batch), axis=-1)
+
+
+def _value(
+    logits: Float[Array, "B T V"], loss: LayeredLoss, outer: Any, part: Part, kept: Float[Array, "B T V"] | None = None
+) -> Float[Array, ""]:
+    """Summed over the counted tokens; kept: the dense model's log-probabilities, if they are there."""
     if part.stream is None:
         return cross_entropy(logits, part.batch)
-    p = jax.nn.log_softmax(loss.readout(outer, part.stream, part.batch), axis=-1)
+    p = _predicted(loss, outer, part) if kept is None else kept
     apart = jnp.sum(jnp.exp(p) * (p - jax.nn.log_softmax(logits, axis=-1)), axis=-1)
     return jnp.sum(part.batch.weights * apart)
 
@@ -150,6 +174,12 @@ def _over(total: nnx.State, tokens: float) -> nnx.State:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _ended(
-    loss: LayeredLoss, dense: LayeredLoss, outer: Any, dense_outer: Any, x: Float[Array, "B T D"], part: Part
+    loss: LayeredLoss,
+    dense: LayeredLoss,
+    outer: Any,
+    dense_outer: Any,
+    x: Float[Array, "B T D"],
+    part: Part,
+    kept: Float[Array, "B T V"] | None,
 ) -> Float[Array, ""]:
-    return _value(loss.readout(outer, x, part.batch), dense, dense_outer, part)
+    return _value(loss.readout(outer, x, part.batch), dense, dense_outer, part, kept)

@@ -3,7 +3,7 @@
 Whatever is skipped is measured by the layers after it, from the stream before it, which all that begins there shares.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,14 +52,14 @@ def without_segments(
       The objective of the model, and without each segment.
     """
     layered, parts = layered_model(model), [part.batch for part in objective.parts]
-    count = len(layered.blocks)
+    count, ended = len(layered.blocks), objective.ends(layered)
     without, last = np.full((count, longest), np.nan), []
     for k, last in streams_before(layered, parts):
         for length in range(shortest, min(longest, count - k) + 1):
             if length < count:
-                without[k, length - 1] = objective.after(layered, _run(layered, range(k + length, count), last, parts))
+                without[k, length - 1] = ended(_run(layered, range(k + length, count), last, parts))
         progress("segments skipped", k, count)
-    return Skipped(objective.after(layered, last), without)
+    return Skipped(ended(last), without)
 
 
 def contributions(
@@ -87,16 +87,16 @@ def contributions(
     """
     layered, parts = layered_model(model), [part.batch for part in objective.parts]
     count, known, columns, orders = len(layered.blocks), {}, [], [list(map(int, order)) for order in orders]
-    _, start = next(streams_before(layered, parts))
+    (_, start), ended = next(streams_before(layered, parts)), objective.ends(layered)
     for done, order in enumerate(orders):
         if sorted(order) != list(range(count)):
             msg = f"order {done} must name each of {count} layers once; got {order}."
             raise ValueError(msg)
         pair = np.zeros(count)
         for one in (order, order[::-1]):
-            before = _value(known, frozenset(), objective, layered, start)
+            before = _value(known, frozenset(), ended, start)
             for present, layer, streams in _joined(layered, parts, start, one):
-                after = _value(known, present, objective, layered, streams)
+                after = _value(known, present, ended, streams)
                 pair[layer] += (before - after) / 2
                 before = after
         columns.append(pair)
@@ -120,12 +120,11 @@ def _joined(
 def _value(
     known: dict[frozenset[int], float],
     present: frozenset[int],
-    objective: Objective,
-    model: LayeredModel,
+    ended: Callable[[list[Array]], float],
     streams: list[Array],
 ) -> float:
     if present not in known:
-        known[present] = objective.after(model, streams)
+        known[present] = ended(streams)
     return known[present]
 
 

@@ -7,6 +7,9 @@ import pytest
 
 from curvjax.evaluation import perplexity
 from curvjax.models import parameters, with_parameters
+from curvjax.models.layered import layered_model
+from curvjax.runs import objective as objectives
+from curvjax.runs.activations import streams_before
 from curvjax.runs.objective import objective, turns
 from curvjax.runs.text import TextSettings, packed_text
 from tests.runs.tiny import texts
@@ -80,3 +83,17 @@ def test_portions_take_turns(shallow, batch, tokens, rows):
     for portion, chosen in zip(islice(turns(found, tokens), len(rows)), rows, strict=True):
         np.testing.assert_array_equal(portion.whole.batch.tokens, np.asarray(batch.tokens)[chosen])
         np.testing.assert_array_equal(portion.whole.stream, np.asarray(found.whole.stream)[chosen])
+
+
+@pytest.mark.parametrize("kind", ["divergence", "loss"])
+@pytest.mark.parametrize("kept", [0, 2**28])
+def test_from_the_last_streams_it_is_the_same_with_predictions_kept_or_made_anew(
+    shallow, other, batch, kind, kept, monkeypatch
+):
+    monkeypatch.setattr(objectives, "KEPT", kept)
+    found = objective(shallow.model, batch, kind=kind, rows=3)
+    layered = layered_model(other)
+    *_, (_, streams) = streams_before(layered, [part.batch for part in found.parts])
+    ended = found.ends(layered)
+    assert ended(streams) == pytest.approx(found(other), rel=1e-5)
+    assert ended([-x for x in streams]) != pytest.approx(found(other), rel=1e-3)
