@@ -14,7 +14,7 @@ from curvjax.interop.peft import peft_config as peft_config
 from curvjax.interop.peft import save_peft as save_peft
 from curvjax.interop.peft import save_peft_config as save_peft_config
 from curvjax.interop.peft_experts import save_peft_experts as save_peft_experts
-from curvjax.interop.plans import PLANS as PLANS
+from curvjax.interop.plans import PLAN_FILES as PLAN_FILES
 from curvjax.interop.plans import lora_rules as lora_rules
 from curvjax.interop.plans import lora_yaml as lora_yaml
 from curvjax.interop.plans import plan_text as plan_text

@@ -30,7 +30,7 @@ def plan_text(program: str, widths: Widths, form: Format) -> tuple[str, str]:
     r"""The file in which a program takes a plan of widths.
 
     Args:
-      program: one of `PLANS`.
+      program: one of `PLAN_FILES`.
       widths: `module name -> bits`, 2 to 8, or 16 to leave it as it is; for tensor-types, of tensors in a GGUF file.
       form: groups and grid, for the programs that take them; see `curvjax.storage.Format`.
 
@@ -46,7 +46,7 @@ def plan_text(program: str, widths: Widths, form: Format) -> tuple[str, str]:
       >>> plan_text("tensor-types", {"blk.3.attn_q.weight": 4}, Format(32))
       ('tensor_types.txt', '^blk\\.3\\.attn_q\\.weight$=q4_0\n')
     """
-    plan = PLANS[program]
+    plan = PLAN_FILES[program]
     taken = [bits for bits in plan.widths if form.symmetric or bits not in plan.symmetric_only]
     wrong = {name: bits for name, bits in widths.items() if bits not in (*taken, UNTOUCHED)}
     if wrong or not widths:
@@ -185,7 +185,7 @@ def _json(entries: Any) -> str:
     return json.dumps(entries, indent=2) + "\n"
 
 
-PLANS = {
+PLAN_FILES = {
     "auto-round": PlanFile("layer_config.json", _auto_round, (2, 3, 4, 5, 6, 7, 8), (8,)),
     "gptqmodel": PlanFile("dynamic.json", _gptqmodel, (2, 3, 4, 5, 6, 7, 8)),
     "torchao": PlanFile("fqn_to_config.json", _torchao, (2, 3, 4, 5, 6, 7, 8)),

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from curvjax.interop import PLANS, lora_yaml, peft_config, plan_text
+from curvjax.interop import PLAN_FILES, lora_yaml, peft_config, plan_text
 from curvjax.storage import Format
 
 WIDTHS = {"model.layers.1.mlp.up_proj": 4, "model.layers.10.mlp.up_proj": 8, "model.layers.11.mlp.up_proj": 16}
@@ -92,7 +92,7 @@ def test_widths_that_a_program_lacks_are_refused(program, bits, form, says):
         plan_text(program, {"a": bits}, form)
 
 
-@pytest.mark.parametrize("program", PLANS)
+@pytest.mark.parametrize("program", PLAN_FILES)
 def test_a_plan_of_nothing_is_refused(program):
     with pytest.raises(ValueError, match="got none"):
         plan_text(program, {}, FORM)
