@@ -20,7 +20,7 @@ def export_widths(
 
     Args:
       allocation: record of allocation.json, target "bits".
-      program: one of `curvjax.interop.PLANS`.
+      program: one of `curvjax.interop.PLAN_FILES`.
       form: groups and grid.
       directory: must be new or empty.
       loaded: the allocation's model: checks it, and tells names. None: names are those of the architecture that the
