@@ -48,6 +48,8 @@ class Allocate:
     """A column measured beside the gain: gradient-norm, trace. Empty: the scores themselves."""
     rule: str = PROGRAM
     """How scores become amounts: program (the package's), uniform, or a published rule; `curvjax methods`."""
+    rule_setting: float | None = None
+    """A published rule's own setting, as `compare --outcome` chose it: owl's spread, atp's part. None: as published."""
     control: str = "none"
     """What is done to the scores before: permuted, reversed, random; what a score must beat."""
     seed: int = 0
@@ -62,8 +64,8 @@ class Allocate:
         program: Any = self.program  # ty: ignore[missing-attribute] added by `with_choices`
         scores = Scores.load(self.scores)
         scores = scores.column(self.score) if self.score else scores
-        where = {"best": self.best, "from_layer": self.from_layer}
-        found = allocate(scores, with_costs(program), rule=self.rule, control=self.control, seed=self.seed, **where)
+        how = {"rule": self.rule, "rule_setting": self.rule_setting, "control": self.control, "seed": self.seed}
+        found = allocate(scores, with_costs(program), **how, best=self.best, from_layer=self.from_layer)
         found.save(self.out)
         Console().print(allocation_table(found))
         for line in allocation_lines(found):

@@ -51,6 +51,7 @@ def allocate(
     program: Program,
     *,
     rule: str = PROGRAM,
+    rule_setting: float | None = None,
     control: str = "none",
     seed: int = 0,
     best: int = 0,
@@ -62,6 +63,8 @@ def allocate(
       scores: of every unit, in layer order.
       program: what is shared out: `Ranks`, `Experts`, `Sparsity`, `Bits`, or another of `PROGRAMS`.
       rule: "program", or a published rule of `RULES` that fits the program's target.
+      rule_setting: a published rule's own setting, which `compare --outcome` chooses by trial, such as OWL's spread; as
+        published if None.
       control: what is done to the scores before: "none", "permuted", "reversed", "random".
       seed: of the controls.
       best: of ranks with a minimum of 0, only so many units receive any, those of largest score; 0: all may.
@@ -86,10 +89,11 @@ def allocate(
     values = CONTROLS.named(control)(scores.values, jax.random.key(seed))
     program = program if best == from_layer == 0 else placed(program, scores, values, best, from_layer)
     posed = program.pose(scores.shapes)
-    found = share_out(posed, program, values, rule)
+    own = _own_setting(rule, rule_setting)
+    found = share_out(posed, program, values, rule, **own)
     provable = rule == PROGRAM and control == "none" and scores.bounded and not program.floor and not best
     settings = plain(program)
-    where = {"best": best, "from_layer": from_layer} if best or from_layer else {}
+    where = own | ({"best": best, "from_layer": from_layer} if best or from_layer else {})
     allocation = Allocation(
         target=program.target,
         units=tuple(_amount(shape, k, posed, values, found) for k, shape in enumerate(scores.shapes)),
@@ -161,6 +165,22 @@ def share_out(posed: Posed, program: Program, scores: Num[np.ndarray, " K"], rul
         raise ValueError(msg)
     amount = np.asarray(published.of(scores, posed.budget, **settings))
     return SharedOut(posed.scale * amount.astype(np.float64), posed.rounded(amount))
+
+
+def _own_setting(rule: str, value: float | None) -> dict[str, float]:
+    """What a rule is called with, by the setting's name.
+
+    Raises:
+      ValueError: if the rule has none.
+    """
+    if value is None:
+        return {}
+    tuned = None if rule == PROGRAM else RULES.named(rule).tuned
+    if tuned is None:
+        there = ", ".join(f"{name} ({each.tuned.name})" for name, each in RULES.items() if each.tuned)
+        msg = f"the rule {rule!r} has no setting of its own; there are {there}. A program's settings are its fields."
+        raise ValueError(msg)
+    return {tuned.name: value}
 
 
 def with_beside(program: Anything, parameters: int, shapes: Sequence[UnitShape]) -> Anything:

@@ -98,6 +98,25 @@ def test_unknown_names_are_refused(way, match):
         allocate(tiny_scores(SCORES), Ranks(3), **way)
 
 
+def test_a_rule_takes_the_setting_that_comparisons_choose_and_says_it():
+    scores = tiny_scores(SCORES)
+    near, far = (allocate(scores, Sparsity(0.5), rule="owl", rule_setting=spread) for spread in (0.04, 0.25))
+    assert allocate(scores, Sparsity(0.5), rule="owl").amounts == allocate(
+        scores, Sparsity(0.5), rule="owl", rule_setting=0.08
+    ).amounts  # fmt: skip
+    assert far.origin.settings["spread"] == 0.25
+    apart = [np.ptp([unit.continuous / unit.size for unit in each.units]) for each in (near, far)]
+    assert apart == pytest.approx([0.08, 0.5])
+    with pytest.raises(ValueError, match=r"spread must be .* got 1\.5"):
+        allocate(scores, Sparsity(0.5), rule="owl", rule_setting=1.5)
+
+
+@pytest.mark.parametrize("rule", ["program", "uniform", "ecoflap"])
+def test_a_setting_of_a_rule_that_has_none_is_refused(rule):
+    with pytest.raises(ValueError, match=rf"the rule '{rule}' has no setting of its own; there are .*owl \(spread\)"):
+        allocate(tiny_scores(SCORES), Sparsity(0.5), rule=rule, rule_setting=0.1)
+
+
 def test_rules_get_the_scores_as_they_are():
     exponents = np.linspace(2.0, 6.0, 8)
     found = allocate(tiny_scores(-exponents), Sparsity(0.5), rule="alphapruning")
