@@ -59,9 +59,12 @@ def _run(name: str, arguments: list[str]) -> None:
     import tyro
 
     from curvjax.commands.choice import with_choices
+    from curvjax.registry import import_installed
 
     module, _, kind = COMMANDS[name][0].partition(".")
-    command = with_choices(getattr(import_module(f"curvjax.commands.{module}"), kind), arguments)
+    command = getattr(import_module(f"curvjax.commands.{module}"), kind)
+    import_installed()
+    command = with_choices(command, arguments)
     config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     run: Any = tyro.cli(command, prog=f"curvjax {name}", args=arguments, config=config)
     run()

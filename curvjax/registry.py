@@ -3,6 +3,7 @@
 import pkgutil
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 Entry = TypeVar("Entry")
@@ -65,3 +66,21 @@ def import_all(package: str, path: Iterable[str]) -> None:
     """Import every module of a package, so that what they define is entered."""
     for module in pkgutil.iter_modules(path):
         import_module(f"{package}.{module.name}")
+
+
+def import_installed(group: str = "curvjax") -> None:
+    """Import the modules that installed packages name in this group of entry points: commands then know their methods.
+
+        [project.entry-points.curvjax]
+        mine = "mine.methods"
+
+    Raises:
+      ImportError: if one cannot be imported; the message names the package.
+    """
+    for point in entry_points(group=group):
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else point.name
+            msg = f"the installed package {package!r} enters methods by {point.value!r}, which fails: {error}"
+            raise ImportError(msg) from error

@@ -1,6 +1,7 @@
 """A score, a rule, a program, a surgery and ways of training from outside the package go everywhere that its own go."""
 
 import re
+import sys
 import textwrap
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -269,3 +270,34 @@ def test_names_that_are_taken_are_refused_with_whose_they_are():
     with pytest.raises(ValueError, match=r"there is a method 'magnitude' already, of curvjax\.surgery\.magnitude"):
         surgery(type("Magnitude", (ToySurgery,), {"name": "magnitude", "__module__": __name__}))
     assert SCORES["erk"].source != "this file"
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a package whose one module is the text."""
+
+    def install(text):
+        about = tmp_path / "mine-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text("[curvjax]\nmine = mine_of_a_test\n")
+        (tmp_path / "mine_of_a_test.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    sys.modules.pop("mine_of_a_test", None)
+
+
+def test_commands_know_what_an_installed_package_enters(installed, run):
+    installed('import curvjax as cj\n@cj.rule("mine", "rank")\ndef mine(q, budget):\n    """Mine."""\n    return q\n')
+    try:
+        assert re.search(r"rule\W+mine\b", run("methods"))
+    finally:
+        del RULES["mine"]
+
+
+def test_an_installed_package_that_fails_is_named(installed, capsys):
+    installed("1 / 0")
+    with pytest.raises(SystemExit):
+        main(["methods"])
+    assert "'mine' enters methods by 'mine_of_a_test', which fails: division by zero" in capsys.readouterr().err
