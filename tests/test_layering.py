@@ -58,7 +58,7 @@ ALLOWED = {
     "verbs": {"allocation", "data", "interop", "models", "records", "runs", "scores", "surgery", "training"},
     "trials": {"allocation", "models", "records", "runs", "scores", "surgery", "verbs"},
     "testing": {"curvature", "data", "layers", "models", "records"},
-    "cli": {"commands"},
+    "cli": {"commands", "registry"},
     "__main__": {"cli"},
     "__init__": {"allocation", "models", "records", "runs", "surgery", "training", "trials", "verbs"},
 }
