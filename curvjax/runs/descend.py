@@ -70,7 +70,10 @@ def descend(
     repairs what it prunes, so that the first order has the wrong sign: its prices are differences of the loss with one
     unit at a time pruned and repaired a little more and a little less. Where amounts are rungs of a ladder (bits, N:M,
     ranks of factors), a round measures what one entry up and one down does to the loss, one unit at a time, and
-    exchanges a few at the best prices [M24]. If nothing beats the start on the selection rows, it is returned.
+    exchanges a few at the best prices [M24]. Such moves are dear; shares found for Wanda serve SparseGPT as well
+    (`experiments/outcomes`): descend by the one, rebuild by the other.
+
+    If nothing beats the start on the selection rows, it is returned.
 
     Args:
       loaded: the dense model and its tokenizer.
