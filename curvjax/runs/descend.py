@@ -43,9 +43,8 @@ from curvjax.runs.rounds import (
     mirror_rounds,
 )
 from curvjax.runs.text import Text, require_apart
-from curvjax.surgery import SURGERIES, Channels, Factorize, Surgery, Wanda
-from curvjax.surgery.method import require_target
-from curvjax.surgery.prices import has_prices
+from curvjax.surgery import Channels, Factorize, Surgery, Wanda
+from curvjax.surgery.prices import require_prices
 from curvjax.surgery.projections import kernel_units, layer_projections
 
 RULE = "descent"
@@ -173,16 +172,12 @@ def _rounds(program: Program, method: Surgery) -> Rounds:
     Raises:
       ValueError: if they are not.
     """
-    require_target(method, program.target)
-    if not has_prices(type(method), program.target):
-        there = ", ".join(sorted(name for name, kind in SURGERIES.items() if has_prices(kind, program.target)))
-        msg = f"{method.name} has no prices of {program.target}; those that have: {there or 'none'}."
-        raise ValueError(msg)
+    require_prices(method, program.target)
     if isinstance(program, Sparsity):
         _require_pattern(program, method)
         return exchange_rounds if program.pattern else mirror_rounds
-    if isinstance(program, Ranks) and (program.tie != "none" or getattr(method, "metric", "") == "asvd"):
-        msg = f"ranks of factors are priced one projection at a time, by svd or aware: leave out tie; got {method}."
+    if isinstance(program, Ranks) and program.tie != "none":
+        msg = f"ranks of factors are priced one projection at a time: leave out tie; got {program.tie}."
         raise ValueError(msg)
     if not isinstance(program, (Bits, Ranks)):
         msg = f"a descent steps within Sparsity, Bits, Ranks and what inherits from one; got {program}."

@@ -101,9 +101,14 @@ class Factorize:
         factored = replace(self, metric="svd")(model, amounts).model
         return with_trained_parameters(train_factors(factored), arrays)
 
+    @property
+    def unpriced(self) -> str:
+        """With asvd: second moments do not have the mean sizes of inputs."""
+        return "moves of ranks are measured by svd or aware: descend with these." if self.metric == "asvd" else ""
+
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """The product of factors of rank `amount`, or the kernel where they would be as large; see `Stepwise`."""
-        assert self.metric != "asvd"  # second moments do not have the mean sizes of inputs
+        assert not self.unpriced
         if amount * sum(kernel.shape) >= kernel.size:
             return kernel
         return factorize(kernel, amount, moment if self.metric == "aware" else None).kernel

@@ -17,6 +17,7 @@ from curvjax.data import Batch
 from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters
 from curvjax.surgery.masks import apply_masks
+from curvjax.surgery.method import SURGERIES, Surgery, require_target
 
 
 class Order(NamedTuple):
@@ -48,7 +49,10 @@ def in_order(method: object) -> Ordered | None:
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """A surgery that can rebuild one projection alone, so that a single move can be measured [M22]."""
+    """A surgery that can rebuild one projection alone, so that a single move can be measured [M22].
+
+    Where some settings do not let it, a property `unpriced` says why, and is "" otherwise.
+    """
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """The dense kernel at an amount; moment: `[in, in]` of its inputs where the surgery reads text.
@@ -67,6 +71,21 @@ def has_prices(kind: type, target: str) -> bool:
     """
     moved = issubclass(kind, Stepwise) or (target == "sparsity" and issubclass(kind, Ordered))
     return moved and target in getattr(kind, "targets", ())
+
+
+def require_prices(method: Surgery, target: str) -> None:
+    """Do nothing if a descent can price the surgery as it is set.
+
+    Raises:
+      ValueError: if it cannot; the message names those that it can, or the setting.
+    """
+    require_target(method, target)
+    if not has_prices(type(method), target):
+        there = ", ".join(sorted(name for name, kind in SURGERIES.items() if has_prices(kind, target)))
+        msg = f"{method.name} has no prices of {target}; those that have: {there or 'none'}."
+        raise ValueError(msg)
+    if unpriced := getattr(method, "unpriced", ""):
+        raise ValueError(unpriced)
 
 
 def kernels_of(model: Decoder, paths: Iterable[str]) -> dict[str, jax.Array]:

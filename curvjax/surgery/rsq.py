@@ -119,13 +119,12 @@ class RSQ(GPTQ):
         remark = f"the head is no longer tied to the embedding: {head.size:,} weights, {head[...].nbytes:,} bytes more"
         return found._replace(remarks=(remark,))
 
-    def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
-        """As `GPTQ`, all tokens alike; see `Stepwise`.
+    @property
+    def unpriced(self) -> str:
+        """With `rotate`: a kernel alone does not tell the basis of the model that it will stand in."""
+        return "a rotated model is not priced one kernel at a time: descend with rotate=False." if self.rotate else ""
 
-        Raises:
-          ValueError: with `rotate`, since a kernel alone does not tell the basis of the model that it will stand in.
-        """
-        if self.rotate:
-            msg = "a rotated model is not priced one kernel at a time: descend with rotate=False."
-            raise ValueError(msg)
+    def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
+        """As `GPTQ`, all tokens alike; see `Stepwise`."""
+        assert not self.unpriced
         return super().edited(kernel, amount, moment)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from curvjax.allocation import Ranks, Sparsity
+from curvjax.allocation import Bits, Ranks, Sparsity
 from curvjax.data import Document
 from curvjax.evaluation import perplexity
 from curvjax.models import parameters, with_parameters
@@ -17,7 +17,7 @@ from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.measure import unit_shapes
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import TextSettings, packed_text
-from curvjax.surgery import Factorize, Heads, LoRA, Magnitude, SparseGPT, Wanda, dense_equivalent, sparsegpt
+from curvjax.surgery import RSQ, Factorize, Heads, LoRA, Magnitude, SparseGPT, Wanda, dense_equivalent, sparsegpt
 from curvjax.surgery.projections import kernel_units
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import block_statistics, residual_streams
@@ -222,8 +222,9 @@ def test_pairs_without_moves_are_refused_by_name(shallow, parts):
     refused("shares of n of 8 weights need .* n:8; got", Sparsity(0.5, pattern=8), Wanda(pattern="4:8"))
     refused("shares of single weights need a method with no pattern; got", Sparsity(0.5), Wanda(pattern="2:4"))
     refused("leave out tie; got layer", Sparsity(0.5, tie="layer"), SparseGPT())
-    refused("by svd or aware: leave out tie; got Factorize", Ranks(4, tie="layer"), Factorize())
-    refused("by svd or aware: leave out tie; got .*asvd", Ranks(4), Factorize(metric="asvd"))
+    refused("one projection at a time: leave out tie; got layer", Ranks(4, tie="layer"), Factorize())
+    refused("measured by svd or aware: descend with these", Ranks(4), Factorize(metric="asvd"))
+    refused("a rotated model is not priced .* descend with rotate=False", Bits(3), RSQ(group=8))
     refused("within Sparsity, Bits, Ranks and what inherits from one; got .*Half", Half(), Wanda())
     refused("their granularity is module, not layer", Ranks(4), Factorize())
     with pytest.raises(ValueError, match="band and step in"):

@@ -23,6 +23,7 @@ from curvjax.surgery import (
     rotated,
     save_rebuilt,
 )
+from curvjax.surgery.prices import require_prices
 from curvjax.surgery.rsq import Concentration
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import Stream, block_statistics, residual_streams
@@ -150,8 +151,9 @@ def test_single_kernels_are_priced_without_rotation_only(small, batch):
     plain = method.edited(kernel, 3, moment)
     assert jnp.array_equal(plain, gptq(kernel, moment, 3, method.form, method.sweep).kernel)
     assert jnp.array_equal(RSQ(rotate=False).edited(kernel, 16, moment), kernel)
+    assert not RSQ(rotate=False).unpriced
     with pytest.raises(ValueError, match="a rotated model is not priced one kernel at a time: descend with rotate=Fal"):
-        RSQ(group=4).edited(kernel, 3, moment)
+        require_prices(RSQ(group=4), "bits")
 
 
 @pytest.mark.parametrize("least", [0.0, -1.0, 1.5])
