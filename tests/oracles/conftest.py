@@ -9,6 +9,7 @@ NEEDS = {  # the others: torch
     "test_compressed_tensors.py": "compressed_tensors",
     "test_gguf.py": "xllamacpp",
     "test_qwix.py": "qwix",
+    "test_notebooks.py": "matplotlib",
 }
 
 collect_ignore = [
