@@ -278,13 +278,14 @@ def _adapted(adaptation: Adaptation) -> list[str]:
 
 def _pruned(pruning: Pruning) -> list[str]:
     entries, told = paired_differences(pruning.paired), []
-    for level, arm in dict.fromkeys((entry.sparsity, entry.arm) for entry in entries):
+    for level in dict.fromkeys(entry.sparsity for entry in entries):
+        mine = [entry for entry in entries if entry.sparsity == level]
         found = {each.arm: each.outcome.perplexity for each in reversed(pruning.arms) if each.sparsity == level}
         values = [f"{significant(value)} ({name})" for name, value in reversed(found.items())]
+        arms = [f"Sparsities by {arm}: {_compared(mine, arm)}." for arm in dict.fromkeys(entry.arm for entry in mine)]
         told.append(
             f"With {percent(level)} of the weights removed by {pruning.method.capitalize()}, test perplexity is "
-            f"{listed(values)}; it was {significant(pruning.dense.perplexity)} before. Sparsities by {arm}: "
-            f"{_compared([entry for entry in entries if entry.sparsity == level], arm)}."
+            f"{listed(values)}; it was {significant(pruning.dense.perplexity)} before. {' '.join(arms)}"
         )
     return told
 
