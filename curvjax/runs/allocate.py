@@ -19,17 +19,17 @@ from curvjax.allocation import (
     Program,
     Ranks,
     Solution,
+    SolutionStatus,
     Whole,
     budget_path,
     certify,
     positive_scores,
     quality,
 )
-from curvjax.allocation import SolutionStatus as ProgramStatus
 from curvjax.allocation.program import program_name
 from curvjax.allocation.rules import RULES
 from curvjax.layers import UnitShape
-from curvjax.records import Allocation, Budget, Ranges, Scores, SweepPoint, UnitAmount, WholeEvidence, plain
+from curvjax.records import Allocation, Budget, Comparison, Ranges, Scores, SweepPoint, UnitAmount, WholeEvidence, plain
 
 Anything = TypeVar("Anything", bound=Program)
 
@@ -203,17 +203,18 @@ def rules_of(target: str) -> list[str]:
     return [PROGRAM, *(name for name, rule in RULES.items() if target in rule.targets)]
 
 
-def program_of(allocation: Allocation) -> Program:
-    """The program that an allocation was made by.
+def program_of(made: Allocation | Comparison) -> Program:
+    """The program that an allocation or a comparison was made by.
 
     Raises:
       ValueError: if no program has its name, or the program has no such settings.
     """
-    name = allocation.program_name or allocation.target
-    kind, settings = PROGRAMS.named(name), allocation.program
+    name = made.program_name or made.target
+    kind, settings = PROGRAMS.named(name), made.program
     unknown = sorted(settings.keys() - {field.name for field in fields(kind)})
     if unknown:
-        msg = f"the program {name!r} has no {', '.join(unknown)}; allocate again with this version."
+        again = "allocate" if isinstance(made, Allocation) else "compare"
+        msg = f"the program {name!r} has no {', '.join(unknown)}; {again} again with this version."
         raise ValueError(msg)
     return msgspec.convert(settings, kind)
 
@@ -235,7 +236,7 @@ def _amount(shape: UnitShape, k: int, posed: Posed, values: Float[np.ndarray, " 
 
 def _solved(allocation: Allocation, posed: Posed, solution: Solution) -> Allocation:
     """The allocation with the evidence of its continuous program."""
-    status = ProgramStatus(int(solution.status))
+    status = SolutionStatus(int(solution.status))
     return replace(
         allocation,
         dual=float(solution.dual),
@@ -244,7 +245,7 @@ def _solved(allocation: Allocation, posed: Posed, solution: Solution) -> Allocat
         gap=float(solution.gap),
         residual=float(solution.residual),
         status=status.name.lower(),
-        remark=posed.remark if status == ProgramStatus.OPTIMAL else None,
+        remark=posed.remark if status == SolutionStatus.OPTIMAL else None,
     )
 
 
@@ -272,7 +273,7 @@ def _sweep(posed: Posed, program: Program, q: Float[np.ndarray, " K"]) -> tuple[
             objective=float(path.objective[i]),
             dual=float(path.dual[i]),
             residual=float(path.residual[i]),
-            status=ProgramStatus(int(path.status[i])).name.lower(),
+            status=SolutionStatus(int(path.status[i])).name.lower(),
             continuous=tuple(amounts[i].tolist()),
         )
         for i, budget in enumerate(program.sweep)

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from jaxtyping import Float
 
-from curvjax.allocation import CONTROLS, PROGRAMS
+from curvjax.allocation import CONTROLS
 from curvjax.allocation.rules import RULES
 from curvjax.allocation.tuned import Tuned
 from curvjax.evaluation import paired_difference, perplexity
 from curvjax.models import Loaded, require_plain
 from curvjax.records import Arm, Comparison, Method, Outcomes, Pair, TextOutcome, Trial, digest, plain
-from curvjax.runs.allocate import PROGRAM, share_out
+from curvjax.runs.allocate import PROGRAM, program_of, share_out
 from curvjax.runs.court import ChosenAmounts, Court, JudgeSettings, selection_loss
 from curvjax.runs.descend import descend
 from curvjax.runs.draft import drafts, rebuilt_densely
@@ -120,7 +120,7 @@ def _court(
     settings: JudgeSettings,
     directory: str | Path | None,
 ) -> Court:
-    program = msgspec.convert(comparison.program, PROGRAMS.named(comparison.program_name or comparison.target))
+    program = program_of(comparison)
     require_counted(program, surgery)
     units = kernel_units(loaded.model, [unit.name for unit in comparison.units])
     shapes = unit_shapes(loaded.model, units)

@@ -204,6 +204,9 @@ def test_shared_documents_other_models_and_other_targets_are_refused(shallow, lo
         judge(shallow, compared, Nearest(), **parts)
     with pytest.raises(ValueError, match="unknown programs: gone; there are bits, rank, "):
         judge(shallow, dataclasses.replace(compared, program_name="gone"), Magnitude(), **parts)
+    of_another = dataclasses.replace(compared, program=compared.program | {"spread": 1.0})
+    with pytest.raises(ValueError, match="the program 'sparsity' has no spread; compare again with this version"):
+        judge(shallow, of_another, Magnitude(), **parts)
 
 
 @pytest.mark.parametrize("change", [{"evaluations": 0}, {"rounds": 0}, {"epochs": 0}, {"rows": 0}, {"move": 1.0}])
