@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from scipy.optimize import minimize
 
-from curvjax.allocation import SolutionStatus, allocate_capacity, require_solution, separable
+from curvjax.allocation import SolutionStatus, allocate_capacity, require_solution
+from tests.compilations import compilations
 
 bad_shapes = partial(pytest.param, marks=pytest.mark.bad_shapes)  # the type-checking hook raises first
 
@@ -389,9 +390,9 @@ def test_jit_and_vmap_equal_eager():
 
 def test_other_values_compile_nothing_new():
     allocate_capacity(Q, cost=1.0, budget=3.0, alpha=0.02)
-    before = separable.solution._cache_size()
-    allocate_capacity(Q[::-1], cost=np.arange(UNITS) + 1, budget=7, alpha=1, beta=2, maximum=3, equality=True)
-    assert separable.solution._cache_size() == before
+    with compilations() as compiled:
+        allocate_capacity(Q[::-1], cost=np.arange(UNITS) + 1, budget=7, alpha=1, beta=2, maximum=3, equality=True)
+    assert not compiled["solution"]
 
 
 def test_results_are_float64_where_the_caller_has_float32():

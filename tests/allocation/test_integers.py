@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from curvjax.allocation import SolutionStatus, integers, round_capacity, whole_capacity
+from curvjax.allocation import SolutionStatus, round_capacity, whole_capacity
+from tests.compilations import compilations
 
 
 def best_of_all(q, cost, budget, alpha, maximum):
@@ -167,12 +168,12 @@ def test_malformed_input_is_refused():
 def test_float32_callers_get_the_same_units_and_other_values_compile_nothing_new():
     q = np.random.default_rng(1).gamma(1.0, size=30)
     wide = round_capacity(q, cost=1.0, budget=90.0, alpha=0.0)
-    before = integers._priced._cache_size()
-    with jax.enable_x64(False):
-        narrow = round_capacity(q, cost=1.0, budget=90.0, alpha=0.0)
-    round_capacity(q[::-1], cost=2.0, budget=70.0, alpha=0.01, maximum=3)
+    with compilations() as compiled:
+        with jax.enable_x64(False):
+            narrow = round_capacity(q, cost=1.0, budget=90.0, alpha=0.0)
+        round_capacity(q[::-1], cost=2.0, budget=70.0, alpha=0.01, maximum=3)
     np.testing.assert_array_equal(narrow.amount, wide.amount)
-    assert integers._priced._cache_size() == before
+    assert not compiled["_priced"]
 
 
 @pytest.mark.parametrize("seed", range(1, 25))

@@ -15,6 +15,7 @@ from curvjax.curvature import (
 )
 from curvjax.layers import layer_units
 from curvjax.models.parameters import parameters
+from tests.compilations import compilations
 from tests.curvature.tiny import LAYERS, random_batch
 
 DRAWS = 200
@@ -65,8 +66,11 @@ def test_mean_and_standard_error_are_those_of_the_draws(model, passes):
     np.testing.assert_allclose(ravel_pytree(found.standard_error)[0], errors, rtol=1e-6, atol=1e-12)
 
 
-def test_one_compilation_serves_all_layers_and_draws(means):
-    assert diagonal.squared_entries._cache_size() == 1
+def test_one_compilation_serves_all_layers_and_draws(model, passes):
+    diagonal.squared_entries.clear_cache()
+    with compilations() as compiled:
+        mean_diagonals(model, passes, key=jax.random.key(1), draws=2)
+    assert compiled["squared_entries"] == 1
 
 
 def test_single_draw_is_refused(model, passes):

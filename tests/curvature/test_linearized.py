@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from curvjax.curvature.linearized import linearize, pull, push
+from tests.compilations import compilations
 
 
 def layer(weights, x):
@@ -21,16 +22,20 @@ T = jnp.asarray(np.random.default_rng(8).normal(size=(3, 4)))
 
 
 def test_push_and_pull_are_jvp_and_vjp_and_survive_jit():
-    make = jax.jit(lambda w, x: linearize(partial(layer, w), x, shared=w))
+    @jax.jit
+    def make(w, x):
+        return linearize(partial(layer, w), x, shared=w)
+
     push_jit, pull_jit = jax.jit(partial(push)), jax.jit(partial(pull))  # caches of their own
-    for seed in (1, 2, 3):
-        w = weights(seed)
-        y, linear = make(w, X)
-        y_dot = jax.jvp(partial(layer, w), (X,), (T,))[1]
-        np.testing.assert_allclose(y, layer(w, X))
-        np.testing.assert_allclose(push_jit(linear, w, T), y_dot, rtol=1e-12)
-        np.testing.assert_allclose(pull_jit(linear, w, T), jax.vjp(partial(layer, w), X)[1](T)[0], rtol=1e-12)
-    assert (make._cache_size(), push_jit._cache_size(), pull_jit._cache_size()) == (1, 1, 1)
+    with compilations() as compiled:
+        for seed in (1, 2, 3):
+            w = weights(seed)
+            y, linear = make(w, X)
+            y_dot = jax.jvp(partial(layer, w), (X,), (T,))[1]
+            np.testing.assert_allclose(y, layer(w, X))
+            np.testing.assert_allclose(push_jit(linear, w, T), y_dot, rtol=1e-12)
+            np.testing.assert_allclose(pull_jit(linear, w, T), jax.vjp(partial(layer, w), X)[1](T)[0], rtol=1e-12)
+    assert (compiled["make"], compiled["push"], compiled["pull"]) == (1, 1, 1)
 
 
 def test_weights_are_referred_to_and_not_kept():

@@ -18,7 +18,7 @@ from curvjax.surgery import (
     quantization_plan,
     quantize_adaquant,
 )
-from curvjax.surgery.adaquant import _descended
+from tests.compilations import compilations
 from tests.surgery.conftest import CONFIG
 from tests.surgery.test_gptq import error_of, grid, problem
 
@@ -108,11 +108,11 @@ def test_inputs_that_never_fire_stay_at_the_nearest():
 def test_the_scale_of_the_inputs_does_not_matter_and_one_compilation_serves_all():
     kernel, hessian = problem(1)
     one = adaquant(kernel, hessian, 3, FORM, QUICK)
-    before = _descended._cache_size()
-    other = adaquant(kernel, 4 * hessian, 3, FORM, QUICK)
+    with compilations() as compiled:
+        other = adaquant(kernel, 4 * hessian, 3, FORM, QUICK)
+        adaquant(kernel, hessian, 4, FORM, Calibration(5, 0.5))
     assert jnp.array_equal(one.codes.codes, other.codes.codes)
-    adaquant(kernel, hessian, 4, FORM, Calibration(5, 0.5))
-    assert _descended._cache_size() == before
+    assert not compiled["_descended"]
     assert adaquant(kernel.astype(jnp.bfloat16), hessian, 4, FORM, QUICK).kernel.dtype == jnp.bfloat16
 
 

@@ -6,9 +6,9 @@ from curvjax.data.batch import Batch
 from curvjax.models import parameters, with_parameters
 from curvjax.storage import Format
 from curvjax.surgery import GPTQ, Sweep, decoded, dequantized, gptq, nearest, quantization_plan, quantize_gptq
-from curvjax.surgery.gptq import _swept
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import block_statistics, residual_streams
+from tests.compilations import compilations
 
 LAYERS = tuple(f"layers.{layer}" for layer in range(12))
 
@@ -166,9 +166,9 @@ def test_kernels_keep_their_dtype_and_one_compilation_serves_all_kernels():
     kernel, hessian = problem(1)
     assert gptq(kernel.astype(jnp.bfloat16), hessian, 4, Format()).kernel.dtype == jnp.bfloat16
     gptq(kernel, hessian, 4, Format())
-    before = _swept._cache_size()
-    gptq(2 * kernel, hessian, 4, Format(), Sweep(damping=0.1))
-    assert _swept._cache_size() == before
+    with compilations() as compiled:
+        gptq(2 * kernel, hessian, 4, Format(), Sweep(damping=0.1))
+    assert not compiled["_swept"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from curvjax.surgery import (
     sliding_windows,
 )
 from curvjax.surgery.prices import Stepwise
-from curvjax.surgery.sliderquant import _step
+from tests.compilations import compilations
 from tests.surgery.conftest import CONFIG
 from tests.surgery.test_gptq import problem
 
@@ -176,11 +176,11 @@ def test_a_window_that_ends_worse_is_put_back(small, batch, plan):
 
 def test_one_compilation_serves_windows_of_a_size_and_progress_counts_them(small, batch, plan, result):
     assert result.storage.bits.tolist() == [3, 2, 3]
-    before, calls = _step._cache_size(), []
-    three = Slides(ends=1, steps=1, shares=(0.25, 0.5, 1.0))
-    quantize_sliding(small, batch, plan, rows_at_once=3, slides=three, progress=lambda *call: calls.append(call))
+    three, calls = Slides(ends=1, steps=1, shares=(0.25, 0.5, 1.0)), []
+    with compilations() as compiled:
+        quantize_sliding(small, batch, plan, rows_at_once=3, slides=three, progress=lambda *call: calls.append(call))
     assert calls == [(done, 12) for done in range(1, 13)]
-    assert _step._cache_size() == before
+    assert not compiled["_step"]
 
 
 def test_it_has_no_prices_of_single_kernels():

@@ -14,7 +14,7 @@ from curvjax.models import parameters, with_parameters
 from curvjax.surgery import Pattern, magnitude_mask, prune_sparsegpt, sparsegpt
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import block_statistics, residual_streams
-from curvjax.surgery.sparsegpt import _swept
+from tests.compilations import compilations
 
 PEERS = json.loads((Path(__file__).parents[1] / "data" / "peers.json").read_text())
 LAYERS = tuple(f"layers.{layer}" for layer in range(12))
@@ -204,9 +204,9 @@ def test_kernels_keep_their_dtype():
 def test_one_compilation_serves_all_counts():
     kernel, hessian = problem(1)
     sparsegpt(kernel, hessian, 60, block=4)
-    before = _swept._cache_size()
-    sparsegpt(2 * kernel, hessian, 30, block=4, damping=0.1)
-    assert _swept._cache_size() == before
+    with compilations() as compiled:
+        sparsegpt(2 * kernel, hessian, 30, block=4, damping=0.1)
+    assert not compiled["_swept"]
 
 
 @pytest.mark.parametrize(

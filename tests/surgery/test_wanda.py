@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from curvjax.data.batch import Batch
 from curvjax.models import parameters, with_parameters
 from curvjax.surgery import input_energies, projections, prune_wanda, prune_with_energies, sequential, wanda_mask
+from tests.compilations import compilations
 
 PEERS = json.loads((Path(__file__).parents[1] / "data" / "peers.json").read_text())["wanda"]
 LAYERS = tuple(f"layers.{layer}" for layer in range(12))
@@ -202,12 +203,13 @@ def test_progress_counts_the_layers(model, batch):
 
 def test_one_compilation_serves_all_layers(model, batch, shares):
     prune_wanda(model, batch, shares, rows_at_once=3)
-    sizes = [function._cache_size() for function in (sequential._record, sequential._run, wanda_mask)]
-    prune_wanda(model, batch, {name: 1 - share for name, share in shares.items()}, rows_at_once=3)
-    assert [function._cache_size() for function in (sequential._record, sequential._run, wanda_mask)] == sizes
+    with compilations() as compiled:
+        prune_wanda(model, batch, {name: 1 - share for name, share in shares.items()}, rows_at_once=3)
+    assert not {"_record", "_run", "wanda_mask"} & set(compiled)
     sequential._record.clear_cache()
-    input_energies(model, batch, rows_at_once=3)
-    assert sequential._record._cache_size() == 1
+    with compilations() as compiled:
+        input_energies(model, batch, rows_at_once=3)
+    assert compiled["_record"] == 1
 
 
 def test_unusable_requests_are_refused(model, batch, shares):

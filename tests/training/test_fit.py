@@ -15,6 +15,7 @@ from curvjax.models import parameters, weights_hash, with_parameters
 from curvjax.surgery import add_lora, classic_scale, lora_parameters, lora_ranks, projections, train_only
 from curvjax.training import fit
 from curvjax.training import step as step_module
+from tests.compilations import compilations
 
 from .conftest import RANKS
 
@@ -229,9 +230,10 @@ def test_a_batch_that_counts_nothing_is_refused(model, batch):
 
 def test_one_compilation_serves_a_run_and_its_repetition(model, batch):
     step_module._step.clear_cache()
-    for _ in range(2):
-        fit(model, batch, **(SETTINGS | {"steps": 4}))
-    assert step_module._step._cache_size() == 1
+    with compilations() as compiled:
+        for _ in range(2):
+            fit(model, batch, **(SETTINGS | {"steps": 4}))
+    assert compiled["_step"] == 1
 
 
 def test_experts_learn_and_resume_to_the_same_numbers(mixed, batch, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from curvjax.surgery import lora_parameters
 from curvjax.training import OPTIMIZERS, Recipe, begin_training, described, fit, state_size, train_step
 from curvjax.training import step as step_module
+from tests.compilations import compilations
 
 from ..conftest import small_model, tiny_batch
 
@@ -78,9 +79,10 @@ def test_the_numbers_it_keeps_are_counted(run):
 def test_equal_recipes_share_one_compilation(run):
     model, how, _, _ = run
     step_module._step.clear_cache()
-    for _ in range(2):
-        recipe = Recipe(steps=12, learning_rate=0.1, optimizer=OPTIMIZERS[how["optimizer"].name]())
-        state = begin_training(model, recipe)
-        for seed in (1, 2):
-            state, _ = train_step(model, recipe, state, tiny_batch(seed), key=jax.random.key(3))
-    assert step_module._step._cache_size() == 1
+    with compilations() as compiled:
+        for _ in range(2):
+            recipe = Recipe(steps=12, learning_rate=0.1, optimizer=OPTIMIZERS[how["optimizer"].name]())
+            state = begin_training(model, recipe)
+            for seed in (1, 2):
+                state, _ = train_step(model, recipe, state, tiny_batch(seed), key=jax.random.key(3))
+    assert compiled["_step"] == 1
