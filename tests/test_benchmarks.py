@@ -1,4 +1,4 @@
-"""The benchmarks run in small, their counts are the programs', and the README's table is that of the records."""
+"""Counts of the benchmarks are the programs', and the README's table is that of the records."""
 
 import json
 import math
@@ -9,31 +9,13 @@ import pytest
 from curvjax.curvature import ggn_product, unit_gradient
 from curvjax.models import parameters
 from experiments.benchmarks import (
-    all_gains,
-    compile_time,
-    damping_grid,
-    fisher,
     flops,
     gpu,
     gpu_estimate,
-    prices,
-    prices_memory,
-    products,
-    scaling,
     table,
     whole_model,
 )
 from experiments.benchmarks.measuring import SCHEMA, TINY, Settings, apart, engine, proportioned, random_subject
-
-QUICK = (products, all_gains, damping_grid, fisher, scaling, compile_time, prices, prices_memory)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_in_haste():
-    """Nothing here depends on how fast a program is, and compiling is all that takes time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def matrix_flops(jaxpr):
@@ -76,26 +58,6 @@ def test_naive_product_is_the_engines_on_one_layer(tiny):
     ours = ggn_product(opened.model, opened.passes, unit)(varied)
     for path, array in ours.items():
         assert jax.numpy.allclose(array, whole[f"layers.1.{path}"], rtol=1e-4, atol=1e-6)
-
-
-def test_every_command_runs_and_the_table_reads_its_record(tmp_path):
-    for command in QUICK:
-        name = command.__name__.rpartition(".")[2]
-        command.main(["--quick", "--out", str(tmp_path / f"{name}.json")])
-        record = json.loads((tmp_path / f"{name}.json").read_text())
-        assert (record["schema"], record["benchmark"]) == (SCHEMA, name)
-        assert record["settings"]["quick"]
-        assert record["machine"]["load_average"]
-    gaps = [str(row["gap"]) for row in json.loads((tmp_path / "all_gains.json").read_text())["gaps"]]
-    measured, out = str(tmp_path / "all_gains.json"), str(tmp_path / "gpu_estimate.json")
-    estimate = gpu_estimate.main(["--quick", "--measured", measured, "--gaps", *gaps, "--out", out])
-    assert estimate["is_estimate"]
-    counted = json.loads((tmp_path / "prices_memory.json").read_text())
-    assert 3 < counted["over_weights"] < 4, "two models and one sum; a microbatch's gradient apart would be a fourth"
-    made = table.table(tmp_path)
-    assert made.count("\n") > 25
-    assert "Not measured yet: `torch_rival`." in made
-    assert "ESTIMATE" in made
 
 
 def test_quick_runs_write_no_record_by_themselves(tmp_path, monkeypatch):

@@ -136,8 +136,10 @@ def test_lower_precision_of_the_columns_widens_the_bracket():
 
 @pytest.mark.parametrize("width", [100, 5_000, 1_000_000])
 @pytest.mark.parametrize("entries", ["constant", "positive"])
-def test_inner_products_are_good_to_sixteen_units_in_the_last_place(width, entries):
-    columns = np.full((3, width), 0.1234567) if entries == "constant" else np.random.default_rng(1).random((3, width))
+@pytest.mark.parametrize("count", [1, 3, 64])
+def test_inner_products_are_good_to_sixteen_units_in_the_last_place(width, entries, count):
+    shape = count, min(width, 2_000_000 // count)
+    columns = np.full(shape, 0.1234567) if entries == "constant" else np.random.default_rng(1).random(shape)
     columns = columns.astype(np.float32)
     truth = columns.astype(float) @ columns.astype(float).T
     found = inner_products(jnp.asarray(columns), jnp.asarray(columns))

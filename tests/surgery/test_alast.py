@@ -10,6 +10,7 @@ from curvjax.surgery import LISA, ALaST, BudgetDraw, budgets, layer_changes
 from curvjax.surgery.sequential import after, residual_streams
 
 EQUAL = (1.0,) * 12
+DRAWS = 150
 
 
 def test_changes_are_relative_squares_over_tokens_outside_padding(model, batch):
@@ -42,12 +43,12 @@ def test_layers_are_drawn_as_often_as_weights_times_budgets_say(model, batch):
     first = now + 0.5 * (np.arange(12) == 3) + 9.0 * (np.arange(12) == 10)  # two whose change fell
     weights = tuple(np.where(np.arange(12) == 7, 2.0, EQUAL).tolist())
     draw = BudgetDraw(1, 2, weights, 1.0, tuple(first.tolist()))
-    counts = Counter(layer for step in range(400) for layer in draw.drawn(1, step, model, batch))
+    counts = Counter(layer for step in range(DRAWS) for layer in draw.drawn(1, step, model, batch))
     chances = np.ones(12)
     chances[[3, 7, 10]] = 0.5, 2.0, 0.01
     expected = 2 * chances / chances.sum()
-    found = np.array([counts[layer] / 400 for layer in range(12)])
-    assert np.all(np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / 400) + 1e-3)
+    found = np.array([counts[layer] / DRAWS for layer in range(12)])
+    assert np.all(np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-3)
 
 
 def test_layers_of_no_weight_are_never_drawn(model, batch):
