@@ -85,7 +85,7 @@ def layer_gain(
     """Twice the largest second-order loss drop from moving one layer alone, zeta^2 = g' (C + tau I)^-1 g.
 
     Assumes that C is symmetric and that none of its eigenvalues is below `least_eigenvalue` (0: semidefinite, as for a
-    ggn or a Fisher matrix), and that a product is off by at most 16 units in the last place of |C| |v|. Then `lower <=
+    ggn or a Fisher matrix), and that a product is off by at most 32 units in the last place of |C| |v|. Then `lower <=
     zeta^2 <= upper` at every iteration, but for a probability of 1e-6 over a draw where `norm_bound` is not given.
 
     Inside `jax.shard_map` and `jax.pmap`, with data split over devices, a `matvec` that ends in `jax.lax.psum` gives

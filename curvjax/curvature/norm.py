@@ -3,7 +3,7 @@
 A Krylov space of g says nothing of what g is orthogonal to, and a run that stops after one product has seen next to
 nothing of C; but the products' rounding goes with |C|. So the run starts from
 
-    g~ = g + r (|g| / sqrt(p) + |g_i|) e_i,     e_i independent and standard normal, r = 16 units in the last place,
+    g~ = g + r (|g| / sqrt(p) + |g_i|) e_i,     e_i independent and standard normal, r = 32 units in the last place,
 
 no further from g than rounding is. For every unit vector q, q'g~ is normal with a deviation of at least r |g| /
 sqrt(p), so that |q'v_1| > epsilon = sqrt(pi / 2) f r / sqrt(p) but for a probability f, whatever g is. With p_j the

@@ -38,8 +38,11 @@ def unit(a: Vector) -> Vector:
 
 
 def rounding(a: Vector) -> float:
-    """What a product may be off relative to the matrix's norm, 16 units in the last place; measured: 1 to 5."""
-    return float(16 * max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(a)))
+    """What a product may be off relative to the matrix's norm, 32 units in the last place; measured: 1 to 17.
+
+    The most where it passes 30 layers and comes back, on a processor with AVX2; `tests/oracles` hold it.
+    """
+    return float(32 * max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(a)))
 
 
 def project_out(basis: Vector, a: Vector) -> Vector:
