@@ -53,14 +53,21 @@ def drafts(
     @lru_cache(maxsize=1)  # a look is judged, then moves are measured from it
     def built(amounts: tuple[int, ...]) -> Decoder:
         named = {unit.name: amount for unit, amount in zip(units, amounts, strict=True)}
-        return rebuilt_densely(method, model, batch, named)
+        return rebuilt_readable(method, model, batch, named)
 
     return Draft(lambda x: built(tuple(whole(x).tolist())), None)
 
 
-def rebuilt_densely(method: Surgery, model: Decoder, batch: Batch, amounts: Mapping[str, int]) -> Decoder:
-    """What the method makes of whole amounts, with plain kernels; `batch` for methods that read text."""
-    return dense_equivalent(method(model, amounts, batch if method.reads_text else None).model)
+def rebuilt_readable(method: Surgery, model: Decoder, batch: Batch, amounts: Mapping[str, int]) -> Decoder:
+    """What the method makes of whole amounts; `batch` for methods that read text.
+
+    With plain kernels, which are read fastest, where it has such a form: what looks at its inputs has none.
+    """
+    built = method(model, amounts, batch if method.reads_text else None).model
+    try:
+        return dense_equivalent(built)
+    except ValueError:
+        return built
 
 
 def by_path(units: Sequence[Unit], x: Float[np.ndarray, " K"]) -> dict[str, float]:

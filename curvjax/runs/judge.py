@@ -19,7 +19,7 @@ from curvjax.records import Arm, Comparison, Method, Outcomes, Pair, TextOutcome
 from curvjax.runs.allocate import PROGRAM, program_of, share_out
 from curvjax.runs.court import ChosenAmounts, Court, JudgeSettings, selection_loss
 from curvjax.runs.descend import descend
-from curvjax.runs.draft import drafts, rebuilt_densely
+from curvjax.runs.draft import drafts, rebuilt_readable
 from curvjax.runs.evaluate import known, text_outcome
 from curvjax.runs.measure import unit_shapes
 from curvjax.runs.progress import Progress, silent
@@ -70,7 +70,8 @@ def judge(
       The comparison with its `outcomes`.
 
     Raises:
-      ValueError: if texts share a document, the model is another one, or the surgery does not take the target.
+      ValueError: if texts share a document, the model is another one, or the surgery does not take the target;
+        if it could build nothing at all, why not.
     """
     settings = settings or JudgeSettings()
     require_plain(loaded.model)
@@ -96,6 +97,10 @@ def judge(
         except ValueError as refusal:  # hours of measuring are not lost to one method
             refused[name] = str(refusal)
     progress("methods judged", len(work), len(work))
+    if not arms:
+        (name, reason), *_ = refused.items()
+        msg = f"{surgery.name} was refused for all {len(refused)} methods, nothing is judged; for {name}: {reason}"
+        raise ValueError(msg)
     arms.sort(key=lambda arm: arm.selection_nll)
     outcomes = Outcomes(
         surgery=surgery.name,
@@ -221,7 +226,7 @@ def _measured(court: Court, amounts: dict[str, int] | None) -> dict[str, TextOut
     def compute() -> dict[str, TextOutcome]:
         model, rows = court.loaded.model, court.settings.rows
         if amounts is not None:
-            model = rebuilt_densely(court.surgery, model, court.text.batch, amounts)
+            model = rebuilt_readable(court.surgery, model, court.text.batch, amounts)
         return {
             name: text_outcome(perplexity(model, test.batch, rows_at_once=rows)) for name, test in court.tests.items()
         }
@@ -230,9 +235,9 @@ def _measured(court: Court, amounts: dict[str, int] | None) -> dict[str, TextOut
 
 
 def _pairs(arms: list[Arm]) -> list[Pair]:
-    """Every arm against uniform, and the arm of least selection loss against all others, on the same rows."""
-    uniform = next(arm for arm in arms if arm.method == UNIFORM)
-    couples = [(arm, uniform) for arm in arms if arm is not uniform]
+    """Every arm against uniform, if that was built, and the arm of least selection loss against all others."""
+    uniform = next((arm for arm in arms if arm.method == UNIFORM), None)
+    couples = [(arm, uniform) for arm in arms if uniform is not None and arm is not uniform]
     couples += [(arms[0], arm) for arm in arms[1:] if arms[0] is not uniform and arm is not uniform]
     return [_pair(arm, other, test) for arm, other in couples for test in arm.test]
 

@@ -17,7 +17,7 @@ from curvjax.models import parameters
 from curvjax.records import Trial
 from curvjax.runs.besa import learned_shares
 from curvjax.runs.court import ChosenAmounts, Court, measured_once, sampled, selection_loss
-from curvjax.runs.draft import rebuilt_densely
+from curvjax.runs.draft import rebuilt_readable
 from curvjax.runs.measure import split_rows
 from curvjax.runs.objective import objective
 from curvjax.runs.rounds import free_shares
@@ -93,7 +93,7 @@ def _width_changes(court: Court, menu: Menu) -> Callable[[Float[np.ndarray, " K"
     @cache
     def kernels(bits: int) -> dict[str, Array]:
         whole = {shape.name: bits for shape in court.shapes}
-        values = parameters(rebuilt_densely(court.surgery, model, court.text.batch, whole))
+        values = parameters(rebuilt_readable(court.surgery, model, court.text.batch, whole))
         return {path: values[path] for path in paths}
 
     def changes(x: Float[np.ndarray, " K"]) -> Float[np.ndarray, "K J"]:

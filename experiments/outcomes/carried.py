@@ -19,7 +19,7 @@ import tyro
 from curvjax.evaluation import paired_difference, perplexity
 from curvjax.models import load_model
 from curvjax.records import Allocation, Comparison, TextOutcome, plain, read_json, write_json
-from curvjax.runs.draft import rebuilt_densely
+from curvjax.runs.draft import rebuilt_readable
 from curvjax.runs.evaluate import text_outcome
 from curvjax.surgery import SURGERIES
 from experiments.outcomes.run import FOLDER, Settings, read_texts
@@ -60,7 +60,7 @@ def main(settings: CarriedSettings) -> None:
     kept: dict[str, Any] = read_json(path)["arms"] if path.is_file() else {}
     for name, amounts in asked.items():
         if name not in kept:
-            model = rebuilt_densely(method, loaded.model, texts.text.batch, amounts)
+            model = rebuilt_readable(method, loaded.model, texts.text.batch, amounts)
             measured = {text: perplexity(model, each.batch, rows_at_once=4) for text, each in judged.items()}
             outcomes = {text: text_outcome(each) for text, each in measured.items()}
             kept[name] = plain({"amounts": amounts, "texts": outcomes})

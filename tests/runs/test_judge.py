@@ -18,7 +18,7 @@ from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.objective import objective
 from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.text import TextSettings, packed_text
-from curvjax.surgery import LoRA, Magnitude, Nearest, Wanda
+from curvjax.surgery import LoRA, Magnitude, Nearest, RSparse, Wanda
 from curvjax.surgery.codes import decoded, nearest
 from tests.runs.tiny import texts
 
@@ -222,6 +222,39 @@ def test_samples_of_rows_are_the_same_for_equal_draws(shallow, parts):
     np.testing.assert_array_equal(first.tokens, second.tokens)
     assert len(first.tokens) == round(0.5 * len(whole.whole.batch.tokens))
     assert courts.sampled(whole, Sample()) is whole
+
+
+def test_what_has_no_dense_form_is_judged_as_it_reads(shallow, parts):
+    compared = compare(shallow, parts["text"], Sparsity(0.5), CompareSettings(scores=("zd",), rules=("uniform",)))
+    how = JudgeSettings(rows=2, priced=False, searches=())
+    (only,) = judge(shallow, compared, RSparse(), **parts, settings=how).outcomes.arms
+    model = RSparse()(shallow.model, only.amounts, parts["text"].batch).model
+    assert only.test["third"].nll == pytest.approx(perplexity(model, parts["tests"]["third"].batch).nll, rel=1e-6)
+
+
+@pytest.mark.parametrize("different", [99, 1])
+def test_a_surgery_that_builds_nothing_is_an_error_and_one_that_refuses_uniform_is_not(
+    shallow, parts, compared, different
+):
+    class Refusing(Magnitude):
+        def __call__(self, model, amounts, batch=None, *, progress=None):
+            if len(set(amounts.values())) <= different:
+                raise ValueError("too few different counts.")
+            return super().__call__(model, amounts, batch, progress=progress)
+
+    def judged():
+        how = JudgeSettings(rows=2, priced=False, searches=())
+        return judge(shallow, compared, Refusing(), **parts, settings=how).outcomes
+
+    if different == 99:
+        with pytest.raises(
+            ValueError, match=r"magnitude was refused for all 7 methods, nothing is judged; for .*: too few"
+        ):
+            judged()
+    else:
+        found = judged()
+        assert found.refused["uniform"] == "too few different counts."
+        assert {pair.arm for pair in found.paired} == {found.arms[0].method}
 
 
 def test_wanda_is_judged_on_drafts_and_tested_as_it_rebuilds(shallow, parts):
