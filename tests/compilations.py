@@ -22,12 +22,10 @@ def compilations() -> Iterator[Counter[str]]:
             if str(record.msg).startswith(_COMPILING):
                 counted[re.sub(r"^\w+\((.*)\)$", r"\1", str(record.args[0]))] += 1
 
-    handler, propagate = Count(), _LOGGER.propagate
+    handler = Count()
     _LOGGER.addHandler(handler)
-    _LOGGER.propagate = False
     try:
         with jax.log_compiles():
             yield counted
     finally:
         _LOGGER.removeHandler(handler)
-        _LOGGER.propagate = propagate

@@ -77,7 +77,7 @@ def test_a_settled_unit_that_holds_others_open_is_probed_in_the_end():
         spent.append(unit)
         return measuring(unit) if unit == 0 else None
 
-    found = tighten_bounds(program, probe, *measuring.bounds(), effort=60)
+    found = tighten_bounds(program, probe, *measuring.bounds(), effort=200)
     assert not found.proved
     assert spent.count(0) > 1
 

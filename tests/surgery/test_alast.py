@@ -10,7 +10,7 @@ from curvjax.surgery import LISA, ALaST, BudgetDraw, budgets, layer_changes
 from curvjax.surgery.sequential import after, residual_streams
 
 EQUAL = (1.0,) * 12
-DRAWS = 150
+DRAWS = 400
 
 
 def test_changes_are_relative_squares_over_tokens_outside_padding(model, batch):
