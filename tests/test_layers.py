@@ -28,6 +28,12 @@ def test_modules_keep_the_models_order_within_a_layer():
     assert [unit.name for unit in units[20:22]] == ["layers.10.self_attn.q_proj", "layers.10.mlp.down_proj"]
 
 
+def test_an_mlp_is_its_matrices():
+    units = layers.mlp_units([*PATHS, "layers.3.mlp.down_proj.bias", "mlp.up_proj.kernel"])
+    assert [unit.name for unit in units] == [f"layers.{k}.mlp" for k in range(12)]
+    assert units[10].paths == ("layers.10.mlp.down_proj.kernel",)
+
+
 def test_parameters_outside_the_stack_have_no_layer():
     assert [layers.layer_index(path) for path in ("embed_tokens.embedding", "norm.scale", "layers.x.a")] == [-1] * 3
     assert layers.layer_index("base.layers.7.a") == 7

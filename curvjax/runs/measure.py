@@ -15,7 +15,7 @@ from curvjax.curvature import LayeredModel, absolute, of_largest_eigenvalue, of_
 from curvjax.curvature.damping import LayerPolicy
 from curvjax.curvature.layered import embedded, run_blocks
 from curvjax.data import Batch, microbatches
-from curvjax.layers import Unit, UnitShape, layer_index, layer_units, mapped_units, module_path, module_units
+from curvjax.layers import Unit, UnitShape, layer_index, layer_units, mapped_units, mlp_units, module_path, module_units
 from curvjax.models import Decoder, parameters
 from curvjax.models.layered import cross_entropy
 from curvjax.records import read_json
@@ -42,8 +42,8 @@ class ScoreSettings:
         "ggn", "hessian", "fisher-mc", "empirical-fisher", "empirical-fisher-tokens", "kfac", "ekfac", "diagonal"
     ] = "ggn"
     """C of the gain: ggn and hessian by certified Krylov runs, the others in closed form."""
-    granularity: Literal["layer", "module"] = "layer"
-    """One score per decoder layer, or per projection matrix."""
+    granularity: Literal["layer", "module", "mlp"] = "layer"
+    """One score per decoder layer, per projection matrix, or per MLP (for channels)."""
     units: str = ""
     """JSON file {name: [parameter paths]} of units of your own, each within one layer; in place of the granularity."""
     policy: Literal["auto", "trust-radius", "absolute", "relative-mean", "relative-largest", "promise", "held-out"] = (
@@ -125,7 +125,7 @@ class ScoreSettings:
 
     @property
     def partition(self) -> str:
-        """What the units are: "layer", "module", or the user's own."""
+        """What the units are: those of a granularity, or the user's own."""
         return "custom" if self.units else self.granularity
 
     @property
@@ -142,7 +142,7 @@ def scored_units(model: Decoder | LayeredModel, settings: ScoreSettings) -> tupl
 
     Raises:
       KeyError: if the user's units name a parameter that the model lacks.
-      ValueError: if the model has no decoder layer, some of it are codes, or the user's units do not partition
+      ValueError: if the model has no such unit, some of it are codes, or the user's units do not partition
         parameters within layers.
     """
     paths = parameters(model)
@@ -162,9 +162,10 @@ def scored_units(model: Decoder | LayeredModel, settings: ScoreSettings) -> tupl
     if isinstance(model, LayeredModel) and settings.granularity == "module":
         matrices = [path for path, value in paths.items() if layer_index(path) >= 0 and value.ndim >= 2]
         return mapped_units({path: [path] for path in matrices}, paths)
-    units = (layer_units if settings.granularity == "layer" else module_units)(paths)
+    units = {"layer": layer_units, "module": module_units, "mlp": mlp_units}[settings.granularity](paths)
     if not units:
-        msg = "the model has no decoder layer to measure."
+        what = {"layer": "decoder layer", "module": "projection matrix", "mlp": "MLP"}[settings.granularity]
+        msg = f"the model has no {what} to measure."
         raise ValueError(msg)
     return units
 
