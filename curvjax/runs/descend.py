@@ -107,11 +107,12 @@ def descend(
     steps = ladder(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
     if steps is not None:
         _require_start(steps, x, program)
-    whole = _whole(posed, steps)
+    nearest = _nearest(posed)
+    whole = nearest if steps is not None else lambda x: posed.rounded(x).amount
     about = {"model": loaded.sha256, "text": text.origin, "selection": selection.origin, "program": program}
     key = digest(about | {"method": [method.name, plain(method)], "settings": settings, "start": x})
     memory = Memory(None if directory is None else Path(directory) / "descent.partial.json", key)
-    draft = drafts(method, loaded.model, text.batch, units, whole, target=program.target)
+    draft = drafts(method, loaded.model, text.batch, units, nearest, target=program.target)
 
     def judge(x: Float[np.ndarray, " K"]) -> float:
         return memory("nll", x, lambda: perplexity(draft(x), selection.batch, rows_at_once=settings.rows).nll)
@@ -150,10 +151,8 @@ def descend(
     )
 
 
-def _whole(posed: Posed, steps: Ladder | None) -> WholeAmounts:
-    """Shares of the descent as whole amounts: entries of its ladder as they are, others rounded to the budget."""
-    if steps is None:
-        return lambda x: posed.rounded(x).amount
+def _nearest(posed: Posed) -> WholeAmounts:
+    """Amounts next to shares, whether or not they meet the budget; those of a ladder are whole as they are."""
     return lambda x: np.rint(x * np.broadcast_to(posed.scale, x.shape)).astype(np.int64)
 
 

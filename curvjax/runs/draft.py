@@ -26,7 +26,7 @@ class Draft(NamedTuple):
     order: Order | None
 
     def __call__(self, amounts: Float[np.ndarray, " K"]) -> Decoder:
-        """The model, with plain kernels."""
+        """The model, with plain kernels where it has such a form."""
         return self.build(amounts)
 
 

@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
 from curvjax.allocation.exchange import Ladder, Moves, exchange, marginal
 from curvjax.allocation.program import Posed
-from curvjax.layers import Unit
+from curvjax.layers import Unit, module_path
 from curvjax.models import Decoder, parameters
 from curvjax.records import Iterate, PriceCheck, digest, plain, read_json, write_json
 from curvjax.runs.draft import Draft
 from curvjax.runs.moves import Move, measure_moves, pass_gradients
 from curvjax.runs.objective import Kind, Objective, turns
-from curvjax.surgery.prices import mask_prices
+from curvjax.surgery.prices import Gated, gate_prices, mask_prices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +138,8 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     x, direction, price, spent = projected(problem.start, free), None, None, 0.0
     looks: list[Iterate] = []
     checks: tuple[PriceCheck, ...] = ()
-    ordered = problem.draft.order is not None
-    prices: _Prices = partial(_gradient_prices if ordered else _slopes, problem, settings, free)
+    kind = _kind(problem)
+    prices: _Prices = partial(kind, problem, settings, free)
     portions = turns(problem.objective, settings.portion)
 
     while len(looks) <= settings.iterations and not _ended(looks, settings.patience):
@@ -149,7 +149,7 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
             portion = next(portions)
             price, cost = prices(portion, x, price, len(looks))
             spent += cost
-            checks = checks or (_checked(problem, portion, settings, x, price, free) if ordered else ())
+            checks = checks or (_checked(problem, portion, settings, x, price, free) if kind is not _slopes else ())
             look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
             rate = settings.rate * settings.decay ** len(looks)
             x, direction = mirror_step(x, price, free, rate=rate, direction=direction)
@@ -185,6 +185,13 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
         place = ladder.places(np.asarray(looks[base].amounts))
 
 
+def _kind(problem: Problem) -> Callable[..., tuple[Float[np.ndarray, " K"], float]]:
+    """By one gradient where the method has prices to first order, else by measured moves."""
+    if problem.draft.order is not None:
+        return _gradient_prices
+    return _gate_prices if isinstance(problem.method, Gated) else _slopes
+
+
 class _Prices(Protocol):
     """Prices `[K]` at shares, and their cost in gradients; known: of the round before, or None; step: the round."""
 
@@ -210,6 +217,27 @@ def _gradient_prices(
     def compute() -> list[float]:
         gradients = portion.gradients(problem.draft(x), [path for unit in units for path in unit.paths])
         return _finite(mask_prices(order, gradients, units, x, band=settings.band), units, step)
+
+    return np.asarray(problem.memory(f"prices {step}", x, compute)), 1.0
+
+
+def _gate_prices(
+    problem: Problem,
+    settings: DescendSettings,
+    free: Free,
+    portion: Objective,
+    x: Float[np.ndarray, " K"],
+    known: Float[np.ndarray, " K"] | None,
+    step: int,
+) -> tuple[Float[np.ndarray, " K"], float]:
+    """By one gradient in gates; see `gate_prices`."""
+    del settings, free, known
+
+    def compute() -> list[float]:
+        model, behind = problem.method.gated(problem.draft(x))
+        found = portion.gradients(model, [f"{path}.gate" for path in behind])
+        gates = {module_path(path): value for path, value in found.items()}
+        return _finite(gate_prices(gates, behind, problem.units), problem.units, step)
 
     return np.asarray(problem.memory(f"prices {step}", x, compute)), 1.0
 
@@ -286,8 +314,7 @@ def _checked(
 ) -> tuple[PriceCheck, ...]:
     """Units spread over the range of prices, that no bound holds: (R(x_k + b) - R(x_k - b)) / (2 b n_k)."""
     order = problem.draft.order
-    assert order is not None
-    wide = max(settings.band, *(1 / length for length in order.length.values()))
+    wide = max([settings.band, *(1 / length for length in (order.length.values() if order else ()))])
     inside = np.flatnonzero((x - wide >= free.lower) & (x + wide <= free.upper))
     ranked = inside[np.argsort(price[inside])]
     places = np.linspace(0, ranked.size - 1, min(settings.checked, ranked.size)).round().astype(int)

@@ -2,7 +2,8 @@
 
 Masks that take the weights of least score in a fixed order (magnitude; Wanda with input norms known beforehand) change
 by whole weights, and their first-order harm is in the gradient of *all* weights at the pruned model, the removed ones
-too: one gradient prices every unit.
+too: one gradient prices every unit. Where weights stay and are read for some inputs only, the gradient in a gate on the
+inputs nearest to being read does the same.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
-from curvjax.layers import Unit
+from curvjax.layers import Unit, module_path
 from curvjax.models import Decoder, parameters
 from curvjax.surgery.masks import apply_masks
 from curvjax.surgery.method import SURGERIES, Surgery, require_target
@@ -48,6 +49,18 @@ def in_order(method: object) -> Ordered | None:
 
 
 @runtime_checkable
+class Gated(Protocol):
+    """A surgery after which a token reads some weights only, so that one gradient in gates prices every unit [M22]."""
+
+    def gated(self, model: Decoder) -> tuple[Decoder, dict[str, float]]:
+        """A rebuilt model with a parameter `gate`, 0, at each projection that is read so.
+
+        And `module path -> weights` that a token reads besides where the gate is 1, on average.
+        """
+        ...
+
+
+@runtime_checkable
 class Stepwise(Protocol):
     """A surgery that can rebuild one projection alone, so that a single move can be measured [M22].
 
@@ -63,13 +76,13 @@ class Stepwise(Protocol):
 
 
 def has_prices(kind: type, target: str) -> bool:
-    """Whether a descent can price a surgery's amounts of a target: by single moves, or shares by an order of weights.
+    """Whether a descent can price a surgery's amounts of a target: by single moves, or shares by one gradient.
 
     Args:
       kind: the surgery's class.
       target: of the program.
     """
-    moved = issubclass(kind, Stepwise) or (target == "sparsity" and issubclass(kind, Ordered))
+    moved = issubclass(kind, Stepwise) or (target == "sparsity" and issubclass(kind, (Ordered, Gated)))
     return moved and target in getattr(kind, "targets", ())
 
 
@@ -151,6 +164,31 @@ def mask_prices(
         ]
         harm, count = np.sum([[float(x) for x in pair] for pair in sums], axis=0)
         prices.append(harm / max(count * order.weight, 1.0))
+    return np.asarray(prices)
+
+
+def gate_prices(
+    gradients: Mapping[str, Float[Array, ""]], behind: Mapping[str, float], units: Sequence[Unit]
+) -> Float[np.ndarray, " K"]:
+    """Harm of one more weight of each unit that a token does not read, nats [M22].
+
+        p_k = -sum_j dR/dh_j / sum_j b_j,      over the projections j of the unit
+
+    h_j the gate of `Gated`, b_j the weights behind it; 0 where there are none.
+
+    Args:
+      gradients: `module path -> []` of the mean loss in the gates, at 0.
+      behind: `module path -> weights` of a token.
+      units: `K`, with their kernels, in layer order.
+
+    Returns:
+      `[K]` prices; positive where reading less raises the loss.
+    """
+    prices = []
+    for unit in units:
+        inside = [module_path(path) for path in unit.paths if module_path(path) in behind]
+        harm, count = sum(float(gradients[path]) for path in inside), sum(behind[path] for path in inside)
+        prices.append(-harm / count if count else 0.0)
     return np.asarray(prices)
 
 

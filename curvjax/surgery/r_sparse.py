@@ -10,9 +10,9 @@ for a projection with target sparsity s and ratio a, budget in out (1 - s) weigh
 |W_i| the length of the weights that read input i, left out where a = 1. Ours differs: c takes up what rounding r
 leaves, so that the budget is met; cuts are chosen layer by layer on what the sparse layers before pass on, over all
 tokens of the text, where the program takes one pass of the dense model over 512 tokens; every token is sparse, where
-the program leaves the first tenth of a prompt dense; s differs between units as allocated, and one a serves all, where
-the program has one a for each matrix from an evolutionary search (of Llama-3-8B at s = 0.5: 0.96 on average, 1 in 193
-of 224).
+the program leaves the first tenth of a prompt dense; s differs between units, as allocated by a score or by prices (one
+gradient prices every matrix, by the inputs nearest to their cuts), and one a serves all, where the program has one a
+for each matrix from an evolutionary search (of Llama-3-8B at s = 0.5: 0.96 on average, 1 in 193 of 224).
 """
 
 from collections.abc import Callable, Mapping
@@ -30,19 +30,23 @@ from curvjax.models import Decoder, Linear, parameters, submodules
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
-from curvjax.surgery.projections import rebuilt, select
-from curvjax.surgery.r_sparse_linear import RSparseLinear
+from curvjax.surgery.projections import rebuilt, replaced, select
+from curvjax.surgery.r_sparse_linear import NEAR, GatedRead, RSparseLinear
 from curvjax.surgery.sequential import after, block_statistics, require_finite_statistic, residual_streams
 from curvjax.surgery.sparsity import sparsity_plan
 
 
 class Reading(NamedTuple):
-    """How a kernel is read. first, second: `[in, r]`, `[r, out]`. cuts: `[in]`. reads: mean inputs above them."""
+    """How a kernel is read.
+
+    first, second: `[in, r]`, `[r, out]`. cuts: `[in]`. reads, near: mean inputs above them, and within `NEAR` of them.
+    """
 
     first: Float[Array, "I r"]
     second: Float[Array, "r O"]
     cuts: Float[Array, " I"]
     reads: float
+    near: float
 
 
 def reading(kernel: Float[Array, "I O"], inputs: Float[np.ndarray, "N I"], spared: int, *, ratio: float) -> Reading:
@@ -85,7 +89,10 @@ def reading(kernel: Float[Array, "I O"], inputs: Float[np.ndarray, "N I"], spare
         first, second = part.first, part.second
     else:
         first, second = jnp.zeros((rows, 0), kernel.dtype), jnp.zeros((0, outputs), kernel.dtype)
-    return Reading(first, second, jnp.asarray(cuts), np.count_nonzero(sizes.astype(wide) > cuts) / len(inputs))
+    sizes = sizes.astype(wide)
+    close = (sizes >= (1 - NEAR) * cuts) & (sizes <= (1 + NEAR) * cuts)
+    reads, near = (np.count_nonzero(each) / len(inputs) for each in (sizes > cuts, close))
+    return Reading(first, second, jnp.asarray(cuts), reads, near)
 
 
 @surgery
@@ -150,6 +157,13 @@ class RSparse:
         total = Counts(counts, counts, sum(counts.values()))
         return account(self, "sparsity", (model, copy), total, remarks=remarks, evidence=evidence)
 
+    def gated(self, model: Decoder) -> tuple[Decoder, dict[str, float]]:
+        """With a gate on what lies nearest its cut; see `Gated`."""
+        made = {path: child for path, child in submodules(model).items() if isinstance(child, RSparseLinear)}
+        copy = replaced(model, dict.fromkeys(made, GatedRead))
+        gates = {path: child for path, child in submodules(copy).items() if isinstance(child, GatedRead)}
+        return copy, {path: gate.behind() for path, gate in gates.items()}
+
     def _sparse(self, model: Decoder, batch: Batch, spared: Mapping[str, int], progress: Progress | None) -> Decoder:
         """A copy whose layers read sparsely, each with cuts chosen on what the sparse layers before it pass on."""
         streams, edits, kernels = residual_streams(model, batch, self.rows), {}, parameters(model)
@@ -174,8 +188,8 @@ class RSparse:
 
     def _edit(self, kernel: jax.Array, received: np.ndarray, spared: int) -> Callable[[Linear], RSparseLinear]:
         how = reading(kernel, received, spared, ratio=self.ratio)
-        reads = jnp.asarray(how.reads, jnp.result_type(float))
-        return lambda base: RSparseLinear(base, how.first, how.second, how.cuts, reads)
+        reads, near = (jnp.asarray(each, jnp.result_type(float)) for each in (how.reads, how.near))
+        return lambda base: RSparseLinear(base, how.first, how.second, how.cuts, reads, near)
 
 
 def _inputs(inputs: Float[Array, "N I"]) -> Float[Array, "N I"]:

@@ -25,7 +25,7 @@ from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.progress import bars
 from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.text import Text, TextSettings, packed_text
-from curvjax.surgery import SURGERIES
+from experiments.methods import surgery_named
 
 FOLDER = Path(__file__).parent
 SCORES = {
@@ -53,7 +53,7 @@ class Settings:
     budgets: tuple[float, ...] = (0.6,)
     """Shares to remove, or mean bits."""
     method: str = ""
-    """The surgery; wanda, or nearest, if empty."""
+    """The surgery, with settings after a slash, r-sparse/ratio=1; wanda, or nearest, if empty."""
     evidence: int = 512
     """Tokens that scores look at."""
     tokens: int = 16384
@@ -85,7 +85,7 @@ def main(settings: Settings) -> None:
     """All budgets, and a record of each."""
     loaded = load_model(settings.model)
     texts = read_texts(loaded, settings)
-    method = SURGERIES[settings.method or {"sparsity": "wanda", "bits": "nearest"}[settings.target]]()
+    method = surgery_named(settings.method or {"sparsity": "wanda", "bits": "nearest"}[settings.target])
     chosen = CompareSettings(
         scores=settings.scores or SCORES[settings.target],
         rules=settings.rules or RULES[settings.target],

@@ -13,10 +13,9 @@ method where its loss is not below that of `nearest` by two standard errors over
 seed.
 """
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from curvjax.records import Allocation, Comparison, TextOutcome, machine, plain,
 from curvjax.runs.evaluate import text_outcome
 from curvjax.runs.stages import Stages
 from curvjax.runs.text import Text, TextSettings, packed_text
-from curvjax.surgery import SURGERIES, Surgery
+from curvjax.surgery import Surgery
+from experiments.methods import surgery_named
 
 FOLDER = Path(__file__).parent
 CONTROL = "nearest"
@@ -120,10 +120,10 @@ def main(settings: Settings) -> None:
     for plan, widths in widths_of(loaded, settings).items():
         arms[plan] = {}
         for name in with_control(settings.methods):
-            reads = made(name, settings.group, 0).reads_text
+            reads = surgery_named(name, group=settings.group).reads_text
             for seed in settings.seeds if reads else settings.seeds[:1]:
                 text = calibration(loaded, squad, settings, seed) if reads else None
-                method = made(name, settings.group, seed)
+                method = surgery_named(name, group=settings.group, seed=seed)
                 key = shared | {
                     "method": name,
                     "settings": asdict(method),
@@ -174,14 +174,6 @@ def calibration(loaded: Loaded, squad: Splits, settings: Settings, seed: int) ->
     return packed_text(
         documents, loaded, TextSettings(tokens=settings.tokens, length=settings.length), source=settings.data
     )
-
-
-def made(arm: str, group: int, seed: int) -> Surgery:
-    """The method with its groups, the settings that the arm names, and the seed where it has one."""
-    name, *settings = arm.split("/")
-    given = {field: json.loads(value or "true") for field, _, value in (each.partition("=") for each in settings)}
-    method: Any = SURGERIES[name](group=group, **given)
-    return replace(method, seed=seed) if "seed" in {field.name for field in fields(method)} else method
 
 
 def rounded(

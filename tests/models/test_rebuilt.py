@@ -35,7 +35,7 @@ SIDES = 8 + 12
 def sparse(linear):
     """Two of eight inputs whole, the rest by rank 3."""
     first, second = jax.random.normal(KEY, (8, 3)), jax.random.normal(KEY, (3, 12))
-    return RSparseLinear(linear, first, second, jnp.full(8, 0.5), jnp.asarray(2.0))
+    return RSparseLinear(linear, first, second, jnp.full(8, 0.5), jnp.asarray(2.0), jnp.asarray(0.5))
 
 
 MAKES = {
@@ -56,7 +56,7 @@ SIZES = {  # parameters, products of matrices for one token
     "FactorizedLinear": (3 * SIDES, 2 * 3 * SIDES),
     "OrderedLinear": (3 * SIDES, 2 * 3 * SIDES),
     "QuantizedLinear": (96, 2 * 96),
-    "RSparseLinear": (96 + 3 * SIDES + 8 + 1, 2 * (2 * 12 + 3 * SIDES)),  # two inputs are read in the mean
+    "RSparseLinear": (96 + 3 * SIDES + 8 + 2, 2 * (2 * 12 + 3 * SIDES)),  # two inputs are read in the mean
 }
 EACH = pytest.mark.parametrize("kind", MAKES)
 

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from curvjax.allocation import Bits, Sparsity
-from curvjax.data import Document
+from curvjax.data import Document, read_documents, split_documents
 from curvjax.layers import UnitShape
+from curvjax.models import load_model, parameters
 from curvjax.records import Allocation, Descent
 from curvjax.runs import rounds
 from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import TextSettings, packed_text
-from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, Wanda, projections
+from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, RSparse, Wanda, projections
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)
@@ -88,6 +89,32 @@ def test_first_prices_stand_beside_central_differences_of_the_objective(shallow,
     none = descend(shallow, *parts, PROGRAM, None, dataclasses.replace(SETTINGS, iterations=1, checked=0))
     assert none.checks == ()
     assert none.gradient_count == 1
+
+
+def test_what_reads_some_weights_only_is_priced_by_one_gradient_that_agrees_with_rebuilding():
+    """Of the last layer's MLP in a trained model: in one that knows nothing slopes are as noise."""
+    trained, how = load_model("glassllm"), TextSettings(tokens=1024, length=128)
+    documents = split_documents(read_documents("demo:squad"), seed=0, shares=(0.5, 0.5, 0.0))
+    rows = [packed_text(each, trained, how, source="squad") for each in (documents.calibration, documents.selection)]
+    names = projections(trained.model)
+    inside = [name for name in names if name.startswith("layers.3.mlp.")]
+    sizes = {name: parameters(trained.model)[f"{name}.kernel"].size for name in names}
+    share = 0.5 * sum(sizes[name] for name in inside) / sum(sizes.values())
+    program = Sparsity(share, frozen=tuple(name for name in names if name not in inside))
+    found = descend(trained, *rows, program, RSparse(ratio=1.0), DescendSettings(iterations=1, rows=8, band=0.05))
+    assert found.gradient_count == 3
+    for check in found.checks:
+        assert check.price == pytest.approx(check.slope, rel=0.5)
+
+
+def test_what_reads_some_weights_only_gets_shares_that_can_be_rebuilt(shallow, parts):
+    method = RSparse(ratio=1.0, rows=2)
+    found = descend(shallow, *parts, PROGRAM, method, SETTINGS)
+    assert len({*found.iterates[-1].amounts}) > 1
+    read = rebuild(shallow, found.allocation, method, parts[0])
+    assert read.total >= found.allocation.budget.planned
+    with pytest.raises(ValueError, match="r-sparse takes sparsity, not bits"):
+        descend(shallow, *parts, Bits(3), method, SETTINGS)
 
 
 def test_what_it_shares_out_can_be_rebuilt(found, shallow, parts):

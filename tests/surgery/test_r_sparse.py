@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from curvjax.models import module_facts, submodules
+from curvjax.models import module_facts, parameters, submodules
 from curvjax.surgery import RSparse, RSparseLinear, add_lora, dense_equivalent, factorize, projections, reading
-from curvjax.surgery.projections import linear_with
+from curvjax.surgery.prices import gate_prices
+from curvjax.surgery.projections import kernel_units, linear_with
+from curvjax.surgery.r_sparse_linear import GatedRead
 
 SHAPE = (24, 10)
 
@@ -22,7 +25,8 @@ def drawn(request):
 
 
 def linear_of(kernel, how):
-    return RSparseLinear(linear_with(kernel, None), how.first, how.second, how.cuts, jnp.asarray(how.reads))
+    counts = map(jnp.asarray, (how.reads, how.near))
+    return RSparseLinear(linear_with(kernel, None), how.first, how.second, how.cuts, *counts)
 
 
 @pytest.mark.parametrize(("ratio", "spared"), [(1.0, 120), (0.6, 120), (0.6, 31), (0.0, 100), (0.5, 240)])
@@ -71,6 +75,39 @@ def test_all_spared_reads_nothing(drawn):
     found = linear_of(kernel, reading(kernel, inputs, kernel.size, ratio=0.5))
     assert found.read() == found.bytes_read() == found.size().flops == 0
     assert not np.asarray(found(jnp.asarray(inputs))).any()
+
+
+@pytest.mark.parametrize(("ratio", "spared"), [(1.0, 120), (0.5, 120), (0.5, 0), (0.5, 240)])
+def test_a_gate_reads_what_lies_within_a_tenth_of_its_cut_in_full(drawn, ratio, spared):
+    """d/dh of a loss linear in the output is its change by these inputs' rows of W - A B."""
+    kernel, inputs = drawn
+    how = reading(kernel, inputs, spared, ratio=ratio)
+    plain = linear_of(kernel, how)
+    gated = GatedRead(plain)
+    weights = np.random.default_rng(3).normal(size=(len(inputs), SHAPE[1]))
+    x = jnp.asarray(inputs)
+    np.testing.assert_array_equal(gated(x), plain(x))
+    graph, state = nnx.split(gated)
+    slope = jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(x) * weights))(state)
+    cuts = np.asarray(how.cuts)
+    near = (np.abs(inputs) >= 0.9 * cuts) & (np.abs(inputs) <= 1.1 * cuts)
+    expected = np.sum((inputs * near) @ (np.asarray(kernel) - np.asarray(how.first @ how.second)) * weights)
+    assert float(nnx.to_pure_dict(slope)["gate"]) == pytest.approx(expected, abs=1e-9)
+    assert gated.behind() == near.sum() / len(inputs) * SHAPE[1]
+    assert (near.sum() == 0) == (spared == 0)
+
+
+def test_prices_by_gates_are_harm_over_weights_of_the_unit_and_nothing_where_all_is_read(made, model):
+    gated, behind = RSparse().gated(made.model)
+    assert set(behind) == {path for path, child in submodules(made.model).items() if isinstance(child, RSparseLinear)}
+    assert all(f"{path}.gate" in parameters(gated) for path in behind)
+    units = kernel_units(model, ["layers.0", "layers.1.mlp.up_proj"])
+    gates = {path: jnp.asarray(k + 1.0) for k, path in enumerate(behind)}
+    inside = [path for path in behind if path.startswith("layers.0.")]
+    up = "layers.1.mlp.up_proj"
+    expected = [-sum(float(gates[p]) for p in inside) / sum(behind[p] for p in inside), -float(gates[up]) / behind[up]]
+    np.testing.assert_allclose(gate_prices(gates, behind, units), expected)
+    assert gate_prices(gates, dict.fromkeys(behind, 0.0), units).tolist() == [0.0, 0.0]
 
 
 def test_equal_inputs_are_spared_together():

@@ -108,7 +108,8 @@ def sparse(model):
     def edit(ratio):
         def of(base):
             how = reading(base.kernel[...], inputs, 30, ratio=ratio)
-            return RSparseLinear(base, how.first, how.second, how.cuts, jnp.asarray(how.reads, jnp.float32))
+            counts = (jnp.asarray(each, jnp.float32) for each in (how.reads, how.near))
+            return RSparseLinear(base, how.first, how.second, how.cuts, *counts)
 
         return of
 
