@@ -25,7 +25,7 @@ from curvjax.training import OPTIMIZERS
 METHOD = ChoiceFlag("--method", SURGERIES, "wanda", "surgery")
 """Narrowed by the commands to what they are for."""
 OPTIMIZER = ChoiceFlag("--optimizer", OPTIMIZERS, "adamw", "steps_by", prefix="optimizer")
-DEPTH = ChoiceFlag("--drop-plan", DEPTH_PLANS, "greedy", "depth", prefix="drop-plan")
+DEPTH = ChoiceFlag("--drop-plan", DEPTH_PLANS, "angular", "depth", prefix="drop-plan")
 
 
 def _of(target: str) -> Callable[[type], bool]:
@@ -59,7 +59,7 @@ class Rebuild:
     """Layers to leave out altogether, by index, where weights are pruned; the others lose what the allocation says."""
     drop_count: int = 0
     """In place of --drop: so many layers, chosen by --drop-plan on --data."""
-    drop_plan: str = "greedy"
+    drop_plan: str = "angular"
     """How layers are chosen; `curvjax methods` lists the depth plans. Its settings are flags (--drop-plan.NAME)."""
     out: Path = Path("runs/rebuilt")
     """New directory."""

@@ -4,8 +4,8 @@
 
 Two free CPU cores, about 15 minutes; goes on where it was stopped. SmolLM2-135M, 3 and 6 of its 30 layers left out by
 each depth plan on 256 tokens of SQuAD, nothing trained afterwards; perplexity on 2048 tokens of other documents of
-SQuAD and of BoolQ. Expected: `greedy` lowest, plans by angle and by block influence above it. What could refute it: a
-plan that measures no loss as good on either text; layers drawn at random as good as any.
+SQuAD and of BoolQ. Expected: plans by the loss lowest, those by angle and by block influence above them. What could
+refute it: a plan that measures no loss as good on either text; layers drawn at random as good as any.
 """
 
 import json
