@@ -158,7 +158,7 @@ class RSparse:
         return account(self, "sparsity", (model, copy), total, remarks=remarks, evidence=evidence)
 
     def gated(self, model: Decoder) -> tuple[Decoder, dict[str, float]]:
-        """With a gate on what lies nearest its cut; see `Gated`."""
+        """With a gate on what lies nearest its cut, the low-rank parts left as they are; see `Gated`."""
         made = {path: child for path, child in submodules(model).items() if isinstance(child, RSparseLinear)}
         copy = replaced(model, dict.fromkeys(made, GatedRead))
         gates = {path: child for path, child in submodules(copy).items() if isinstance(child, GatedRead)}
