@@ -78,9 +78,10 @@ def module_units(paths: Iterable[str], *, parameter: str = "kernel") -> tuple[Un
 def mlp_units(paths: Iterable[str]) -> tuple[Unit, ...]:
     """One unit per MLP of the stack, with its projection matrices: what channels are cut from."""
     return _grouped(
-        (f"{layer_prefix(layer_index(path))}.mlp", path)
-        for path in paths
-        if layer_index(path) >= 0 and within_layer(path).startswith("mlp.") and path.endswith(".kernel")
+        (f"{layer_prefix(unit.index)}.mlp", path)
+        for unit in module_units(paths)
+        for path in unit.paths
+        if within_layer(path).startswith("mlp.")
     )
 
 

@@ -162,9 +162,13 @@ def scored_units(model: Decoder | LayeredModel, settings: ScoreSettings) -> tupl
     if isinstance(model, LayeredModel) and settings.granularity == "module":
         matrices = [path for path, value in paths.items() if layer_index(path) >= 0 and value.ndim >= 2]
         return mapped_units({path: [path] for path in matrices}, paths)
-    units = {"layer": layer_units, "module": module_units, "mlp": mlp_units}[settings.granularity](paths)
+    grouped, what = {
+        "layer": (layer_units, "decoder layer"),
+        "module": (module_units, "projection matrix"),
+        "mlp": (mlp_units, "MLP"),
+    }[settings.granularity]
+    units = grouped(paths)
     if not units:
-        what = {"layer": "decoder layer", "module": "projection matrix", "mlp": "MLP"}[settings.granularity]
         msg = f"the model has no {what} to measure."
         raise ValueError(msg)
     return units

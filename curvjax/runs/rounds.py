@@ -138,8 +138,8 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     x, direction, price, spent = projected(problem.start, free), None, None, 0.0
     looks: list[Iterate] = []
     checks: tuple[PriceCheck, ...] = ()
-    kind = _kind(problem)
-    prices: _Prices = partial(kind, problem, settings, free)
+    first_order = problem.draft.order is not None or isinstance(problem.method, Gated)
+    prices: _Prices = partial(_gradient_prices if first_order else _slopes, problem, settings, free)
     portions = turns(problem.objective, settings.portion)
 
     while len(looks) <= settings.iterations and not _ended(looks, settings.patience):
@@ -149,7 +149,7 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
             portion = next(portions)
             price, cost = prices(portion, x, price, len(looks))
             spent += cost
-            checks = checks or (_checked(problem, portion, settings, x, price, free) if kind is not _slopes else ())
+            checks = checks or (_checked(problem, portion, settings, x, price, free) if first_order else ())
             look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
             rate = settings.rate * settings.decay ** len(looks)
             x, direction = mirror_step(x, price, free, rate=rate, direction=direction)
@@ -185,13 +185,6 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
         place = ladder.places(np.asarray(looks[base].amounts))
 
 
-def _kind(problem: Problem) -> Callable[..., tuple[Float[np.ndarray, " K"], float]]:
-    """By one gradient where the method has prices to first order, else by measured moves."""
-    if problem.draft.order is not None:
-        return _gradient_prices
-    return _gate_prices if isinstance(problem.method, Gated) else _slopes
-
-
 class _Prices(Protocol):
     """Prices `[K]` at shares, and their cost in gradients; known: of the round before, or None; step: the round."""
 
@@ -209,35 +202,20 @@ def _gradient_prices(
     known: Float[np.ndarray, " K"] | None,
     step: int,
 ) -> tuple[Float[np.ndarray, " K"], float]:
-    """By one gradient; see `mask_prices`."""
+    """By one gradient; see `mask_prices` and `gate_prices`."""
     del free, known
     order, units = problem.draft.order, problem.units
-    assert order is not None
+
+    def priced(model: Decoder) -> Float[np.ndarray, " K"]:
+        if order is not None:
+            gradients = portion.gradients(model, [path for unit in units for path in unit.paths])
+            return mask_prices(order, gradients, units, x, band=settings.band)
+        gated, behind = problem.method.gated(model)
+        found = portion.gradients(gated, [f"{path}.gate" for path in behind])
+        return gate_prices({module_path(path): value for path, value in found.items()}, behind, units)
 
     def compute() -> list[float]:
-        gradients = portion.gradients(problem.draft(x), [path for unit in units for path in unit.paths])
-        return _finite(mask_prices(order, gradients, units, x, band=settings.band), units, step)
-
-    return np.asarray(problem.memory(f"prices {step}", x, compute)), 1.0
-
-
-def _gate_prices(
-    problem: Problem,
-    settings: DescendSettings,
-    free: Free,
-    portion: Objective,
-    x: Float[np.ndarray, " K"],
-    known: Float[np.ndarray, " K"] | None,
-    step: int,
-) -> tuple[Float[np.ndarray, " K"], float]:
-    """By one gradient in gates; see `gate_prices`."""
-    del settings, free, known
-
-    def compute() -> list[float]:
-        model, behind = problem.method.gated(problem.draft(x))
-        found = portion.gradients(model, [f"{path}.gate" for path in behind])
-        gates = {module_path(path): value for path, value in found.items()}
-        return _finite(gate_prices(gates, behind, problem.units), problem.units, step)
+        return _finite(priced(problem.draft(x)), units, step)
 
     return np.asarray(problem.memory(f"prices {step}", x, compute)), 1.0
 

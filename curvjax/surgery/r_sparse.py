@@ -31,7 +31,7 @@ from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
 from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
 from curvjax.surgery.projections import rebuilt, replaced, select
-from curvjax.surgery.r_sparse_linear import NEAR, GatedRead, RSparseLinear
+from curvjax.surgery.r_sparse_linear import GatedRead, RSparseLinear, near_cut
 from curvjax.surgery.sequential import after, block_statistics, require_finite_statistic, residual_streams
 from curvjax.surgery.sparsity import sparsity_plan
 
@@ -90,8 +90,7 @@ def reading(kernel: Float[Array, "I O"], inputs: Float[np.ndarray, "N I"], spare
     else:
         first, second = jnp.zeros((rows, 0), kernel.dtype), jnp.zeros((0, outputs), kernel.dtype)
     sizes = sizes.astype(wide)
-    close = (sizes >= (1 - NEAR) * cuts) & (sizes <= (1 + NEAR) * cuts)
-    reads, near = (np.count_nonzero(each) / len(inputs) for each in (sizes > cuts, close))
+    reads, near = (np.count_nonzero(each) / len(inputs) for each in (sizes > cuts, near_cut(sizes, cuts)))
     return Reading(first, second, jnp.asarray(cuts), reads, near)
 
 
@@ -139,7 +138,7 @@ class RSparse:
             msg = f"{other[:3]} are no plain projections; merge their adapters before reading them sparsely."
             raise ValueError(msg)
         copy = self._sparse(model, require_batch(self, batch), spared, progress)
-        made = {path: child for path, child in submodules(copy).items() if isinstance(child, RSparseLinear)}
+        made = _sparsely_read(copy)
         saved = {path: int(child.kernel.size - child.read() + 1e-6) for path, child in made.items()}
         counts = {unit.name: sum(saved[module_path(path)] for path in unit.paths) for unit in plan.units}
         evidence = {
@@ -159,10 +158,8 @@ class RSparse:
 
     def gated(self, model: Decoder) -> tuple[Decoder, dict[str, float]]:
         """With a gate on what lies nearest its cut, the low-rank parts left as they are; see `Gated`."""
-        made = {path: child for path, child in submodules(model).items() if isinstance(child, RSparseLinear)}
-        copy = replaced(model, dict.fromkeys(made, GatedRead))
-        gates = {path: child for path, child in submodules(copy).items() if isinstance(child, GatedRead)}
-        return copy, {path: gate.behind() for path, gate in gates.items()}
+        made = _sparsely_read(model)
+        return replaced(model, dict.fromkeys(made, GatedRead)), {path: child.behind() for path, child in made.items()}
 
     def _sparse(self, model: Decoder, batch: Batch, spared: Mapping[str, int], progress: Progress | None) -> Decoder:
         """A copy whose layers read sparsely, each with cuts chosen on what the sparse layers before it pass on."""
@@ -190,6 +187,10 @@ class RSparse:
         how = reading(kernel, received, spared, ratio=self.ratio)
         reads, near = (jnp.asarray(each, jnp.result_type(float)) for each in (how.reads, how.near))
         return lambda base: RSparseLinear(base, how.first, how.second, how.cuts, reads, near)
+
+
+def _sparsely_read(model: Decoder) -> dict[str, RSparseLinear]:
+    return {path: child for path, child in submodules(model).items() if isinstance(child, RSparseLinear)}
 
 
 def _inputs(inputs: Float[Array, "N I"]) -> Float[Array, "N I"]:

@@ -13,6 +13,11 @@ NEAR = 0.1
 """Of its cut: how far from it, on either side, an input lies at most that was read last or comes next."""
 
 
+def near_cut(size: Any, cuts: Any) -> Any:
+    """Where |x| is within `NEAR` of its cut, as arrays of JAX or of NumPy."""
+    return (size >= (1 - NEAR) * cuts) & (size <= (1 + NEAR) * cuts)
+
+
 class SparseRead(nnx.Variable):
     """What says how a kernel is read. Not an `nnx.Param`: parameters are those of the plain model."""
 
@@ -52,8 +57,7 @@ class RSparseLinear(nnx.Module):
 
     def close(self, x: jax.Array) -> jax.Array:
         """`[..., in]`, True where an input is within `NEAR` of its cut."""
-        size, cuts = self._compared(x)
-        return (size >= (1 - NEAR) * cuts) & (size <= (1 + NEAR) * cuts)
+        return near_cut(*self._compared(x))
 
     def _compared(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         cuts = self.cuts[...].reshape((1,) * (x.ndim - 1) + (-1,))
@@ -70,6 +74,10 @@ class RSparseLinear(nnx.Module):
         return ModuleSize(
             sum(array.size for array in arrays), sum(array.nbytes for array in arrays), round(2 * self.read())
         )
+
+    def behind(self) -> float:
+        """Weights that a token reads besides where inputs within `NEAR` of their cuts are read in full, on average."""
+        return float(self.near[...]) * self.kernel.shape[1]
 
     def bytes_read(self) -> int:
         """Of weights, for one token; an engine that loads whole rows of `[in, out]` loads no more."""
@@ -114,7 +122,3 @@ class GatedRead(nnx.Module):
         if base.first is not None and base.second is not None:
             unread = unread - affine(affine(inputs, base.first[...], None), base.second[...], None)
         return base(x) + self.gate[...].astype(unread.dtype) * unread
-
-    def behind(self) -> float:
-        """Weights that a token reads through the gate where it is 1, on average: |b| out."""
-        return float(self.base.near[...]) * self.base.kernel.shape[1]

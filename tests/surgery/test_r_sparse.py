@@ -93,7 +93,7 @@ def test_a_gate_reads_what_lies_within_a_tenth_of_its_cut_in_full(drawn, ratio, 
     near = (np.abs(inputs) >= 0.9 * cuts) & (np.abs(inputs) <= 1.1 * cuts)
     expected = np.sum((inputs * near) @ (np.asarray(kernel) - np.asarray(how.first @ how.second)) * weights)
     assert float(nnx.to_pure_dict(slope)["gate"]) == pytest.approx(expected, abs=1e-9)
-    assert gated.behind() == near.sum() / len(inputs) * SHAPE[1]
+    assert plain.behind() == near.sum() / len(inputs) * SHAPE[1]
     assert (near.sum() == 0) == (spared == 0)
 
 
