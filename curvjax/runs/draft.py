@@ -11,19 +11,22 @@ from curvjax.data import Batch
 from curvjax.layers import Unit
 from curvjax.models import Decoder
 from curvjax.surgery import Surgery, dense_equivalent
-from curvjax.surgery.prices import Order, in_order, masked
+from curvjax.surgery.prices import FirstOrder, Gated, Order, by_gates, by_masks, in_order, masked
 
 WholeAmounts = Callable[[Float[np.ndarray, " K"]], Int[np.ndarray, " K"]]
+PricesAt = Callable[[Float[np.ndarray, " K"], float], FirstOrder]
 
 
 class Draft(NamedTuple):
     """A model at amounts `[K]`: shares of weights removed, widths or ranks.
 
-    order: in which weights go, None where the method has none.
+    order: in which weights go, None where the method has none. first_order: (amounts, half the width of a band of
+    weights, in shares) to what one gradient says of prices there; None where no gradient does.
     """
 
     build: Callable[[Float[np.ndarray, " K"]], Decoder]
-    order: Order | None
+    order: Order | None = None
+    first_order: PricesAt | None = None
 
     def __call__(self, amounts: Float[np.ndarray, " K"]) -> Decoder:
         """The model, with plain kernels where it has such a form."""
@@ -48,14 +51,23 @@ def drafts(
     """
     if (ordered := in_order(method)) is not None and target == "sparsity":
         order = ordered.order(model, batch, [path for unit in units for path in unit.paths])
-        return Draft(lambda x: masked(model, order, by_path(units, x)), order)
+
+        def pruned(x: Float[np.ndarray, " K"]) -> Decoder:
+            return masked(model, order, by_path(units, x))
+
+        return Draft(pruned, order, lambda x, band: by_masks(order, pruned(x), units, x, band=band))
 
     @lru_cache(maxsize=1)  # a look is judged, then moves are measured from it
     def built(amounts: tuple[int, ...]) -> Decoder:
         named = {unit.name: amount for unit, amount in zip(units, amounts, strict=True)}
         return rebuilt_readable(method, model, batch, named)
 
-    return Draft(lambda x: built(tuple(whole(x).tolist())), None)
+    def draft(x: Float[np.ndarray, " K"]) -> Decoder:
+        return built(tuple(whole(x).tolist()))
+
+    if isinstance(method, Gated) and target == "sparsity":
+        return Draft(draft, first_order=lambda x, _: by_gates(method, draft(x), units))
+    return Draft(draft)
 
 
 def rebuilt_readable(method: Surgery, model: Decoder, batch: Batch, amounts: Mapping[str, int]) -> Decoder:

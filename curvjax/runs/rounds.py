@@ -12,13 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.allocation.descent import Free, mirror_step, price_spread, projected
 from curvjax.allocation.exchange import Ladder, Moves, exchange, marginal
 from curvjax.allocation.program import Posed
-from curvjax.layers import Unit, module_path
+from curvjax.layers import Unit
 from curvjax.models import Decoder, parameters
 from curvjax.records import Iterate, PriceCheck, digest, plain, read_json, write_json
-from curvjax.runs.draft import Draft
+from curvjax.runs.draft import Draft, PricesAt
 from curvjax.runs.moves import Move, measure_moves, pass_gradients
 from curvjax.runs.objective import Kind, Objective, turns
-from curvjax.surgery.prices import Gated, gate_prices, mask_prices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +137,9 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     x, direction, price, spent = projected(problem.start, free), None, None, 0.0
     looks: list[Iterate] = []
     checks: tuple[PriceCheck, ...] = ()
-    first_order = problem.draft.order is not None or isinstance(problem.method, Gated)
-    prices: _Prices = partial(_gradient_prices if first_order else _slopes, problem, settings, free)
+    first_order = problem.draft.first_order
+    by_kind = _slopes if first_order is None else partial(_gradient_prices, first_order)
+    prices: _Prices = partial(by_kind, problem, settings, free)
     portions = turns(problem.objective, settings.portion)
 
     while len(looks) <= settings.iterations and not _ended(looks, settings.patience):
@@ -149,7 +149,7 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
             portion = next(portions)
             price, cost = prices(portion, x, price, len(looks))
             spent += cost
-            checks = checks or (_checked(problem, portion, settings, x, price, free) if first_order else ())
+            checks = checks or (_checked(problem, portion, settings, x, price, free) if first_order is not None else ())
             look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
             rate = settings.rate * settings.decay ** len(looks)
             x, direction = mirror_step(x, price, free, rate=rate, direction=direction)
@@ -194,6 +194,7 @@ class _Prices(Protocol):
 
 
 def _gradient_prices(
+    first_order: PricesAt,
     problem: Problem,
     settings: DescendSettings,
     free: Free,
@@ -202,20 +203,12 @@ def _gradient_prices(
     known: Float[np.ndarray, " K"] | None,
     step: int,
 ) -> tuple[Float[np.ndarray, " K"], float]:
-    """By one gradient; see `mask_prices` and `gate_prices`."""
+    """By one gradient."""
     del free, known
-    order, units = problem.draft.order, problem.units
-
-    def priced(model: Decoder) -> Float[np.ndarray, " K"]:
-        if order is not None:
-            gradients = portion.gradients(model, [path for unit in units for path in unit.paths])
-            return mask_prices(order, gradients, units, x, band=settings.band)
-        gated, behind = problem.method.gated(model)
-        found = portion.gradients(gated, [f"{path}.gate" for path in behind])
-        return gate_prices({module_path(path): value for path, value in found.items()}, behind, units)
 
     def compute() -> list[float]:
-        return _finite(priced(problem.draft(x)), units, step)
+        at = first_order(x, settings.band)
+        return _finite(at.prices(portion.gradients(at.model, at.paths)), problem.units, step)
 
     return np.asarray(problem.memory(f"prices {step}", x, compute)), 1.0
 

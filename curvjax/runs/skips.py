@@ -30,10 +30,10 @@ class Skipped(NamedTuple):
 
 
 class Contributions(NamedTuple):
-    """values: `[L, P]` of each layer in each pair of orders, nats a token. evaluations: of the objective, all told."""
+    """values: `[L, P]` of each layer in each pair of orders, nats a token. measured: the objective by layers kept."""
 
     values: Float[np.ndarray, "L P"]
-    evaluations: int
+    measured: dict[frozenset[int], float]
 
 
 def without_segments(
@@ -80,13 +80,14 @@ def contributions(
       progress: told of the pairs done.
 
     Returns:
-      The contributions, and how many models were measured: what several orders share is measured once.
+      The contributions, and the models measured: what several orders share is measured once.
 
     Raises:
       ValueError: if an order is no permutation of the layers.
     """
     layered, parts = layered_model(model), [part.batch for part in objective.parts]
-    count, known, columns, orders = len(layered.blocks), {}, [], [list(map(int, order)) for order in orders]
+    count, columns, orders = len(layered.blocks), [], [list(map(int, order)) for order in orders]
+    known: dict[frozenset[int], float] = {}
     (_, start), ended = next(streams_before(layered, parts)), objective.ends(layered)
     for done, order in enumerate(orders):
         if sorted(order) != list(range(count)):
@@ -101,7 +102,7 @@ def contributions(
                 before = after
         columns.append(pair)
         progress("orders of layers", done + 1, len(orders))
-    return Contributions(np.stack(columns, axis=1), len(known))
+    return Contributions(np.stack(columns, axis=1), known)
 
 
 def _joined(

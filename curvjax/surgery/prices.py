@@ -6,7 +6,7 @@ too: one gradient prices every unit. Where weights stay and are read for some in
 inputs nearest to being read does the same.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -58,6 +58,18 @@ class Gated(Protocol):
         And `module path -> weights` that a token reads besides where the gate is 1, on average.
         """
         ...
+
+
+class FirstOrder(NamedTuple):
+    """What one gradient of a loss, at a model and in some of its parameters, says of prices.
+
+    model: where the gradient is taken. paths: of the parameters. prices: of `parameter path -> gradient`, `[K]` nats
+    for one more weight of each unit that goes.
+    """
+
+    model: Decoder
+    paths: list[str]
+    prices: Callable[[Mapping[str, Array]], Float[np.ndarray, " K"]]
 
 
 @runtime_checkable
@@ -127,6 +139,27 @@ def masked(model: Decoder, order: Order, shares: Mapping[str, float]) -> Decoder
             if path in order.place
         },
     )
+
+
+def by_masks(
+    order: Order, model: Decoder, units: Sequence[Unit], shares: Float[np.ndarray, " K"], *, band: float
+) -> FirstOrder:
+    """Prices of a model pruned in an order, by the gradient in all weights; see `mask_prices`."""
+
+    def prices(gradients: Mapping[str, Array]) -> Float[np.ndarray, " K"]:
+        return mask_prices(order, gradients, units, shares, band=band)
+
+    return FirstOrder(model, [path for unit in units for path in unit.paths], prices)
+
+
+def by_gates(method: Gated, model: Decoder, units: Sequence[Unit]) -> FirstOrder:
+    """Prices of a model that `method` rebuilt, by the gradient in its gates; see `gate_prices`."""
+    gated, behind = method.gated(model)
+
+    def prices(gradients: Mapping[str, Array]) -> Float[np.ndarray, " K"]:
+        return gate_prices({module_path(path): value for path, value in gradients.items()}, behind, units)
+
+    return FirstOrder(gated, [f"{path}.gate" for path in behind], prices)
 
 
 def mask_prices(

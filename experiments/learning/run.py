@@ -34,7 +34,7 @@ from curvjax.data.demonstration import request_records
 from curvjax.evaluation import perplexity, ranked_choice
 from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded, load_model
-from curvjax.records import Allocation, machine, versions, write_json
+from curvjax.records import Allocation, Rebuilt, machine, versions, write_json
 from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.stages import Stages
 from curvjax.runs.text import Text, TextSettings, packed_text
@@ -147,8 +147,16 @@ def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings,
 
     def shared() -> Allocation:
         if not ranks:
-            ranks.append(plan(shares or "uniform", loaded, settings.rank, looked_at(task, loaded, settings)))
+            text = looked_at(task, loaded, settings)
+            ranks.append(plan(shares or "uniform", loaded, settings.rank, text, half_way))
         return ranks[0]
+
+    def half_way(ranks: Allocation) -> Decoder:
+        half = replace(settings, training=replace(settings.training, steps=settings.training.steps // 2))
+        middle = settings.rates[len(settings.rates) // 2]
+        return learnt(
+            way, task, loaded, ranks, half, 0, middle, stages.directory / "half-way" / f"{name}-{shares}"
+        ).model
 
     def run(seed: int, rate: float) -> dict[str, Any]:
         inputs = asdict(settings) | {"task": name, "arm": arm, "seed": seed, "rate": rate}
@@ -189,6 +197,22 @@ def once(
     stages: Stages,
 ) -> dict[str, Any]:
     """One training; infinite where its loss leaves the numbers."""
+    started = time.perf_counter()
+    try:
+        found = learnt(way, task, loaded, ranks, settings, seed, rate, stages.directory / "adapters" / label)
+    except ValueError as lost:  # a rate too high for this arm: a trial like any other
+        if "finite" not in str(lost):
+            raise
+        return {"selection": 1e9, "lost": str(lost)}
+    looks = found.evidence["selection"]
+    spent = {"seconds": time.perf_counter() - started, "state_size": found.evidence["optimizer"]["state_size"]}
+    return {"selection": min(looks["losses"]), "best_step": looks["best_step"]} | spent | tested(found.model, task)
+
+
+def learnt(
+    way: str, task: Task, loaded: Loaded, ranks: Allocation, settings: Settings, seed: int, rate: float, directory: Path
+) -> Rebuilt:
+    """Adapters of these ranks, or what else the way trains."""
     name, _, optimizer = way.partition("/")
     how = replace(
         settings.training,
@@ -198,16 +222,7 @@ def once(
         optimizer=optimizer or "adamw",
     )
     method: Any = LoRA(start=name, seed=seed) if name in STARTS else SURGERIES[name]()
-    started = time.perf_counter()
-    try:
-        found = adapt(loaded, ranks, method, task.documents, how, stages.directory / "adapters" / label)
-    except ValueError as lost:  # a rate too high for this arm: a trial like any other
-        if "finite" not in str(lost):
-            raise
-        return {"selection": 1e9, "lost": str(lost)}
-    looks = found.evidence["selection"]
-    spent = {"seconds": time.perf_counter() - started, "state_size": found.evidence["optimizer"]["state_size"]}
-    return {"selection": min(looks["losses"]), "best_step": looks["best_step"]} | spent | tested(found.model, task)
+    return adapt(loaded, ranks, method, task.documents, how, directory)
 
 
 def tested(model: Decoder, task: Task) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
 from curvjax.runs.rebuild import rebuild
 from curvjax.runs.text import TextSettings, packed_text
-from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, RSparse, Wanda, projections
+from curvjax.surgery import GPTQ, Channels, Magnitude, Nearest, RSparse, Wanda, prices, projections
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)
@@ -67,8 +67,8 @@ def test_a_descent_that_stopped_goes_on_to_the_same_numbers(found, shallow, part
 
     with pytest.raises(KeyboardInterrupt):
         descend(shallow, *parts, PROGRAM, None, SETTINGS, directory=tmp_path, progress=stopped)
-    priced, original = [], rounds.mask_prices
-    monkeypatch.setattr(rounds, "mask_prices", lambda *a, **k: priced.append(1) or original(*a, **k))
+    priced, original = [], prices.mask_prices
+    monkeypatch.setattr(prices, "mask_prices", lambda *a, **k: priced.append(1) or original(*a, **k))
     again = descend(shallow, *parts, PROGRAM, None, SETTINGS, directory=tmp_path)
     assert len(priced) == 1
     assert again.iterates == found.iterates
@@ -82,7 +82,7 @@ def test_first_prices_stand_beside_central_differences_of_the_objective(shallow,
     """For a loss that is linear in the shares, sum_k n_k p_k x_k, the difference is the slope p_k."""
     slopes = np.asarray([3e-3, -1e-3])
     monkeypatch.setattr(rounds, "_value", lambda problem, _, x: float((problem.size * slopes) @ x))
-    monkeypatch.setattr(rounds, "mask_prices", lambda *_, **__: np.asarray([2e-3, -2e-3]))
+    monkeypatch.setattr(prices, "mask_prices", lambda *_, **__: np.asarray([2e-3, -2e-3]))
     found = descend(shallow, *parts, PROGRAM, None, dataclasses.replace(SETTINGS, iterations=1))
     assert [(check.unit, check.price) for check in found.checks] == [("layers.1", -2e-3), ("layers.0", 2e-3)]
     assert [check.slope for check in found.checks] == pytest.approx([-1e-3, 3e-3])
@@ -147,7 +147,7 @@ def test_settings_out_of_range_are_refused(change):
 
 
 def test_a_price_that_is_not_finite_names_unit_and_step(shallow, parts, monkeypatch):
-    monkeypatch.setattr(rounds, "mask_prices", lambda *_, **__: np.asarray([1.0, np.nan]))
+    monkeypatch.setattr(prices, "mask_prices", lambda *_, **__: np.asarray([1.0, np.nan]))
     with pytest.raises(ValueError, match=r"prices of 1 units are not finite at step 0, e\.g\. \['layers\.1'\]"):
         descend(shallow, *parts, PROGRAM, None, SETTINGS)
 

@@ -86,7 +86,7 @@ def test_all_orders_give_the_shapley_values_of_all_sets(four, loss, table):
                 weight = factorial(size) * factorial(3 - size) / factorial(4)
                 exact[layer] += weight * (table[others] - table[tuple(sorted((*others, layer)))])
     np.testing.assert_allclose(found.values.mean(axis=1), exact, rtol=1e-9)
-    assert found.evaluations == 16
+    assert found.measured == pytest.approx({frozenset(present): value for present, value in table.items()}, rel=1e-9)
     assert told[-1] == ("orders of layers", 24, 24)
 
 
@@ -100,7 +100,7 @@ def test_a_column_is_of_an_order_and_its_reverse_and_sums_to_what_all_layers_add
             expected[layer] += (table[before] - table[after]) / 2
     np.testing.assert_allclose(found.values[:, 0], expected, rtol=1e-9)
     np.testing.assert_allclose(found.values.sum(axis=0), table[()] - table[0, 1, 2, 3], rtol=1e-9)
-    assert found.evaluations == 14  # of the sizes 0 to 4: 1, 4, 4, 4 and 1
+    assert len(found.measured) == 14  # of the sizes 0 to 4: 1, 4, 4, 4 and 1
 
 
 def test_drawn_orders_are_within_their_errors(four, loss):
