@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "curvjax"
 # room -> rooms that it may import. A room is a package, or a module at the top.
 ALLOWED = {
     "layers": set(),
+    "progress": set(),
     "registry": set(),
     "storage": set(),
     "records": {"layers", "storage"},
@@ -21,12 +22,12 @@ ALLOWED = {
     "data": set(),
     "curvature": {"layers"},
     "scores": {"allocation", "curvature", "layers", "registry"},
-    "report": {"allocation", "curvature", "layers", "records"},
+    "report": {"allocation", "curvature", "layers", "progress", "records"},
     "models": {"curvature", "data", "layers", "records", "registry"},
-    "evaluation": {"data", "models"},
-    "surgery": {"curvature", "data", "layers", "models", "records", "registry", "storage"},
-    "training": {"data", "layers", "models", "registry", "surgery"},
-    "interop": {"data", "evaluation", "models", "storage", "surgery"},
+    "evaluation": {"data", "models", "progress"},
+    "surgery": {"curvature", "data", "layers", "models", "progress", "records", "registry", "storage"},
+    "training": {"data", "layers", "models", "progress", "registry", "surgery"},
+    "interop": {"data", "evaluation", "models", "progress", "storage", "surgery"},
     "runs": {
         "allocation",
         "curvature",
@@ -35,6 +36,7 @@ ALLOWED = {
         "interop",
         "layers",
         "models",
+        "progress",
         "records",
         "registry",
         "report",

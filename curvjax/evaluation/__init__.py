@@ -14,7 +14,6 @@ from curvjax.evaluation.paired import paired_choice as paired_choice
 from curvjax.evaluation.paired import paired_difference as paired_difference
 from curvjax.evaluation.perplexity import Perplexity as Perplexity
 from curvjax.evaluation.perplexity import perplexity as perplexity
-from curvjax.evaluation.scoring import Progress as Progress
 from curvjax.evaluation.scoring import TargetLogProbabilities as TargetLogProbabilities
 from curvjax.evaluation.scoring import Targets as Targets
 from curvjax.evaluation.scoring import target_log_probabilities as target_log_probabilities

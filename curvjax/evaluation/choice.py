@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 from curvjax.data import Question, encode_pair
 from curvjax.data.tokens import Encoder
 from curvjax.evaluation.continuations import EncodedPair, continuation_scores
-from curvjax.evaluation.scoring import Progress, require_positions
+from curvjax.evaluation.scoring import require_positions
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 
 
 class RankedChoice(NamedTuple):
@@ -43,7 +44,7 @@ def ranked_choice(
     *,
     length: int = 128,
     rows_at_once: int = 16,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> RankedChoice:
     """Accuracy of choosing argmax_c log p(continuation_c | context_c).
 

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from curvjax.data import SharedArrangement, common_beginning, share_prefixes
-from curvjax.evaluation.scoring import Progress, Targets, require_positions, target_log_probabilities
+from curvjax.evaluation.scoring import Targets, require_positions, target_log_probabilities
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 
 _EVEN = 1536  # columns of a row at which attention costs a small model on a CPU as much as all the rest
 _WIDEST = 2048  # columns: scores of attention take the square of it in memory
@@ -41,7 +42,7 @@ def continuation_scores(
     *,
     length: int = 128,
     rows_at_once: int = 16,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Continuations:
     """sum_t log p(continuation_t | context, continuation_<t) for every pair.
 
@@ -110,5 +111,5 @@ def _targets(pairs: Sequence[EncodedPair], placed: SharedArrangement) -> tuple[T
     return Targets(placed.row[owner], np.concatenate(columns), token), owner
 
 
-def _continued(progress: Progress | None, before: int, total: int) -> Progress | None:
+def _continued(progress: Tick | None, before: int, total: int) -> Tick | None:
     return progress and (lambda done, _: progress(before + done, total))

@@ -7,8 +7,9 @@ from jaxtyping import Float
 
 from curvjax.data import Batch
 from curvjax.evaluation.intervals import Interval, student_interval
-from curvjax.evaluation.scoring import Progress, Targets, target_log_probabilities
+from curvjax.evaluation.scoring import Targets, target_log_probabilities
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 
 
 class Perplexity(NamedTuple):
@@ -33,7 +34,7 @@ class Perplexity(NamedTuple):
         return student_interval(self.nll, self.standard_error, clusters=int(np.count_nonzero(self.row_tokens)))
 
 
-def perplexity(model: Decoder, batch: Batch, *, rows_at_once: int = 8, progress: Progress | None = None) -> Perplexity:
+def perplexity(model: Decoder, batch: Batch, *, rows_at_once: int = 8, progress: Tick | None = None) -> Perplexity:
     """exp of the mean of -log p(target | tokens before it in its document) over positions of weight 1.
 
     Args:

@@ -1,7 +1,6 @@
 """Log-probabilities of chosen targets, the one thing that every evaluation asks of a model."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,9 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.data import Batch, SharedRows, microbatches
 from curvjax.models import Decoder
 from curvjax.models.attention import Branches
-
-Progress = Callable[[int, int], None]
-"""Told `(done, all)` rows after each microbatch."""
+from curvjax.progress import Tick
 
 _READOUT = 128  # positions given a vocabulary at a time: bounds the logits' memory and the padding's cost
 
@@ -36,7 +33,7 @@ class TargetLogProbabilities(NamedTuple):
 
 
 def target_log_probabilities(
-    model: Decoder, rows: Batch | SharedRows, targets: Targets, *, rows_at_once: int, progress: Progress | None = None
+    model: Decoder, rows: Batch | SharedRows, targets: Targets, *, rows_at_once: int, progress: Tick | None = None
 ) -> TargetLogProbabilities:
     """log p(token | everything before it in its text), for every target.
 

@@ -11,9 +11,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from curvjax.data import with_begin
-from curvjax.evaluation import EncodedPair, Progress, continuation_scores
+from curvjax.evaluation import EncodedPair, continuation_scores
 from curvjax.models import Decoder
 from curvjax.models.tokenizer import Tokenizer
+from curvjax.progress import Tick
 
 
 class HarnessModel(TemplateLM):
@@ -34,7 +35,7 @@ class HarnessModel(TemplateLM):
         *,
         length: int = 128,
         rows_at_once: int = 16,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ):
         """A model of the harness.
 

@@ -1,9 +1,10 @@
 """One self-contained HTML page, its figures as files, and a Markdown summary, from a run directory's records."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from curvjax.progress import Tick
 from curvjax.report import style, words
 from curvjax.report.numbers import duration, listed
 from curvjax.report.parts import Picture, Section
@@ -12,7 +13,7 @@ from curvjax.report.sections import sections_of
 from curvjax.report.summary import summary_markdown
 
 
-def write_report(run_dir: str | Path, *, progress: Callable[[int, int], None] = lambda done, every: None) -> Path:
+def write_report(run_dir: str | Path, *, progress: Tick = lambda done, every: None) -> Path:
     """Write `report.html`, `summary.md` and `figures/*.svg, *.png` into `run_dir` from the records there.
 
     Args:

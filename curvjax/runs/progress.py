@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from curvjax.progress import Tick
+
 Progress = Callable[[str, int, int], None]
 """Told (what is done, how many are done, how many there are)."""
 
@@ -17,7 +19,7 @@ def silent(label: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
-def labelled(progress: Progress, label: str) -> Callable[[int, int], None]:
+def labelled(progress: Progress, label: str) -> Tick:
     """`progress` with its label bound, for functions that count one thing."""
     return partial(progress, label)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.costs import adapter_costs, adapter_size
 from curvjax.surgery.dora import add_magnitudes
@@ -31,7 +32,7 @@ from curvjax.surgery.lora import (
     with_lora_parameters,
     with_moved_bases,
 )
-from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
+from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.pissa import principal_start
 from curvjax.surgery.projections import by_projection, kernel_units, projections, select
 from curvjax.surgery.starts import TEXT_STARTS, Looking, births
@@ -90,7 +91,7 @@ class LoRA:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are ranks."""
         del progress
@@ -166,7 +167,7 @@ class LoRAMixture:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are numbers of experts."""
         del batch, progress

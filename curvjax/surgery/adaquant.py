@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, UInt8
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.progress import Tick
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, decoded, finite, grid, require_format, straight_codes
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.second_moment import moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import edit_in_order, residual_streams
@@ -59,7 +60,7 @@ def quantize_adaquant(
     rows_at_once: int,
     calibration: Calibration = DEFAULT,
     biases: bool = True,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Quantized:
     """A copy of `model` with each projection calibrated to what it receives on `batch` from the layers before it.
 
@@ -244,9 +245,7 @@ class AdaQuant(Nearest):
     rows: int = 4
     """Rows in memory at a time."""
 
-    def quantize(
-        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
-    ) -> Quantized:
+    def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_adaquant`."""
         rows, settings = require_batch(self, batch), Calibration(self.steps, self.rate)
         return quantize_adaquant(

@@ -18,10 +18,11 @@ from numpy.typing import ArrayLike
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.lisa import LISA, LayerDraw, drawn_layers
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.sequential import after, residual_streams
 
 _LEAST = 0.01  # of a budget, so that a layer can come back
@@ -123,7 +124,7 @@ class ALaST(LISA):
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `LISA`; the changes by layer before training, on the batch, are in the evidence."""
         if not (math.isfinite(self.rate) and self.rate >= 0):

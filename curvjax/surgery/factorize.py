@@ -21,8 +21,8 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Linear, parameters, submodules
+from curvjax.progress import Tick
 from curvjax.surgery.factorized_linear import FactorizedLinear
-from curvjax.surgery.method import Progress
 from curvjax.surgery.projections import linear_with, rebuilt, replaced, select
 from curvjax.surgery.second_moment import inverse_root, moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import Statistic, Stream, edit_in_order, residual_streams
@@ -165,7 +165,7 @@ def factorize_svd(model: Decoder, ranks: Mapping[str, int]) -> Factorized:
 
 
 def factorize_aware(
-    model: Decoder, batch: Batch, ranks: Mapping[str, int], *, rows_at_once: int, progress: Progress | None = None
+    model: Decoder, batch: Batch, ranks: Mapping[str, int], *, rows_at_once: int, progress: Tick | None = None
 ) -> Factorized:
     """A copy of `model` whose projections are cut to the given ranks, nearest in what they make of `batch`.
 
@@ -204,7 +204,7 @@ def factorize_asvd(
     *,
     rows_at_once: int,
     alpha: float = 0.5,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Factorized:
     """A copy of `model` whose projections are cut to the given ranks, large inputs counting for more: ASVD.
 
@@ -306,7 +306,7 @@ def _in_order(
     cut: Callable[[jax.Array, int, jax.Array], KernelFactors],
     *,
     statistic: Statistic,
-    progress: Progress | None,
+    progress: Tick | None,
 ) -> Factorized:
     """Each layer cut by what it receives from the cut layers before it."""
 

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, decoded, encoded, finite, grid, require_format, weight_of
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.second_moment import (
     compensated,
@@ -64,7 +65,7 @@ def quantize_gptq(
     rows_at_once: int,
     sweep: Sweep = AS_PUBLISHED,
     weigh: Weighing | None = None,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Quantized:
     """A copy of `model` with each projection rounded and refitted to what it receives on `batch`.
 
@@ -255,9 +256,7 @@ class GPTQ(Nearest):
         """Order and damping."""
         return Sweep(damping=self.damping, act_order=self.act_order)
 
-    def quantize(
-        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
-    ) -> Quantized:
+    def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_gptq`."""
         rows = require_batch(self, batch)
         return quantize_gptq(model, rows, plan, rows_at_once=self.rows, sweep=self.sweep, progress=progress)

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from curvjax.data import Batch
 from curvjax.models import Decoder
 from curvjax.models.rebuilt import require_plain
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.lesson import Lesson
-from curvjax.surgery.method import Counts, Progress, account, surgery
+from curvjax.surgery.method import Counts, account, surgery
 from curvjax.surgery.projections import kernel_units
 
 _STREAM = 2403  # beside the seed, so that layers do not follow the order of the rows
@@ -142,7 +143,7 @@ class LISA:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are weights in the draw, and the model is a copy as it was."""
         del batch, progress

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import (
     Factorized,
@@ -21,7 +22,7 @@ from curvjax.surgery.factorize import (
     saving_ranks,
 )
 from curvjax.surgery.lesson import Lesson
-from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
+from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.projections import by_projection, kernel_units, projections
 from curvjax.surgery.trained import train_factors, with_trained_parameters
 
@@ -64,7 +65,7 @@ class Factorize:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are the ranks that each projection of a unit keeps; units count parameters."""
         asked = by_projection(model, amounts)
@@ -113,9 +114,7 @@ class Factorize:
             return kernel
         return factorize(kernel, amount, moment if self.metric == "aware" else None).kernel
 
-    def _cut(
-        self, model: Decoder, ranks: Mapping[str, int], batch: Batch | None, progress: Progress | None
-    ) -> Factorized:
+    def _cut(self, model: Decoder, ranks: Mapping[str, int], batch: Batch | None, progress: Tick | None) -> Factorized:
         if self.metric == "svd":
             return factorize_svd(model, ranks)
         rows = require_batch(self, batch)

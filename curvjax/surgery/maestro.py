@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
 from curvjax.surgery.lesson import Lesson
-from curvjax.surgery.method import Counts, Progress, account, surgery, unit_sizes
+from curvjax.surgery.method import Counts, account, surgery, unit_sizes
 from curvjax.surgery.ordered import OrderedDropout, OrderedLinear, ordered_linears, shrunk
 from curvjax.surgery.projections import by_projection, kernel_units, rebuilt, select
 
@@ -51,7 +52,7 @@ class Maestro:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are the largest ranks; 0 leaves a unit as it is."""
         del batch, progress

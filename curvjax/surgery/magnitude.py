@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
 from curvjax.models import Decoder, parameters
+from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, Unstructured, pruned
-from curvjax.surgery.method import Progress, surgery
+from curvjax.surgery.method import surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern, pattern_mask
 from curvjax.surgery.prices import Order, by_matrix, kernels_of
@@ -66,9 +67,7 @@ class Magnitude(Unstructured):
     name: ClassVar[str] = "magnitude"
     reads_text: ClassVar[bool] = False
 
-    def prune(
-        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
-    ) -> Pruned:
+    def prune(self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Tick | None) -> Pruned:
         """By `prune_magnitude`."""
         del batch, progress
         return prune_magnitude(model, asked)

@@ -17,8 +17,9 @@ from safetensors.flax import load_file, save_file
 
 from curvjax.data import Batch
 from curvjax.models import Decoder, parameters, require_plain, with_parameters
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
-from curvjax.surgery.method import Counts, Progress, Surgery, account
+from curvjax.surgery.method import Counts, Surgery, account
 from curvjax.surgery.pattern import Pattern
 from curvjax.surgery.sparsity import (
     Amount,
@@ -148,7 +149,7 @@ class Unstructured(ABC):
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are weights to remove of each unit."""
         require_plain(model)
@@ -156,9 +157,7 @@ class Unstructured(ABC):
         return pruned_units(self, model, self.prune(model, batch, asked, progress))
 
     @abstractmethod
-    def prune(
-        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
-    ) -> Pruned:
+    def prune(self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Tick | None) -> Pruned:
         """The model with as many zeros in each unit as are asked for."""
 
     @abstractmethod

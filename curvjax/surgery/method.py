@@ -1,6 +1,6 @@
 """What a surgery is: how a model is rebuilt to amounts, as one value; and the count of what was rebuilt."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -11,11 +11,9 @@ from curvjax.data import Batch
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Linear, rebuilt_modules, submodules
 from curvjax.models.rebuilt import module_size
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt, Size, UnitRebuilt
 from curvjax.registry import Registry
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 
 class _Named(Protocol):
@@ -44,7 +42,7 @@ class Surgery(_Named, Protocol):
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """A rebuilt copy; `model` is not changed.
 

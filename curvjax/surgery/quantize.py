@@ -15,10 +15,11 @@ from curvjax.data import Batch
 from curvjax.layers import Unit, module_path
 from curvjax.models import Decoder, Linear, affine, parameters, submodules
 from curvjax.models.rebuilt import Facts, ModuleSize, rebuilt_module
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt, plain
 from curvjax.storage import UNTOUCHED, Format, stored_bytes
 from curvjax.surgery.codes import Codes, decoded, nearest, packed_codes, require_format, unpacked
-from curvjax.surgery.method import Counts, Progress, Surgery, account, surgery
+from curvjax.surgery.method import Counts, Surgery, account, surgery
 from curvjax.surgery.projections import kernel_units, linear_with, projections, rebuilt, replaced
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -314,16 +315,14 @@ class Grids(ABC):
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are widths, 2 to 8, or 16 for a unit left as it is."""
         plan = quantization_plan(model, amounts, self.form)
         return quantized_units(self, model, amounts, self.quantize(model, batch, plan, progress))
 
     @abstractmethod
-    def quantize(
-        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
-    ) -> Quantized:
+    def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """The model with every kernel at its width; `batch` where the surgery reads text."""
 
 
@@ -343,9 +342,7 @@ class Nearest(Grids):
     name: ClassVar[str] = "nearest"
     reads_text: ClassVar[bool] = False
 
-    def quantize(
-        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
-    ) -> Quantized:
+    def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_nearest`."""
         del batch, progress
         return quantize_nearest(model, plan)

@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.progress import Tick
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized
 from curvjax.surgery.sequential import after, residual_streams
 from curvjax.surgery.sliderquant import AS_PUBLISHED, Slides, quantize_sliding
@@ -148,9 +149,7 @@ class QVLM(Grids):
     rows: int = 4
     """Rows in a step, and in memory, at a time."""
 
-    def quantize(
-        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
-    ) -> Quantized:
+    def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_sliding`, a window for each block."""
         rows = require_batch(self, batch)
         blocks = found_blocks(model, rows, rows_at_once=self.rows, most=self.most).blocks

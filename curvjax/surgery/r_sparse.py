@@ -27,9 +27,10 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
 from curvjax.models import Decoder, Linear, parameters, submodules
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
-from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
+from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.projections import rebuilt, replaced, select
 from curvjax.surgery.r_sparse_linear import GatedRead, RSparseLinear, near_cut
 from curvjax.surgery.sequential import after, block_statistics, require_finite_statistic, residual_streams
@@ -127,7 +128,7 @@ class RSparse:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are weights of each unit that a token does not read."""
         plan = sparsity_plan(model, {name: int(amount) for name, amount in amounts.items()})
@@ -161,7 +162,7 @@ class RSparse:
         made = _sparsely_read(model)
         return replaced(model, dict.fromkeys(made, GatedRead)), {path: child.behind() for path, child in made.items()}
 
-    def _sparse(self, model: Decoder, batch: Batch, spared: Mapping[str, int], progress: Progress | None) -> Decoder:
+    def _sparse(self, model: Decoder, batch: Batch, spared: Mapping[str, int], progress: Tick | None) -> Decoder:
         """A copy whose layers read sparsely, each with cuts chosen on what the sparse layers before it pass on."""
         streams, edits, kernels = residual_streams(model, batch, self.rows), {}, parameters(model)
         last = max(map(layer_index, spared))

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.models import Block, Decoder
+from curvjax.progress import Tick
 from curvjax.surgery.gptq import GPTQ, quantize_gptq
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import QuantizationPlan, Quantized
 from curvjax.surgery.rotation import rotated
 from curvjax.surgery.sequential import Stream
@@ -104,9 +105,7 @@ class RSQ(GPTQ):
             msg = f"least must be above 0 and at most 1, the weight of the token of most attention; got {self.least}."
             raise ValueError(msg)
 
-    def quantize(
-        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
-    ) -> Quantized:
+    def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_gptq`, in the other basis and with weights of tokens."""
         rows, sweep = require_batch(self, batch), self.sweep
         turned = rotated(model, seed=self.seed) if self.rotate else model

@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.data import Batch, microbatches
 from curvjax.layers import layer_index, module_path, within_layer
 from curvjax.models import Block, Decoder, Linear, parameters, submodules, with_parameters
+from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, pruned
-from curvjax.surgery.method import Progress
 from curvjax.surgery.projections import projections, rebuilt
 from curvjax.surgery.sparsity import SparsityPlan
 
@@ -100,7 +100,7 @@ def edit_in_order(
     *,
     statistic: Statistic,
     weigh: Weighing | None = None,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> dict[str, Edited]:
     """What `edit` makes of each kernel, each layer judged by what it receives from the edited layers before it.
 
@@ -150,7 +150,7 @@ def prune_in_order(
     cut: Callable[[str, jax.Array, jax.Array], PrunedKernel],
     *,
     statistic: Statistic,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Pruned:
     """A copy of `model` with each layer cut by what it receives from the cut layers before it; see `edit_in_order`.
 

@@ -16,8 +16,9 @@ import numpy as np
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
 from curvjax.models import Block, Decoder, require_plain
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
-from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
+from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.prices import Order, by_output, kernels_of
 from curvjax.surgery.projections import by_projection, kernel_units, projections
 from curvjax.surgery.structured import input_scores, prune_channels, prune_heads
@@ -201,7 +202,7 @@ class Shrinking:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are weights to remove of each unit."""
         plan = shrink_plan(model, amounts, channels="channels" in self.pieces, heads="heads" in self.pieces)

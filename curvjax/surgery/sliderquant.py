@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, UInt8
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, within_layer
 from curvjax.models import Block, Decoder, parameters, with_parameters
+from curvjax.progress import Tick
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, finite, grid, straight_codes
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.sequential import Stream, after, residual_streams
 
@@ -113,7 +114,7 @@ def quantize_sliding(
     rows_at_once: int,
     slides: Slides = AS_PUBLISHED,
     windows: Sequence[range] | None = None,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Quantized:
     """A copy of `model` with grids learned window by window, so that each gives the outputs of the original layers.
 
@@ -379,9 +380,7 @@ class SliderQuant(Grids):
     rows: int = 4
     """Rows in a step, and in memory, at a time."""
 
-    def quantize(
-        self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Progress | None
-    ) -> Quantized:
+    def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_sliding`."""
         rows = require_batch(self, batch)
         shares = tuple((stage + 1) / self.stages for stage in range(self.stages))

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
+from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, Unstructured
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern
 from curvjax.surgery.second_moment import (
@@ -52,7 +53,7 @@ def prune_sparsegpt(
     sparsities: Mapping[str, Amount],
     *,
     rows_at_once: int,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Pruned:
     """A copy of `model` with each projection pruned and refitted to what it receives on `batch`.
 
@@ -246,9 +247,7 @@ class SparseGPT(Unstructured):
     rows: int = 4
     """Rows in memory at a time."""
 
-    def prune(
-        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
-    ) -> Pruned:
+    def prune(self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Tick | None) -> Pruned:
         """By `prune_sparsegpt`."""
         rows = require_batch(self, batch)
         return prune_sparsegpt(model, rows, asked, rows_at_once=self.rows, progress=progress)

@@ -19,9 +19,10 @@ from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import MLP, Decoder, Linear
 from curvjax.models.decoder import ACTIVATIONS
 from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
+from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.lesson import Lesson
-from curvjax.surgery.method import Counts, Progress, account, require_batch, surgery
+from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.projections import projections
 from curvjax.surgery.router import Router
 
@@ -192,7 +193,7 @@ class Upcycle:
         amounts: Mapping[str, int],
         batch: Batch | None = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are experts of each layer; logits on the first of `batch` are compared."""
         del progress

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.data import Batch
 from curvjax.layers import layer_prefix, module_path
 from curvjax.models import Decoder, parameters
+from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, Unstructured, pruned
-from curvjax.surgery.method import Progress, require_batch, surgery
+from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
 from curvjax.surgery.pattern import Pattern, pattern_mask
 from curvjax.surgery.prices import Order, by_output, kernels_of
@@ -36,7 +37,7 @@ def prune_wanda(
     sparsities: Mapping[str, Amount],
     *,
     rows_at_once: int,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> Pruned:
     """A copy of `model` without the weights that move its layers' outputs least on `batch`.
 
@@ -97,7 +98,7 @@ def prune_with_energies(model: Decoder, energies: Mapping[str, jax.Array], spars
 
 
 def input_energies(
-    model: Decoder, batch: Batch, *, rows_at_once: int, progress: Progress | None = None
+    model: Decoder, batch: Batch, *, rows_at_once: int, progress: Tick | None = None
 ) -> dict[str, jax.Array]:
     """Sum of squares of every projection's inputs over the tokens of `batch` outside padding.
 
@@ -187,9 +188,7 @@ class Wanda(Unstructured):
     rows: int = 4
     """Rows in memory at a time."""
 
-    def prune(
-        self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Progress | None
-    ) -> Pruned:
+    def prune(self, model: Decoder, batch: Batch | None, asked: Mapping[str, Amount], progress: Tick | None) -> Pruned:
         """By `prune_wanda`."""
         rows = require_batch(self, batch)
         return prune_wanda(model, rows, asked, rows_at_once=self.rows, progress=progress)

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from curvjax.data import Batch, take
 from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.progress import Tick
 from curvjax.surgery import (
     Draw,
     Regularizer,
@@ -91,7 +92,7 @@ def fit(
     directory: str | Path | None = None,
     checkpoint_every: int = 50,
     tensorboard: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Fitted:
     """A copy of `model` with what learns of it trained on `batch`, see `trained_parameters`; all else is frozen.
 

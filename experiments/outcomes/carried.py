@@ -21,7 +21,7 @@ from curvjax.models import load_model
 from curvjax.records import Allocation, Comparison, TextOutcome, plain, read_json, write_json
 from curvjax.runs.draft import rebuilt_readable
 from curvjax.runs.evaluate import text_outcome
-from curvjax.surgery import SURGERIES
+from experiments.methods import surgery_named
 from experiments.outcomes.run import FOLDER, Settings, read_texts
 
 UNIFORM = "uniform"
@@ -38,7 +38,7 @@ class CarriedSettings:
     begun: tuple[Path, ...] = ()
     """Allocations found by other means, such as `curvjax descend --start`."""
     method: str = "sparsegpt"
-    """The surgery that builds."""
+    """The surgery that builds, with settings after a slash: gptq/act_order=false."""
     seed: int = 0
     """Of the record's texts."""
 
@@ -54,9 +54,9 @@ def main(settings: CarriedSettings) -> None:
         msg = f"the record has no arms {missing}; it has {[arm.method for arm in found.arms]}."
         raise SystemExit(msg)
     texts = read_texts(loaded, Settings(seed=settings.seed))
-    method = SURGERIES[settings.method]()
+    method = surgery_named(settings.method)
     judged = {"selection": texts.selection, **texts.tests}
-    path = FOLDER / f"carried_{settings.method}_{settings.record}"
+    path = FOLDER / f"carried_{settings.method.replace('/', '-')}_{settings.record}"
     kept: dict[str, Any] = read_json(path)["arms"] if path.is_file() else {}
     for name, amounts in asked.items():
         if name not in kept:
