@@ -64,13 +64,13 @@ def descend(
 ) -> Descent:
     """Amounts of equal measured price, from a start; the look of least selection loss is kept.
 
-    Where a method takes weights in a fixed order (magnitude, Wanda, channels), each round prices every unit by one
-    gradient at the model as it is rebuilt then [M22], and moves the shares towards equal prices [M23]. SparseGPT
-    repairs what it prunes, so that the first order has the wrong sign: its prices are differences of the loss with one
-    unit at a time pruned and repaired a little more and a little less. Where amounts are rungs of a ladder (bits, N:M,
-    ranks of factors), a round measures what one entry up and one down does to the loss, one unit at a time, and
-    exchanges a few at the best prices [M24]. Such moves are dear; shares found for Wanda serve SparseGPT as well
-    (`experiments/outcomes`): descend by the one, rebuild by the other.
+    Where a method takes weights in a fixed order (magnitude, Wanda, channels) or has gates (R-Sparse), each round
+    prices every unit by one gradient at the model as it is rebuilt then [M22], and moves the shares towards equal
+    prices [M23]. SparseGPT repairs what it prunes, so that the first order has the wrong sign: its prices are
+    differences of the loss with one unit at a time pruned and repaired a little more and a little less. Where amounts
+    are rungs of a ladder (bits, N:M, ranks of factors), a round measures what one entry up and one down does to the
+    loss, one unit at a time, and exchanges a few at the best prices [M24]. Such moves are dear; shares found for Wanda
+    serve SparseGPT as well (`experiments/outcomes`): descend by the one, rebuild by the other.
 
     If nothing beats the start on the selection rows, it is returned.
 
@@ -110,7 +110,8 @@ def descend(
     nearest = _nearest(posed)
     whole = nearest if steps is not None else lambda x: posed.rounded(x).amount
     about = {"model": loaded.sha256, "text": text.origin, "selection": selection.origin, "program": program}
-    key = digest(about | {"method": [method.name, plain(method)], "settings": settings, "start": x})
+    names = {"names": [program_name(program), method.name]}  # values of equal fields that are not the same
+    key = digest(about | names | {"method": method, "settings": settings, "start": x})
     memory = Memory(None if directory is None else Path(directory) / "descent.partial.json", key)
     draft = drafts(method, loaded.model, text.batch, units, nearest, target=program.target)
 

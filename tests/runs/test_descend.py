@@ -1,4 +1,5 @@
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from curvjax.allocation import Bits, Sparsity
 from curvjax.data import Document, read_documents, split_documents
 from curvjax.layers import UnitShape
 from curvjax.models import load_model, parameters
-from curvjax.records import Allocation, Descent
+from curvjax.records import Allocation, Descent, read_json
 from curvjax.runs import rounds
 from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
@@ -76,6 +77,18 @@ def test_a_descent_that_stopped_goes_on_to_the_same_numbers(found, shallow, part
     path = again.save(tmp_path / "descent.json")
     assert Descent.load(path) == again
     assert Allocation.from_json(again.allocation.to_json()) == again.allocation
+
+
+def test_programs_of_equal_fields_and_other_names_share_no_numbers(shallow, parts, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Other(Sparsity):
+        name: ClassVar[str] = "other-sparsity"
+
+    def kept(program):
+        descend(shallow, *parts, program, None, dataclasses.replace(SETTINGS, iterations=1), directory=tmp_path)
+        return read_json(tmp_path / "descent.partial.json")["key"]
+
+    assert kept(PROGRAM) == kept(Sparsity(0.5)) != kept(Other(0.5))
 
 
 def test_first_prices_stand_beside_central_differences_of_the_objective(shallow, parts, monkeypatch):
