@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -137,17 +136,19 @@ def mirror_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Price
     x, direction, price, spent = projected(problem.start, free), None, None, 0.0
     looks: list[Iterate] = []
     checks: tuple[PriceCheck, ...] = ()
-    first_order = problem.draft.first_order
-    by_kind = _slopes if first_order is None else partial(_gradient_prices, first_order)
-    prices: _Prices = partial(by_kind, problem, settings, free)
-    portions = turns(problem.objective, settings.portion)
+    first_order, portions = problem.draft.first_order, turns(problem.objective, settings.portion)
+
+    def prices(at: _Round) -> _PricesAndCost:
+        if first_order is None:
+            return _slopes(problem, settings, free, at)
+        return _gradient_prices(problem, settings, first_order, at)
 
     while len(looks) <= settings.iterations and not _ended(looks, settings.patience):
         before = len(looks) - 1 if looks else None
         look = Iterate(amounts=tuple(x.tolist()), selection_nll=problem.judge(x), origin=before)
         if len(looks) < settings.iterations:
             portion = next(portions)
-            price, cost = prices(portion, x, price, len(looks))
+            price, cost = prices(_Round(len(looks), portion, x, price))
             spent += cost
             checks = checks or (_checked(problem, portion, settings, x, price, free) if first_order is not None else ())
             look = replace(look, prices=tuple(price.tolist()), spread=price_spread(x, price, free))
@@ -185,47 +186,35 @@ def exchange_rounds(problem: Problem, settings: DescendSettings) -> Iterator[Pri
         place = ladder.places(np.asarray(looks[base].amounts))
 
 
-class _Prices(Protocol):
-    """Prices `[K]` at shares, and their cost in gradients; known: of the round before, or None; step: the round."""
+class _Round(NamedTuple):
+    """number: from 0. portion: calibration rows. x: `[K]` shares. known: `[K]` prices of the round before, or None."""
 
-    def __call__(
-        self, portion: Objective, x: Float[np.ndarray, " K"], known: Float[np.ndarray, " K"] | None, step: int
-    ) -> tuple[Float[np.ndarray, " K"], float]: ...
+    number: int
+    portion: Objective
+    x: Float[np.ndarray, " K"]
+    known: Float[np.ndarray, " K"] | None
 
 
-def _gradient_prices(
-    first_order: PricesAt,
-    problem: Problem,
-    settings: DescendSettings,
-    free: Free,
-    portion: Objective,
-    x: Float[np.ndarray, " K"],
-    known: Float[np.ndarray, " K"] | None,
-    step: int,
-) -> tuple[Float[np.ndarray, " K"], float]:
+_PricesAndCost = tuple[Float[np.ndarray, " K"], float]
+"""`[K]`, and gradients of the whole model that they took."""
+
+
+def _gradient_prices(problem: Problem, settings: DescendSettings, first_order: PricesAt, at: _Round) -> _PricesAndCost:
     """By one gradient."""
-    del free, known
 
     def compute() -> list[float]:
-        at = first_order(x, settings.band)
-        return _finite(at.prices(portion.gradients(at.model, at.paths)), problem.units, step)
+        told = first_order(at.x, settings.band)
+        return _finite(told.prices(at.portion.gradients(told.model, told.paths)), problem.units, at.number)
 
-    return np.asarray(problem.memory(f"prices {step}", x, compute)), 1.0
+    return np.asarray(problem.memory(f"prices {at.number}", at.x, compute)), 1.0
 
 
-def _slopes(
-    problem: Problem,
-    settings: DescendSettings,
-    free: Free,
-    portion: Objective,
-    x: Float[np.ndarray, " K"],
-    known: Float[np.ndarray, " K"] | None,
-    step: int,
-) -> tuple[Float[np.ndarray, " K"], float]:
+def _slopes(problem: Problem, settings: DescendSettings, free: Free, at: _Round) -> _PricesAndCost:
     """(R(x_k + h) - R(x_k - h)) / (2 h n_k) of all units, or of those furthest from the mean price.
 
     Each unit is rebuilt alone at both ends, within its bounds. One that cannot move has the mean price of the others.
     """
+    x, known = at.x, at.known
     ends = np.stack([np.minimum(x + settings.step, free.upper), np.maximum(x - settings.step, free.lower)])
     apart, there = ends[0] - ends[1], ends[0] > ends[1]
     again = np.ones(x.size, bool)
@@ -233,7 +222,7 @@ def _slopes(
         far = np.abs(known - known @ problem.size / problem.size.sum())
         again = np.isin(np.arange(x.size), np.argsort(-far, kind="stable")[: settings.movers])
     chosen = [(side, k) for k in np.flatnonzero(again & there) for side in (0, 1)]
-    change, cost = _measured(problem, portion, x, ends, chosen, step)
+    change, cost = _measured(problem, at.portion, x, ends, chosen, at.number)
     price = np.zeros(x.size) if known is None else known.copy()
     moved = again & there
     price[moved] = (change[0, moved] - change[1, moved]) / (apart * problem.size)[moved]
