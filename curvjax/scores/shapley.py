@@ -32,7 +32,9 @@ def shapley(evidence: Evidence) -> Float[Array, " K"]:
     Source: Ding et al. (2026), "Pruning as a Cooperative Game", ICLR, arXiv 2602.07804, of which abstract and summaries
     were read: layers are players and the model's performance the value, which a small network learns to predict from
     stratified random masks. Ours measures every value, so that the estimate is unbiased and its error known; a drawn
-    order has one set of every size, which is what the strata are for. Drawn orders: Castro, Gomez & Tejada (2009),
+    order has one set of every size, which is what the strata are for. A surrogate of layers and pairs of layers would
+    take nothing off the errors, since an order and its reverse have no error in such a game, and a network took off a
+    sixth (`experiments/depth`). Drawn orders: Castro, Gomez & Tejada (2009),
     Computers & Operations Research 36(5); with reverses: Mitchell et al. (2022), JMLR 23.
     """
     (contributions,) = require_evidence("shapley", evidence, "contributions")
