@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
     of: (evidence, total) -> `[K]` amounts. needs: fields of `Evidence` that it reads besides the units. total: what the
     total counts. amount: what each unit's amount is. source: short citation. target: whose shares the amounts are; ""
-    where they choose units, or ranks of factors.
+    where they choose units.
     """
 
     of: Planner

@@ -15,6 +15,7 @@ from curvjax.scores.totals import whole_total
 @plan(
     "welore",
     needs=("kernels",),
+    target="rank",
     total="rank kept, summed over all matrices",
     amount="rank kept, summed over the unit's matrices",
     source="Jaiswal et al. 2024, arXiv 2407.11239",

@@ -34,11 +34,18 @@ SCORES = {
         "shortgpt",
     ),
     "bits": ("gain", "trace", "fisher-trace", "layer-card-resnorm"),
+    "rank": ("fisher-trace", "layer-card-resnorm"),
 }  # fmt: skip
-RULES = {"sparsity": ("program", "owl", "uniform", "atp"), "bits": ("program", "uniform")}
+RULES = {
+    "sparsity": ("program", "owl", "uniform", "atp"),
+    "bits": ("program", "uniform"),
+    "rank": ("program", "uniform"),
+}
+METHODS = {"sparsity": "wanda", "bits": "nearest", "rank": "factorize"}
 PLANS = {
     "sparsity": ("lamp", "wanda-global", "gradient-global"),
     "bits": ("autoscheme", "dynamic-quant", "hawq", "radio"),
+    "rank": ("welore",),
 }
 
 
@@ -48,12 +55,12 @@ class Settings:
 
     model: str = "smollm2-135m"
     """What `curvjax.load_model` takes."""
-    target: Literal["sparsity", "bits"] = "sparsity"
+    target: Literal["sparsity", "bits", "rank"] = "sparsity"
     """Of the program."""
     budgets: tuple[float, ...] = (0.6,)
-    """Shares to remove, or mean bits."""
+    """Shares to remove, mean bits, or mean ranks of factors, weighted by parameters."""
     method: str = ""
-    """The surgery, with settings after a slash, r-sparse/ratio=1; wanda, or nearest, if empty."""
+    """The surgery, with settings after a slash, r-sparse/ratio=1; that of `METHODS` if empty."""
     evidence: int = 512
     """Tokens that scores look at."""
     tokens: int = 16384
@@ -85,7 +92,7 @@ def main(settings: Settings) -> None:
     """All budgets, and a record of each."""
     loaded = load_model(settings.model)
     texts = read_texts(loaded, settings)
-    method = surgery_named(settings.method or {"sparsity": "wanda", "bits": "nearest"}[settings.target])
+    method = surgery_named(settings.method or METHODS[settings.target])
     chosen = CompareSettings(
         scores=settings.scores or SCORES[settings.target],
         rules=settings.rules or RULES[settings.target],

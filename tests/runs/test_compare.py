@@ -232,12 +232,13 @@ def test_evidence_of_another_low_width_stands_with_its_reason(loaded, text, roun
     assert "starts from 3, but its slopes were measured where all units have 2" in reasons["dynamic-quant"]
 
 
+@pytest.mark.parametrize("plan", ["eva", "welore"])
 @pytest.mark.parametrize("program", [Ranks(4), Ranks(4, minimum=2, frozen=("layers.3",), allowed=(2, 4, 8))])
-def test_eva_shares_out_ranks_at_their_cost(loaded, text, program):
-    found = compare(loaded, text, program, CompareSettings(scores=(), rules=("uniform",), plans=("eva",)), MEASURED)
-    each = method(found, "eva")
+def test_plans_of_ranks_share_them_out_at_their_cost(loaded, text, program, plan):
+    found = compare(loaded, text, program, CompareSettings(scores=(), rules=("uniform",), plans=(plan,)), MEASURED)
+    each = method(found, plan)
     assert each.refused is None
-    assert len(set(each.amounts)) > 1
+    assert len(set(each.continuous)) > 1
     assert 0.9 * found.requested <= each.spent <= found.requested
     if program.frozen:
         assert each.amounts[3] == 2
@@ -248,7 +249,7 @@ def test_eva_shares_out_ranks_at_their_cost(loaded, text, program):
         needed = measuring.measure_evidence(
             loaded.model, text, scored_units(loaded.model, MEASURED), ["kernels", "moments"], MEASURED
         )
-        ranks = np.asarray(PLANS["eva"].of(needed.evidence, total=4.0 * 12 * count)) / count  # costs are equal here
+        ranks = np.asarray(PLANS[plan].of(needed.evidence, total=4.0 * 12 * count)) / count  # costs are equal here
         np.testing.assert_allclose(each.continuous, ranks, rtol=1e-6)
 
 
@@ -314,7 +315,7 @@ def test_the_validation_text_is_handed_on_and_counted(loaded, monkeypatch):
         (HALF, {"rules": ("layerif",)}, "rules layerif are not of sparsity; there are program, .*owl"),
         (Ranks(2), {"rules": ("owl",)}, "rules owl are not of rank; there are program, .*layerif"),
         (HALF, {"plans": ("rdp",)}, "plans rdp are not of sparsity; there are .*lamp, magnitude-global"),
-        (Ranks(2), {"plans": ("lamp",)}, "plans lamp are not of rank; there are eva"),
+        (Ranks(2), {"plans": ("lamp",)}, "plans lamp are not of rank; there are eva, welore"),
         (Experts(2), {"plans": ("lamp",)}, "plans lamp are not of experts; there are none"),
         (HALF, {"rules": ()}, r"nothing shares out the budget: name rules \(program, "),
         (Sparsity(0.97), {}, "out of reach"),
@@ -336,5 +337,5 @@ def test_gains_of_another_model_are_refused(loaded, text, gains, stranger):
 def test_plans_of_a_target_say_what_they_remove():
     sparsity = {"lamp", "magnitude-global", "wanda-global", "gradient-global"}
     bits = set(OF_BITS)
-    assert {name for name, plan in PLANS.items() if plan.target} == sparsity | bits | {"eva"}
+    assert {name for name, plan in PLANS.items() if plan.target} == sparsity | bits | {"eva", "welore"}
     assert all("to remove" in plan.amount for plan in PLANS.values() if plan.target == "sparsity")
