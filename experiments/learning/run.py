@@ -154,7 +154,7 @@ def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings,
     def half_way(ranks: Allocation) -> Decoder:
         half = replace(settings, training=replace(settings.training, steps=settings.training.steps // 2))
         middle = settings.rates[len(settings.rates) // 2]
-        return learnt(
+        return adapted(
             way, task, loaded, ranks, half, 0, middle, stages.directory / "half-way" / f"{name}-{shares}"
         ).model
 
@@ -199,7 +199,7 @@ def once(
     """One training; infinite where its loss leaves the numbers."""
     started = time.perf_counter()
     try:
-        found = learnt(way, task, loaded, ranks, settings, seed, rate, stages.directory / "adapters" / label)
+        found = adapted(way, task, loaded, ranks, settings, seed, rate, stages.directory / "adapters" / label)
     except ValueError as lost:  # a rate too high for this arm: a trial like any other
         if "finite" not in str(lost):
             raise
@@ -209,7 +209,7 @@ def once(
     return {"selection": min(looks["losses"]), "best_step": looks["best_step"]} | spent | tested(found.model, task)
 
 
-def learnt(
+def adapted(
     way: str, task: Task, loaded: Loaded, ranks: Allocation, settings: Settings, seed: int, rate: float, directory: Path
 ) -> Rebuilt:
     """Adapters of these ranks, or what else the way trains."""
