@@ -11,7 +11,7 @@ from curvjax.data.tokens import Encoder
 from curvjax.evaluation.continuations import EncodedPair, continuation_scores
 from curvjax.evaluation.scoring import require_positions
 from curvjax.models import Decoder
-from curvjax.progress import Tick
+from curvjax.tick import Tick
 
 
 class RankedChoice(NamedTuple):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from curvjax.data import SharedArrangement, common_beginning, share_prefixes
 from curvjax.evaluation.scoring import Targets, require_positions, target_log_probabilities
 from curvjax.models import Decoder
-from curvjax.progress import Tick
+from curvjax.tick import Tick
 
 _EVEN = 1536  # columns of a row at which attention costs a small model on a CPU as much as all the rest
 _WIDEST = 2048  # columns: scores of attention take the square of it in memory

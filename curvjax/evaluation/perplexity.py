@@ -9,7 +9,7 @@ from curvjax.data import Batch
 from curvjax.evaluation.intervals import Interval, student_interval
 from curvjax.evaluation.scoring import Targets, target_log_probabilities
 from curvjax.models import Decoder
-from curvjax.progress import Tick
+from curvjax.tick import Tick
 
 
 class Perplexity(NamedTuple):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.data import Batch, SharedRows, microbatches
 from curvjax.models import Decoder
 from curvjax.models.attention import Branches
-from curvjax.progress import Tick
+from curvjax.tick import Tick
 
 _READOUT = 128  # positions given a vocabulary at a time: bounds the logits' memory and the padding's cost
 

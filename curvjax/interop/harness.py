@@ -14,7 +14,7 @@ from curvjax.data import with_begin
 from curvjax.evaluation import EncodedPair, continuation_scores
 from curvjax.models import Decoder
 from curvjax.models.tokenizer import Tokenizer
-from curvjax.progress import Tick
+from curvjax.tick import Tick
 
 
 class HarnessModel(TemplateLM):

@@ -4,13 +4,13 @@ import base64
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from curvjax.progress import Tick
 from curvjax.report import style, words
 from curvjax.report.numbers import duration, listed
 from curvjax.report.parts import Picture, Section
 from curvjax.report.run_records import RunRecords, read_run
 from curvjax.report.sections import sections_of
 from curvjax.report.summary import summary_markdown
+from curvjax.tick import Tick
 
 
 def write_report(run_dir: str | Path, *, progress: Tick = lambda done, every: None) -> Path:

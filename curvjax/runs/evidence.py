@@ -40,7 +40,7 @@ from curvjax.runs.measure import (
 )
 from curvjax.runs.objective import Kind, Objective, objective
 from curvjax.runs.progress import Progress, silent
-from curvjax.runs.skips import contributions, without_segments
+from curvjax.runs.skips import contributions, drawn_orders, without_segments
 from curvjax.runs.slopes import hessian_slopes, slopes
 from curvjax.runs.steps import Chosen, chosen_gains
 from curvjax.runs.stopwatch import timed, timed_warm
@@ -260,8 +260,7 @@ def _skip_divergences(subject: _Subject) -> Float[Array, " K"]:
 
 
 def _contributions(subject: _Subject) -> Float[Array, "K P"]:
-    rng, layers = np.random.default_rng(subject.settings.seed), len(subject.model.blocks)
-    orders = [rng.permutation(layers).tolist() for _ in range(subject.settings.orders)]
+    orders = drawn_orders(len(subject.model.blocks), subject.settings.orders, seed=subject.settings.seed)
     found = contributions(*_objective(subject, "loss"), orders).values
     return jnp.asarray([found[unit.index] for unit in subject.units])
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from curvjax.progress import Tick
+from curvjax.tick import Tick
 
 Progress = Callable[[str, int, int], None]
 """Told (what is done, how many are done, how many there are)."""

@@ -62,6 +62,12 @@ def without_segments(
     return Skipped(ended(last), without)
 
 
+def drawn_orders(layers: int, count: int, *, seed: int) -> list[list[int]]:
+    """Permutations of so many layers, for `contributions`."""
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(layers).tolist() for _ in range(count)]
+
+
 def contributions(
     model: Decoder, objective: Objective, orders: Iterable[Sequence[int]], *, progress: Progress = silent
 ) -> Contributions:

@@ -13,7 +13,6 @@ from jaxtyping import Array
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.costs import adapter_costs, adapter_size
 from curvjax.surgery.dora import add_magnitudes
@@ -36,6 +35,7 @@ from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.pissa import principal_start
 from curvjax.surgery.projections import by_projection, kernel_units, projections, select
 from curvjax.surgery.starts import TEXT_STARTS, Looking, births
+from curvjax.tick import Tick
 
 SCALES = {"constant": constant_scale, "classic": classic_scale, "rank-stabilised": rank_stabilised_scale}
 STARTS = {"uniform": uniform_start, "principal": principal_start}

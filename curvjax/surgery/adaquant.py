@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, UInt8
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder, parameters, with_parameters
-from curvjax.progress import Tick
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, decoded, finite, grid, require_format, straight_codes
 from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import Nearest, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.second_moment import moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import edit_in_order, residual_streams
+from curvjax.tick import Tick
 
 
 class Calibration(NamedTuple):

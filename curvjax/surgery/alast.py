@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.lisa import LISA, LayerDraw, drawn_layers
 from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.sequential import after, residual_streams
+from curvjax.tick import Tick
 
 _LEAST = 0.01  # of a budget, so that a layer can come back
 

@@ -21,11 +21,11 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Linear, parameters, submodules
-from curvjax.progress import Tick
 from curvjax.surgery.factorized_linear import FactorizedLinear
 from curvjax.surgery.projections import linear_with, rebuilt, replaced, select
 from curvjax.surgery.second_moment import inverse_root, moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import Statistic, Stream, edit_in_order, residual_streams
+from curvjax.tick import Tick
 
 Module = TypeVar("Module", bound=nnx.Module)
 

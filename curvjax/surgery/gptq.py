@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
-from curvjax.progress import Tick
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, decoded, encoded, finite, grid, require_format, weight_of
 from curvjax.surgery.method import require_batch, surgery
@@ -28,6 +27,7 @@ from curvjax.surgery.second_moment import (
     visited,
 )
 from curvjax.surgery.sequential import Weighing, edit_in_order, residual_streams
+from curvjax.tick import Tick
 
 
 class Sweep(NamedTuple):

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from curvjax.data import Batch
 from curvjax.models import Decoder
 from curvjax.models.rebuilt import require_plain
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.method import Counts, account, surgery
 from curvjax.surgery.projections import kernel_units
+from curvjax.tick import Tick
 
 _STREAM = 2403  # beside the seed, so that layers do not follow the order of the rows
 

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import (
     Factorized,
@@ -25,6 +24,7 @@ from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.projections import by_projection, kernel_units, projections
 from curvjax.surgery.trained import train_factors, with_trained_parameters
+from curvjax.tick import Tick
 
 
 @surgery

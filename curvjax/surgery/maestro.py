@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 from curvjax.data import Batch
 from curvjax.layers import module_path
 from curvjax.models import Decoder
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
 from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.method import Counts, account, surgery, unit_sizes
 from curvjax.surgery.ordered import OrderedDropout, OrderedLinear, ordered_linears, shrunk
 from curvjax.surgery.projections import by_projection, kernel_units, rebuilt, select
+from curvjax.tick import Tick
 
 
 @surgery

@@ -10,13 +10,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
 from curvjax.models import Decoder, parameters
-from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
 from curvjax.surgery.pattern import Pattern, pattern_mask
 from curvjax.surgery.prices import Order, by_matrix, kernels_of
 from curvjax.surgery.sparsity import Amount, sparsity_plan
+from curvjax.tick import Tick
 
 
 def prune_magnitude(model: Decoder, sparsities: Mapping[str, Amount]) -> Pruned:

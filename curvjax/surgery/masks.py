@@ -17,7 +17,6 @@ from safetensors.flax import load_file, save_file
 
 from curvjax.data import Batch
 from curvjax.models import Decoder, parameters, require_plain, with_parameters
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.method import Counts, Surgery, account
 from curvjax.surgery.pattern import Pattern
@@ -31,6 +30,7 @@ from curvjax.surgery.sparsity import (
     require_counts,
     require_pattern,
 )
+from curvjax.tick import Tick
 
 Module = TypeVar("Module", bound=nnx.Module)
 

@@ -11,9 +11,9 @@ from curvjax.data import Batch
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Linear, rebuilt_modules, submodules
 from curvjax.models.rebuilt import module_size
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt, Size, UnitRebuilt
 from curvjax.registry import Registry
+from curvjax.tick import Tick
 
 
 class _Named(Protocol):

@@ -15,12 +15,12 @@ from curvjax.data import Batch
 from curvjax.layers import Unit, module_path
 from curvjax.models import Decoder, Linear, affine, parameters, submodules
 from curvjax.models.rebuilt import Facts, ModuleSize, rebuilt_module
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt, plain
 from curvjax.storage import UNTOUCHED, Format, stored_bytes
 from curvjax.surgery.codes import Codes, decoded, nearest, packed_codes, require_format, unpacked
 from curvjax.surgery.method import Counts, Surgery, account, surgery
 from curvjax.surgery.projections import kernel_units, linear_with, projections, rebuilt, replaced
+from curvjax.tick import Tick
 
 Module = TypeVar("Module", bound=nnx.Module)
 

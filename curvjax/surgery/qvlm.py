@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
-from curvjax.progress import Tick
 from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized
 from curvjax.surgery.sequential import after, residual_streams
 from curvjax.surgery.sliderquant import AS_PUBLISHED, Slides, quantize_sliding
+from curvjax.tick import Tick
 
 _FLOOR = 1e-5  # the program's, of shares and of conditional shares
 

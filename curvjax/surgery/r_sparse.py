@@ -27,7 +27,6 @@ from jaxtyping import Array, Float
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
 from curvjax.models import Decoder, Linear, parameters, submodules
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
 from curvjax.surgery.method import Counts, account, require_batch, surgery
@@ -35,6 +34,7 @@ from curvjax.surgery.projections import rebuilt, replaced, select
 from curvjax.surgery.r_sparse_linear import GatedRead, RSparseLinear, near_cut
 from curvjax.surgery.sequential import after, block_statistics, require_finite_statistic, residual_streams
 from curvjax.surgery.sparsity import sparsity_plan
+from curvjax.tick import Tick
 
 
 class Reading(NamedTuple):

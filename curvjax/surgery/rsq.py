@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 
 from curvjax.data import Batch
 from curvjax.models import Block, Decoder
-from curvjax.progress import Tick
 from curvjax.surgery.gptq import GPTQ, quantize_gptq
 from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import QuantizationPlan, Quantized
 from curvjax.surgery.rotation import rotated
 from curvjax.surgery.sequential import Stream
+from curvjax.tick import Tick
 
 
 class Concentration(NamedTuple):

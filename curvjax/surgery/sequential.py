@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.data import Batch, microbatches
 from curvjax.layers import layer_index, module_path, within_layer
 from curvjax.models import Block, Decoder, Linear, parameters, submodules, with_parameters
-from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, pruned
 from curvjax.surgery.projections import projections, rebuilt
 from curvjax.surgery.sparsity import SparsityPlan
+from curvjax.tick import Tick
 
 Statistic = Callable[[jax.Array], jax.Array]
 """What is kept of a projection's inputs `[N, in]`, one row for each token, zero on padding; summed over batches."""

@@ -16,13 +16,13 @@ import numpy as np
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
 from curvjax.models import Block, Decoder, require_plain
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.prices import Order, by_output, kernels_of
 from curvjax.surgery.projections import by_projection, kernel_units, projections
 from curvjax.surgery.structured import input_scores, prune_channels, prune_heads
 from curvjax.surgery.wanda import input_energies
+from curvjax.tick import Tick
 
 
 class ShrinkPlan(NamedTuple):

@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, UInt8
 from curvjax.data import Batch
 from curvjax.layers import layer_index, layer_prefix, within_layer
 from curvjax.models import Block, Decoder, parameters, with_parameters
-from curvjax.progress import Tick
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.codes import Codes, finite, grid, straight_codes
 from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.quantize import Grids, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.sequential import Stream, after, residual_streams
+from curvjax.tick import Tick
 
 
 class Slides(NamedTuple):

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float
 
 from curvjax.data import Batch
 from curvjax.models import Decoder
-from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, Unstructured
 from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, order_keys
@@ -31,6 +30,7 @@ from curvjax.surgery.second_moment import (
 )
 from curvjax.surgery.sequential import PrunedKernel, prune_in_order, residual_streams
 from curvjax.surgery.sparsity import Amount, apportioned_above, sparsity_plan
+from curvjax.tick import Tick
 
 
 class Reconstruction(NamedTuple):

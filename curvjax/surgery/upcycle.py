@@ -19,12 +19,12 @@ from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import MLP, Decoder, Linear
 from curvjax.models.decoder import ACTIVATIONS
 from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
-from curvjax.progress import Tick
 from curvjax.records import Rebuilt
 from curvjax.surgery.lesson import Lesson
 from curvjax.surgery.method import Counts, account, require_batch, surgery
 from curvjax.surgery.projections import projections
 from curvjax.surgery.router import Router
+from curvjax.tick import Tick
 
 ROUTER_DEVIATION = 0.02
 _SLACK = 1e3  # units in the last place that logits may move: rounding, through all layers

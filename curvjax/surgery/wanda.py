@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from curvjax.data import Batch
 from curvjax.layers import layer_prefix, module_path
 from curvjax.models import Decoder, parameters
-from curvjax.progress import Tick
 from curvjax.surgery.masks import Pruned, Unstructured, pruned
 from curvjax.surgery.method import require_batch, surgery
 from curvjax.surgery.order_statistics import are_least, nth_least, order_keys
@@ -29,6 +28,7 @@ from curvjax.surgery.sequential import (
     residual_streams,
 )
 from curvjax.surgery.sparsity import Amount, sparsity_plan
+from curvjax.tick import Tick
 
 
 def prune_wanda(

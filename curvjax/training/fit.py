@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 
 from curvjax.data import Batch, take
 from curvjax.models import Decoder, parameters, with_parameters
-from curvjax.progress import Tick
 from curvjax.surgery import (
     Draw,
     Regularizer,
@@ -26,6 +25,7 @@ from curvjax.surgery import (
     trained_parameters,
     with_trained_parameters,
 )
+from curvjax.tick import Tick
 from curvjax.training.devices import everywhere, row_mesh
 from curvjax.training.drawn import Drawing
 from curvjax.training.event_files import require_tensorboard

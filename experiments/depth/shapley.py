@@ -29,7 +29,7 @@ from curvjax.evaluation import perplexity
 from curvjax.models import Loaded, load_model
 from curvjax.records import machine, plain, versions, write_json
 from curvjax.runs.objective import objective
-from curvjax.runs.skips import contributions
+from curvjax.runs.skips import contributions, drawn_orders
 from curvjax.runs.text import Text
 from curvjax.scores.reading import standard_errors
 from curvjax.surgery import drop_layers
@@ -62,7 +62,7 @@ def main(settings: Drawing) -> None:
     loaded = load_model(settings.study.model)
     text, tests = texts(loaded, settings.study)
     layers = len(loaded.model.layers)
-    orders = drawn_orders(layers, max(settings.pairs), settings.study.seed)
+    orders = drawn_orders(layers, max(settings.pairs), seed=settings.study.seed)
     found = contributions(loaded.model, objective(loaded.model, text.batch, kind="loss", rows=2), orders)
     measured, guess = found.measured, float(np.log(loaded.model.config.vocab_size))
     games: dict[str, Callable[[float], float]] = {
@@ -72,23 +72,17 @@ def main(settings: Drawing) -> None:
     }
     record: dict[str, Any] = {"losses": quantiles(list(measured.values())), "models": len(measured)}
     for name, game in games.items():
-        values = {present: game(loss) for present, loss in measured.items()}
-        columns = in_orders(known(values), orders, layers)
+        values = known({present: game(loss) for present, loss in measured.items()})
+        columns = in_orders(values, orders)
         arms = {f"{pairs} pairs": columns[:, :pairs] for pairs in settings.pairs}
         if name == "loss":
             np.testing.assert_allclose(columns, found.values, rtol=1e-9)
-            arms[f"{len(orders)} pairs, less what a network foresees"] = foreseen(values, orders, layers, settings)
+            arms[f"{len(orders)} pairs, less what a network foresees"] = foreseen(columns, values, orders, settings)
         for arm, each in arms.items():
             record[f"{name}, {arm}"] = one = judged(each, loaded, tests, settings.study.counts)
             print(f"{name}, {arm}", json.dumps(one), flush=True)
             about = {"settings": asdict(settings), "versions": versions(), "machine": machine()}
             write_json(FOLDER / "shapley.json", plain(about | {"result": record}))
-
-
-def drawn_orders(layers: int, count: int, seed: int) -> list[Order]:
-    """As the score draws them."""
-    rng = np.random.default_rng(seed)
-    return [rng.permutation(layers).tolist() for _ in range(count)]
 
 
 def quantiles(losses: Sequence[float]) -> dict[str, float]:
@@ -101,33 +95,33 @@ def known(values: Mapping[frozenset[int], float]) -> Values:
     return lambda present: np.asarray([values[frozenset(np.flatnonzero(row).tolist())] for row in present])
 
 
-def in_orders(values: Values, orders: Sequence[Order], layers: int) -> Float[np.ndarray, "L P"]:
+def sets_of(orders: Sequence[Order]) -> Float[np.ndarray, "N L"]:
+    """Those that each order passes through, from no layer to all, then its reverse."""
+    places = np.argsort([one for order in orders for one in (order, order[::-1])], axis=1)
+    layers = places.shape[1]
+    return (places[:, None, :] < np.arange(layers + 1)[None, :, None]).reshape(-1, layers).astype(float)
+
+
+def in_orders(values: Values, orders: Sequence[Order]) -> Float[np.ndarray, "L P"]:
     """What each layer takes off the value when it joins, mean of each order and its reverse."""
-    both = np.asarray([one for order in orders for one in (order, order[::-1])])
-    places = np.argsort(both, axis=1)
-    present = places[:, None, :] < np.arange(layers + 1)[None, :, None]  # [2 P, L + 1, L]
-    at = values(present.reshape(-1, layers)).reshape(len(both), layers + 1)
+    places = np.argsort([one for order in orders for one in (order, order[::-1])], axis=1)
+    at = values(sets_of(orders)).reshape(len(places), -1)
     joined = np.take_along_axis(at[:, :-1] - at[:, 1:], places, axis=1)
-    return joined.reshape(len(orders), 2, layers).mean(axis=1).T
+    return joined.reshape(len(orders), 2, -1).mean(axis=1).T
 
 
 def foreseen(
-    values: Mapping[frozenset[int], float], orders: Sequence[Order], layers: int, settings: Drawing
+    columns: Float[np.ndarray, "L P"], values: Values, orders: Sequence[Order], settings: Drawing
 ) -> Float[np.ndarray, "L P"]:
     """Contributions in each pair less those that networks, fitted without it, foresee, plus these networks' values."""
-    columns, imagined = [], drawn_orders(layers, settings.imagined, settings.study.seed + 1)
-    for p in range(len(orders)):
-        theirs = {row.tobytes(): row for q, order in enumerate(orders) if q != p for row in sets_of(order)}
-        foresight = fitted(np.stack(list(theirs.values())), known(values), settings)
-        apart = in_orders(known(values), [orders[p]], layers) - in_orders(foresight, [orders[p]], layers)
-        columns.append(apart[:, 0] + in_orders(foresight, imagined, layers).mean(axis=1))
-    return np.stack(columns, axis=1)
-
-
-def sets_of(order: Order) -> Float[np.ndarray, "N L"]:
-    """Those that an order and its reverse pass through."""
-    places = np.argsort(np.asarray([order, order[::-1]]), axis=1)
-    return (places[:, None, :] < np.arange(len(order) + 1)[None, :, None]).reshape(-1, len(order)).astype(float)
+    imagined = drawn_orders(len(columns), settings.imagined, seed=settings.study.seed + 1)
+    apart = np.empty_like(columns)
+    for p, order in enumerate(orders):
+        others = sets_of([*orders[:p], *orders[p + 1 :]])
+        _, first = np.unique(others, axis=0, return_index=True)
+        foresight = fitted(others[np.sort(first)], values, settings)
+        apart[:, p] = columns[:, p] - in_orders(foresight, [order])[:, 0] + in_orders(foresight, imagined).mean(axis=1)
+    return apart
 
 
 def fitted(present: Float[np.ndarray, "N L"], values: Values, settings: Drawing) -> Values:

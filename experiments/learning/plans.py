@@ -53,9 +53,7 @@ HALF_WAY = ("half-way", "half-way-prices")
 of what the projection receives, as `cj.rerank` has it, or what the loss on the text rises by without it."""
 
 
-def plan(
-    name: str, loaded: Loaded, rank: int, text: Text, half_way: Callable[[Allocation], Decoder] | None = None
-) -> Allocation:
+def plan(name: str, loaded: Loaded, rank: int, text: Text, half_way: Callable[[Allocation], Decoder]) -> Allocation:
     """An allocation whose mean rank, weighted by parameters, is at most `rank`.
 
     Args:
@@ -63,7 +61,7 @@ def plan(
       loaded: the model.
       rank: of all projections, where they are equal.
       text: training rows.
-      half_way: trains adapters of an allocation for half of the steps; plans of `HALF_WAY` need it.
+      half_way: trains adapters of an allocation for half of the steps.
 
     Raises:
       ValueError: if the name is none of the above.
@@ -82,7 +80,7 @@ def plan(
     if name in SPECTRA:
         looks = SPECTRA[name](loaded.model, text.batch, Looking(rows=4, damping=0.1, seed=0))
         values = {path: np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False) ** 2 for path, matrix in looks}
-    elif name in HALF_WAY and half_way is not None:
+    elif name in HALF_WAY:
         trained = half_way(allocate(norms, Ranks(2 * rank), rule="uniform"))
         values = worth_of_trained(trained, text, measure=name == "half-way-prices")
     else:

@@ -239,6 +239,7 @@ def test_plans_of_ranks_share_them_out_at_their_cost(loaded, text, program, plan
     each = method(found, plan)
     assert each.refused is None
     assert len(set(each.continuous)) > 1
+    assert plan != "eva" or len(set(each.amounts)) > 1  # random weights: WeLore's round to equal ranks
     assert 0.9 * found.requested <= each.spent <= found.requested
     if program.frozen:
         assert each.amounts[3] == 2
