@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from curvjax.runs.landscape import FilterNoise as FilterNoise
     from curvjax.runs.landscape import NewtonStep as NewtonStep
     from curvjax.runs.landscape import RitzVector as RitzVector
+    from curvjax.runs.placement import AdapterTrials as AdapterTrials
     from curvjax.runs.text import Text as Text
     from curvjax.surgery import GPTQ as GPTQ
     from curvjax.surgery import LISA as LISA
@@ -98,6 +99,7 @@ _HOME = {
         "Scores",
     ),
     "curvjax.runs.landscape": ("FilterNoise", "NewtonStep", "RitzVector"),
+    "curvjax.runs.placement": ("AdapterTrials",),
     "curvjax.runs.text": ("Text",),
     "curvjax.surgery": (
         *("ALaST", "AdaQuant", "GPTQ", "LISA", "QVLM", "RSQ", "Channels", "Factorize", "Heads", "LoRA"),

@@ -21,6 +21,7 @@ from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.export import Coded, ExportSettings, export_codes, require_options, require_own_weights
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
+from curvjax.runs.placement import AdapterTrials
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.rebuild import Saved, rebuild
 from curvjax.runs.rebuild import save as save_forms
@@ -123,7 +124,8 @@ def layer_card(
     text: Text,
     *,
     rank: int = 8,
-    tried: Scores | Promise | None = None,
+    tried: Scores | Promise | AdapterTrials | None = None,
+    fresh: Text | None = None,
     progress: Progress = silent,
     **settings: Any,
 ) -> LayerCard:
@@ -133,7 +135,9 @@ def layer_card(
       model: of `load`.
       text: calibration rows.
       rank: of the adapters whose cost is counted.
-      tried: gains whose steps were tried, or a `promise` of any edit, for the outcome.
+      tried: for the outcome: `AdapterTrials()`, adapters trained in each unit alone; or, at no training, gains whose
+        steps were tried, or a `promise` of any edit.
+      fresh: rows of other documents, for what trained adapters do on them.
       progress: told (what, done, all).
       **settings: fields of `curvjax.runs.measure.ScoreSettings`.
 
@@ -141,7 +145,8 @@ def layer_card(
       The card: residual norm, energy, coupling, counted costs, and the decrease of the loss where it was tried.
 
     Raises:
-      ValueError: if the rank or a setting is out of range, or what was tried is of another model or other units.
+      ValueError: if the rank or a setting is out of range, what was tried is of another model or other units, or fresh
+        rows share a document with the text, or have nothing to judge.
 
     Example:
       >>> import curvjax as cj
@@ -152,7 +157,7 @@ def layer_card(
     """
     require_decoder(model, "layer_card")
     chosen = changed(ScoreSettings, settings)
-    return _card.layer_card(model, text, chosen, rank=rank, tried=tried, progress=progress)
+    return _card.layer_card(model, text, chosen, rank=rank, tried=tried, fresh=fresh, progress=progress)
 
 
 def refine(

@@ -12,15 +12,16 @@ from curvjax.commands.choice import ChoiceFlag
 from curvjax.commands.printed import allocation_table, tell
 from curvjax.data import read_documents
 from curvjax.models import Loaded
-from curvjax.records import LayerCard, Scores
+from curvjax.records import Scores
 from curvjax.report import card_table, gains_table, scores_table
 from curvjax.runs.allocate import allocate
 from curvjax.runs.card import layer_card
 from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
+from curvjax.runs.placement import AdapterTrials
 from curvjax.runs.processes import ProcessSettings, join
-from curvjax.runs.progress import Progress, bars
+from curvjax.runs.progress import bars
 from curvjax.runs.refine import RefineSettings, refine
 from curvjax.runs.score import score
 from curvjax.runs.text import Text, TextSettings, read, with_validation
@@ -52,6 +53,8 @@ class Score:
     did."""
     card_rank: int = 8
     """Rank of the adapters whose cost the card counts."""
+    card_steps: int = 0
+    """Train such an adapter in each unit alone for so many steps, and have the card say what it did, on --fresh too."""
     out: Path = Path("runs/score")
     """Directory for gains.json, or NAME.json of another score."""
     reading: Annotated[ModelSettings, Flat] = field(default_factory=ModelSettings)
@@ -62,6 +65,7 @@ class Score:
     def __call__(self) -> None:
         """Run the command."""
         SCORES.require([self.score])
+        trials = self._trials()
         team = join(self.team)  # before JAX starts
         for source in filter(None, (self.data, self.fresh)):
             read_documents(source)  # refuses what is not there before the model is read
@@ -73,24 +77,28 @@ class Score:
             text, fresh = self._with_fresh(text, loaded)
             chosen = {
                 "validation": validation,
-                "fresh": fresh,
+                "fresh": None if trials and self.score != "gain" else fresh,  # then it is the card's alone
                 "directory": self.out,
                 "progress": progress,
                 "team": team,
             }
             scores = score(loaded, text, self.score, self.settings, **chosen)
-            card = self._card(loaded, text, scores, progress) if self.card and not team.index else None
+            card = None
+            if self.card and not team.index:
+                outcome = {"tried": trials or _stepped(scores), "fresh": fresh if trials else None}
+                card = layer_card(loaded, text, self.settings, rank=self.card_rank, progress=progress, **outcome)
         Console().print(gains_table(scores) if self.score == "gain" else scores_table(scores))
         tell(self.out / ("gains.json" if self.score == "gain" else f"{self.score}.json"))
         if card is not None:
             Console().print(card_table(card))
             tell(card.save(self.out / "card.json"))
 
-    def _card(self, loaded: Loaded, text: Text, scores: Scores, progress: Progress) -> LayerCard:
-        """The card, with what became of the gains' steps where they were tried."""
-        stepped = all(unit.gain and unit.gain.steps for unit in scores.units)
-        tried = scores if stepped else None
-        return layer_card(loaded, text, self.settings, rank=self.card_rank, tried=tried, progress=progress)
+    def _trials(self) -> AdapterTrials | None:
+        """What the card trains, refused before anything long begins."""
+        if self.card_steps and not self.card:
+            msg = "--card-steps trains adapters for the Layer Card: give --card too, or leave it out."
+            raise ValueError(msg)
+        return AdapterTrials(steps=self.card_steps) if self.card_steps else None
 
     def _with_fresh(self, text: Text, loaded: Loaded) -> tuple[Text, Text | None]:
         if not self.fresh:
@@ -98,6 +106,11 @@ class Score:
         if self.fresh == self.data:
             return with_validation(text, loaded, self.text)
         return text, read(self.fresh, loaded, self.text)
+
+
+def _stepped(scores: Scores) -> Scores | None:
+    """Gains whose steps were tried."""
+    return scores if all(unit.gain and unit.gain.steps for unit in scores.units) else None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Table(NamedTuple):
         """How rich's console prints it."""
         shown = RichTable(title=self.caption, title_justify="left", title_style="", header_style="bold", box=None)
         for heading, side in zip(self.columns, self.align, strict=True):
-            shown.add_column(heading, justify="right" if side == "r" else "left")
+            # a number cut off is another number: where room is short, cells go on below
+            shown.add_column(heading, justify="right" if side == "r" else "left", overflow="fold")
         for row in self.rows:
             shown.add_row(*row)
         return shown

@@ -4,13 +4,13 @@ Source: Xu et al. (2026), "Understanding and Guiding Layer Placement in Paramete
 Language Models", arXiv 2602.04019, of which the abstract alone was reachable: a Layer Card summarises residual signal
 strength, compute cost and performance of each layer. Filled in here: which costs, and how they are counted (shapes of
 adapters of one rank, AdamW's moments, products back to the unit's layer); that performance is the measured decrease
-of the loss when the unit alone is moved, by its Newton step or by an edit that was tried [M20], where the paper
-fine-tunes.
+of the loss when the unit alone is moved: by an adapter trained there, as the paper fine-tunes, or, at no training, by
+its Newton step or an edit that was tried [M20].
 """
 
 import math
+import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from curvjax.records import AdapterCost, CardUnit, Cost, LayerCard, Origin, Prom
 from curvjax.runs.evaluate import known
 from curvjax.runs.evidence import measure_evidence
 from curvjax.runs.measure import ScoreSettings, scored_units, unit_shapes
+from curvjax.runs.placement import AdapterTrials, Decreases, train_alone
 from curvjax.runs.progress import Progress, silent
 from curvjax.runs.text import Text
 from curvjax.scores import SCORES
@@ -29,20 +30,14 @@ _QUANTITIES = {"resnorm": "layer-card-resnorm", "energy": "layer-card-energy", "
 _ADAM_BYTES = 8  # two moments of four bytes
 
 
-class _Outcome(NamedTuple):
-    """decrease, fresh: nats, None where they were not measured."""
-
-    decrease: float | None = None
-    fresh: float | None = None
-
-
 def layer_card(
     loaded: Loaded,
     text: Text,
     settings: ScoreSettings | None = None,
     *,
     rank: int = 8,
-    tried: Scores | Promise | None = None,
+    tried: Scores | Promise | AdapterTrials | None = None,
+    fresh: Text | None = None,
     progress: Progress = silent,
 ) -> LayerCard:
     """The Layer Card of a model on a text.
@@ -57,15 +52,17 @@ def layer_card(
       text: calibration rows.
       settings: units, rows in memory, probes.
       rank: of the adapters whose cost is counted.
-      tried: gains with steps that were tried, or a promise of any edit, of the same units; for the outcome.
+      tried: for the outcome: adapters to train in each unit alone; or gains with steps that were tried, or a promise of
+        any edit, of the same units.
+      fresh: rows of other documents, for the decrease by trained adapters on them.
       progress: told of the evidence measured.
 
     Returns:
       The card.
 
     Raises:
-      ValueError: if the rank is no whole number from 1 on, or what was tried is of another model or other units, or
-        has no outcome.
+      ValueError: if the rank is no whole number from 1 on; if what was tried is of another model or other units, or has
+        no outcome; if fresh rows are given where nothing is trained, or share a document with the text.
     """
     settings = settings or ScoreSettings()
     if rank < 1:
@@ -73,7 +70,14 @@ def layer_card(
         raise ValueError(msg)
     units = scored_units(loaded.model, settings)
     shapes = unit_shapes(loaded.model, units)
-    outcomes, told = _outcomes(loaded, tried, [unit.name for unit in units])
+    started = time.perf_counter()
+    if isinstance(tried, AdapterTrials):
+        outcomes = train_alone(loaded, text, shapes, tried, rank=rank, fresh=fresh, progress=progress)
+        told = tried.told(rank=rank)
+    else:
+        _require_no_rows(fresh)
+        outcomes, told = _outcomes(loaded, tried, [unit.name for unit in units])
+    tuned = time.perf_counter() - started
     needs = {field for name in _QUANTITIES.values() for field in SCORES[name].needs}
     found = measure_evidence(loaded.model, text, units, needs, settings, progress=progress)
     values = {  # a score's sign is -1 where it is larger for a unit that has less of what it measures
@@ -88,13 +92,13 @@ def layer_card(
             parameters=shape.parameters,
             flops=2 * shape.weights,
             cost=adapter_cost(shape, weights, rank=rank),
-            decrease=outcomes.get(shape.name, _Outcome()).decrease,
-            fresh=outcomes.get(shape.name, _Outcome()).fresh,
+            decrease=outcomes.get(shape.name, Decreases()).decrease,
+            fresh=outcomes.get(shape.name, Decreases()).fresh,
             **{what: known(of[k]) for what, of in values.items()},
         )
         for k, shape in enumerate(shapes)
     )
-    seconds = sum(each.seconds for each in found.costs)
+    seconds = tuned + sum(each.seconds for each in found.costs)
     cost = Cost(
         seconds=seconds,
         gradient_seconds=found.gradient_seconds,
@@ -131,7 +135,13 @@ def _layer_weights(model: Decoder) -> dict[int, int]:
     return found
 
 
-def _outcomes(loaded: Loaded, tried: Scores | Promise | None, names: list[str]) -> tuple[dict[str, _Outcome], str]:
+def _require_no_rows(fresh: Text | None) -> None:
+    if fresh is not None:
+        msg = "fresh rows judge adapters that the card trains; what was tried before has its own: leave them out."
+        raise ValueError(msg)
+
+
+def _outcomes(loaded: Loaded, tried: Scores | Promise | None, names: list[str]) -> tuple[dict[str, Decreases], str]:
     """What was measured of each unit, and of what, in words."""
     if tried is None:
         return {}, ""
@@ -141,7 +151,7 @@ def _outcomes(loaded: Loaded, tried: Scores | Promise | None, names: list[str]) 
         msg = f"what was tried has {len(stray)} units that the card has not, e.g. {stray[:3]}: take its granularity."
         raise ValueError(msg)
     if isinstance(tried, Promise):
-        return {unit.name: _Outcome(unit.decrease, unit.fresh) for unit in tried.units}, "the edit that was tried"
+        return {unit.name: Decreases(unit.decrease, unit.fresh) for unit in tried.units}, "the edit that was tried"
     found = {}
     for unit in tried.units:
         if unit.gain is None or not unit.gain.steps:
@@ -149,5 +159,5 @@ def _outcomes(loaded: Loaded, tried: Scores | Promise | None, names: list[str]) 
             raise ValueError(msg)
         chosen, steps = unit.gain.chosen.damping, unit.gain.steps
         step = next((step for step in steps if step.bracket.damping == chosen), max(steps, key=lambda one: one.radius))
-        found[unit.name] = _Outcome(step.decrease, step.fresh)
+        found[unit.name] = Decreases(step.decrease, step.fresh)
     return found, "the Newton step of the gain"

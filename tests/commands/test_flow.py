@@ -11,6 +11,7 @@ from curvjax.models import load_arrays, load_model, weights_hash
 from curvjax.records import Allocation, Comparison, LayerCard, ModelOrigin, Origin, Outcome, Rebuilt, Scores
 from curvjax.runs import evidence as measuring
 from curvjax.runs.adapt import ADAPTER_SCHEMA
+from curvjax.runs.placement import AdapterTrials
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.text import require_apart
 from tests.commands.running import an_allocation, refused
@@ -248,20 +249,42 @@ def test_scores_and_rules_are_compared_in_a_record_a_table_and_a_figure(command,
     assert all(rule in output for rule in ("layer-card-energy", "erk", "lamp"))
 
 
-def test_a_card_stands_beside_the_scores(command, model, data, tmp_path, monkeypatch, stand_ins):
+@pytest.mark.parametrize(
+    ("words", "tried"), [((), None), (("--card-steps", 3), AdapterTrials(steps=3))], ids=["scored", "trained"]
+)
+def test_a_card_stands_beside_the_scores(command, model, data, tmp_path, monkeypatch, stand_ins, words, tried):
     asked = []
 
-    def card(loaded, text, settings, *, rank, tried, progress):
-        asked.append((rank, tried))
+    def card(loaded, text, settings, *, rank, tried, fresh, progress):
+        asked.append((rank, tried, fresh))
         return card_of("", layers=2)
 
     monkeypatch.setattr(scoring, "layer_card", card)
-    words = ("--data", data, "--tokens", 32, "--length", 16, "--policy", "trust-radius", "--out", tmp_path)
+    words += ("--data", data, "--tokens", 32, "--length", 16, "--policy", "trust-radius", "--out", tmp_path)
     status, output, _ = command("score", model, *words, "--card", "--card-rank", 4)
     assert (status, output.splitlines()[-1]) == (0, str(tmp_path / "card.json"))
     assert "The Layer Card" in output
-    assert asked == [(4, None)]
+    assert asked == [(4, tried, None)]
     assert LayerCard.load(tmp_path / "card.json") == card_of("", layers=2)
+
+
+def test_other_documents_judge_what_the_card_trains(command, model, data, tmp_path, monkeypatch):
+    asked = []
+
+    def card(loaded, text, settings, *, rank, tried, fresh, progress):
+        asked.append(len(fresh.documents))
+        return card_of("", layers=2)
+
+    monkeypatch.setattr(scoring, "layer_card", card)
+    words = ("--score", "erk", "--data", data, "--fresh", data, "--tokens", 32, "--length", 16, "--out", tmp_path)
+    assert command("score", model, *words, "--card", "--card-steps", 3)[0] == 0
+    assert asked
+    assert asked[0] > 0
+
+
+def test_steps_without_a_card_are_refused(command, model):
+    status, _, errors = command("score", model, "--card-steps", 3)
+    assert (status, "give --card too" in errors) == (1, True)
 
 
 @pytest.mark.parametrize(("words", "group"), [((), 64), (("--group", 16), 16), (("--group", 16, "--outcome"), 8)])

@@ -10,9 +10,9 @@ from curvjax.report.tables import markdown_table, table
 from tests.report.values import gains_of, pair, with_bracket
 
 
-def shown(content):
+def shown(content, width=140):
     stream = io.StringIO()
-    Console(file=stream, width=140).print(content)
+    Console(file=stream, width=width).print(content)
     return stream.getvalue()
 
 
@@ -26,6 +26,14 @@ def test_the_terminal_summary_shows_a_layer_without_a_bracket():
     (line,) = [line for line in shown(gains_table(gains)).splitlines() if "layers.1" in line]
     assert "negative_curvature" in line
     assert "\u2013 to \u2013" in line
+
+
+def test_a_narrow_terminal_loses_no_digit():
+    wide = table("Numbers.", ("unit", "first", "second"), "lrr", [("layers.10", "0.09123", "-0.04567")])
+    found = shown(wide, width=18)
+    assert sorted(found.replace("Numbers.", "").replace(" ", "").replace("\n", "")) == sorted(
+        "unitfirstsecondlayers.100.09123-0.04567"
+    )
 
 
 def test_scores_show_their_standard_errors_where_they_have_them():
