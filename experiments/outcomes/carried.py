@@ -39,6 +39,8 @@ class CarriedSettings:
     """Allocations found by other means, such as `curvjax descend --start`."""
     method: str = "sparsegpt"
     """The surgery that builds, with settings after a slash: gptq/act_order=false."""
+    tokens: int = 16384
+    """To calibrate on, as for the record."""
     seed: int = 0
     """Of the record's texts."""
 
@@ -53,7 +55,7 @@ def main(settings: CarriedSettings) -> None:
     if missing := sorted({UNIFORM, *settings.arms} - set(asked)):
         msg = f"the record has no arms {missing}; it has {[arm.method for arm in found.arms]}."
         raise SystemExit(msg)
-    texts = read_texts(loaded, Settings(seed=settings.seed))
+    texts = read_texts(loaded, Settings(seed=settings.seed, tokens=settings.tokens))
     method = surgery_named(settings.method)
     judged = {"selection": texts.selection, **texts.tests}
     path = FOLDER / f"carried_{settings.method.replace('/', '-')}_{settings.record}"
