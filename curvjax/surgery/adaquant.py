@@ -184,8 +184,10 @@ def _descended(kernel, hessian, calibration, *, bits, form, groups):
 
     def rounded(point):
         """Q with gradients that pass the rounding, its codes and scales."""
-        scale = jnp.maximum((step * jnp.exp(point.logs)).astype(form.scales), jnp.finfo(form.scales).tiny)
-        held = scale.astype(kernel.dtype)
+        whole = step * jnp.exp(point.logs)
+        scale = jnp.maximum(whole.astype(form.scales), jnp.finfo(form.scales).tiny)
+        # rounded as it is stored, but not its gradient: float16 ends at 65504, and Adam never gets over an infinity
+        held = whole + jax.lax.stop_gradient(scale.astype(kernel.dtype) - whole)
         scaled = grouped / held + point.moves * (step / held)
         code = straight_codes(scaled, zero, bits)
         return ((code - zero) * held).reshape(kernel.shape), code, scale[:, 0, :]

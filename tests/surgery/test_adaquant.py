@@ -79,6 +79,21 @@ def test_the_error_is_at_most_that_of_rounding_to_nearest(seed, bits):
     assert found.error < 0.7 * found.nearest
 
 
+@pytest.mark.parametrize(("bits", "outlier"), [(8, 30), (4, 100)])
+def test_scales_stored_as_float16_learn_as_others_do(bits, outlier):
+    """Gradients of a scale beside a strong input exceed what float16 holds."""
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(512, 128))
+    inputs[:, 7] *= outlier
+    hessian = jnp.asarray(inputs.T @ inputs / 512, jnp.float32)
+    kernel = jnp.asarray(0.02 * rng.normal(size=(128, 64)), jnp.float32)
+    ratios = {}
+    for scales in ("float32", "float16"):
+        found = adaquant(kernel, hessian, bits, Format(64, symmetric=False, scales=scales), Calibration(30, 0.02))
+        ratios[scales] = float(found.error / found.nearest)
+    assert ratios["float16"] < 1 - 0.8 * (1 - ratios["float32"])
+
+
 def test_no_steps_are_rounding_to_nearest():
     kernel, hessian = problem(1)
     found, expected = adaquant(kernel, hessian, 3, FORM, Calibration(0)), nearest(kernel, 3, FORM)
