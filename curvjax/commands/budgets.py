@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from curvjax.allocation import CONTROLS, PROGRAMS
 from curvjax.allocation.rules import RULES
-from curvjax.commands.printed import allocation_lines, allocation_table, tell
+from curvjax.commands.printed import allocation_lines, allocation_table, show, tell
 from curvjax.commands.rebuilding import METHOD
 from curvjax.commands.scoring import TARGET, Argument, Flat
 from curvjax.data import read_documents, split_documents
@@ -67,7 +66,7 @@ class Allocate:
         how = {"rule": self.rule, "rule_setting": self.rule_setting, "control": self.control, "seed": self.seed}
         found = allocate(scores, with_costs(program), **how, best=self.best, from_layer=self.from_layer)
         found.save(self.out)
-        Console().print(allocation_table(found))
+        show(allocation_table(found))
         for line in allocation_lines(found):
             print(line)
         tell(self.out)
@@ -138,9 +137,9 @@ class Compare:
                 parts = texts.calibration, texts.selection, texts.tests
                 record = judge(loaded, record, surgery, *parts, self.judged, directory=self.out, progress=progress)
                 record.save(path)
-        Console().print(comparison_table(record))
+        show(comparison_table(record))
         if record.outcomes is not None:
-            Console().print(arms_table(record, record.outcomes))
+            show(arms_table(record, record.outcomes))
         for reason in refusals(record):
             print(reason)
         tell(path, *save_figure(comparison_figure(record), self.out, "compare"))
@@ -229,7 +228,7 @@ class Methods:
             table.add_row("optimizer", name, "", _first_line(by))
         for name, depth in DEPTH_PLANS.items():
             table.add_row("depth plan", name, "layers", _first_line(depth))
-        Console().print(table)
+        show(table)
 
 
 def with_costs(program: Any) -> Any:

@@ -64,11 +64,10 @@ def with_choices(command: type, arguments: Sequence[str]) -> type:
 
 
 def _given(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value of a flag, in either of its spellings; the last one counts."""
+    """The value of a flag, in any of its spellings, `--a-b x`, `--a_b x` and `--a-b=x`; the last one counts."""
     found = None
     for here, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if here == flag:
-            found = following
-        elif here.startswith(f"{flag}="):
-            found = here.partition("=")[2]
+        name, joined, value = here.partition("=")
+        if name.replace("_", "-") == flag:
+            found = value if joined else following
     return found

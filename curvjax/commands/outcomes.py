@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from curvjax.commands.printed import outcome_table, tell
+from curvjax.commands.printed import outcome_table, show, tell
 from curvjax.commands.scoring import Argument, Flat
 from curvjax.interop import CodedExport
 from curvjax.report import write_report
@@ -43,13 +42,17 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Run the command."""
+        if self.out.is_dir():
+            msg = f"--out {self.out} is a directory; give the file to write, such as {self.out / 'evaluation.json'}."
+            raise ValueError(msg)
         read_all(self.data, self.tasks, self.settings, self.shots)  # refuses what is not there before the model is read
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
             given = {"adapter": self.adapter, "shots": self.shots, "progress": progress}
             found = evaluate(loaded, self.data, self.tasks, self.settings, **given)
-        Console().print(outcome_table(found))
-        tell(found.save(self.out))
+        kept = found.save(self.out)
+        show(outcome_table(found))
+        tell(kept)
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ class Run:
 
     def __call__(self) -> None:
         """Run the command."""
+        if self.quick and self.out.name in {"", ".."}:
+            msg = f"--quick writes beside --out, into NAME-quick, and --out {self.out} ends in no name; give one."
+            raise ValueError(msg)
         settings = quick(self.settings) if self.quick else self.settings
         out = self.out.with_name(f"{self.out.name}-quick") if self.quick else self.out
         with bars() as progress:

@@ -1,7 +1,9 @@
 """What several commands print."""
 
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from curvjax.records import Allocation, Outcome, Rebuilt, Speed
@@ -73,6 +75,11 @@ def outcome_table(found: Outcome) -> Table:
             table.add_row(place, measure.replace("_", " "), f"{value:.4f}", _number(error))
         _add_speed(table, task.speed)
     return table
+
+
+def show(content: Any) -> None:
+    """A table on standard output, names with brackets in them as they are."""
+    Console(markup=False, emoji=False).print(content)
 
 
 def tell(*paths: Path) -> None:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import tyro
-from rich.console import Console
 
 from curvjax.allocation import PROGRAMS
 from curvjax.commands.choice import ChoiceFlag
-from curvjax.commands.printed import allocation_table, tell
+from curvjax.commands.printed import allocation_table, show, tell
 from curvjax.data import read_documents
 from curvjax.models import Loaded
 from curvjax.records import Scores
@@ -66,6 +65,9 @@ class Score:
         """Run the command."""
         SCORES.require([self.score])
         trials = self._trials()
+        if self.team.processes > 1 and self.score != "gain":
+            msg = f"processes share the units of gains; {self.score!r} is measured by one alone: leave out --processes."
+            raise ValueError(msg)
         team = join(self.team)  # before JAX starts
         for source in filter(None, (self.data, self.fresh)):
             read_documents(source)  # refuses what is not there before the model is read
@@ -87,14 +89,17 @@ class Score:
             if self.card and not team.index:
                 outcome = {"tried": trials or _stepped(scores), "fresh": fresh if trials else None}
                 card = layer_card(loaded, text, self.settings, rank=self.card_rank, progress=progress, **outcome)
-        Console().print(gains_table(scores) if self.score == "gain" else scores_table(scores))
+        show(gains_table(scores) if self.score == "gain" else scores_table(scores))
         tell(self.out / ("gains.json" if self.score == "gain" else f"{self.score}.json"))
         if card is not None:
-            Console().print(card_table(card))
+            show(card_table(card))
             tell(card.save(self.out / "card.json"))
 
     def _trials(self) -> AdapterTrials | None:
         """What the card trains, refused before anything long begins."""
+        if self.card and self.card_rank < 1:
+            msg = f"--card-rank is a whole rank from 1 on, got {self.card_rank}."
+            raise ValueError(msg)
         if self.card_steps and not self.card:
             msg = "--card-steps trains adapters for the Layer Card: give --card too, or leave it out."
             raise ValueError(msg)
@@ -146,7 +151,7 @@ class Refine:
             tighter = refine(loaded, text, gains, program, self.effort, progress=progress)
         allocation = allocate(tighter, program)
         paths = tighter.save(self.out / "gains.json"), allocation.save(self.out / "allocation.json")
-        Console().print(allocation_table(allocation))
+        show(allocation_table(allocation))
         made = tighter.refined
         assert made is not None
         proved = "all are proved" if made.proved else f"{made.open} of {len(tighter.units)} are still open"

@@ -84,7 +84,9 @@ def damping_figure(gains: Gains, *, width: Real = style.WIDE) -> "Figure":
     order.set_ylim(min(0.0, order.get_ylim()[0]), 1.05)
     style.legend_below(order, columns=1)
     order.set(ylabel="Spearman's rank correlation", title="Agreement of orders")
+    ends = profile.dampings.min(), profile.dampings.max()
     for axes in (curves, order):
+        axes.set_xlim(ends[0] / 1.5, ends[1] * 1.5)  # of open brackets nothing is drawn, and no axis found by itself
         style.damping_axis(axes)
     return figure
 

@@ -82,9 +82,11 @@ def duration(seconds: Real | None) -> str:
 
 
 def memory(size: Real | None) -> str:
-    """Bytes in GiB, or MiB below one GiB."""
+    """Bytes in GiB, MiB below one GiB, or KiB below one MiB."""
     if size is None or not math.isfinite(size):
         return UNKNOWN
+    if size < 2**20:
+        return f"{size / 2**10:,.0f} KiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 

@@ -19,6 +19,8 @@ from curvjax.training import OPTIMIZERS, Optimizer, TrainCost, described, fit
 ADAPTER_SCHEMA = "curvjax.adapter/3"
 ADAPTERS = LoRA(start="gradient")
 """What learns unless told otherwise: it won over random starts in the measured study, `experiments/learning`."""
+RESULTS = ("adapter", "model", "checkpoint", "merged")
+"""What `adapt` and its command leave beside training/."""
 _OTHERWISE = frozenset({"optimizer", "rows", "length", "selection", "start_rows", "order_seed"})
 """Settings that `fit` is not told, or in another form."""
 
@@ -101,10 +103,11 @@ def adapt(
     Raises:
       ValueError: if the method does not say how it learns, the allocation is of another target or model, the adapters
         have other parameters than planned, holding out documents leaves none to train on, or the optimiser is not the
-        one that is named.
+        one that is named, or the directory holds results without the training/ that says whose they are.
     """
     learning = require_learning(method)
     directory, by = Path(directory), _named(optimizer, settings.optimizer)
+    _require_own(directory)
     progress(label, 0, settings.steps)  # the first step compiles: show the bar before it
     training, selection = _batches(loaded, documents, settings)
     text = _start_text(loaded, documents, training, settings) if method.reads_text else None
@@ -171,6 +174,17 @@ def load_adapter(loaded: Loaded, directory: str | Path) -> Rebuilt:
 def adapted_model(loaded: Loaded, directory: str | Path | None) -> Decoder:
     """The model, with an adapter of `directory` where one is named."""
     return loaded.model if directory is None else load_adapter(loaded, directory).model
+
+
+def _require_own(directory: Path) -> None:
+    """Refuse a directory that holds the results of a run whose training, which says what run it was, is gone."""
+    left = [name for name in RESULTS if (directory / name).exists()]
+    if left and not (directory / "training").exists():
+        msg = (
+            f"{directory} holds {', '.join(left)} of a run whose training/ is gone, so that none can tell whether they "
+            "are of this one; remove them, or name another directory."
+        )
+        raise ValueError(msg)
 
 
 def _named(optimizer: Optimizer | None, name: str) -> Optimizer:

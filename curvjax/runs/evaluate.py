@@ -37,6 +37,16 @@ class EvaluateSettings:
     seed: int = 0
     """Of the choice of documents, questions and examples."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be read by."""
+        least = {"tokens": 0, "length": 2, "questions": 0, "question_length": 2, "rows": 1}
+        wrong = [
+            f"{name} from {low} on, got {got}" for name, low in least.items() if (got := getattr(self, name)) < low
+        ]
+        if wrong:
+            msg = f"settings out of range: {'; '.join(wrong)}."
+            raise ValueError(msg)
+
 
 def text_perplexity(
     model: Decoder,

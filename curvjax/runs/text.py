@@ -137,18 +137,20 @@ def judged_texts(
     Calibration and selection have at least 2048 tokens.
 
     Raises:
-      ValueError: if a part fills too few rows.
+      ValueError: if a part fills too few rows, or a text to test on shares a document with the others.
     """
     parts = split_documents(read_documents(data), seed=settings.text_seed, shares=(0.4, 0.2, 0.4))
     much = replace(settings, tokens=max(settings.tokens, 2048))
     tested = replace(settings, tokens=test_tokens)
     tests = {data: parts.test} | {other: read_documents(other) for other in others}
-    return JudgedTexts(
+    found = JudgedTexts(
         packed_text(parts.calibration, loaded, settings, source=data),
         packed_text(parts.calibration, loaded, much, source=data),
         packed_text(parts.selection, loaded, much, source=data),
         {name: packed_text(documents, loaded, tested, source=name) for name, documents in tests.items()},
     )
+    require_apart(calibration=found.calibration, selection=found.selection, **found.tests)
+    return found
 
 
 def with_validation(text: Text, loaded: Loaded, settings: TextSettings) -> tuple[Text, Text]:

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -98,11 +99,9 @@ def sliding_windows(layers: int, slides: Slides = AS_PUBLISHED) -> list[range]:
     """
     ends = max(min(slides.ends, layers // 2), 1)
     begin = max(ends - slides.stride, 0)
-    between = math.ceil((layers - 2 * begin - slides.size) / slides.stride) + 1
-    middle = [range(begin + k * slides.stride, begin + k * slides.stride + slides.size) for k in range(between)]
     first = [range(size) for size in range(1, ends + 1)]
+    inside = [range(at, min(at + slides.size, layers)) for at in range(begin, layers - ends, slides.stride)]
     last = [range(start, layers) for start in range(layers - ends, layers)]
-    inside = [range(window.start, min(window.stop, layers)) for window in middle if window.start < layers]
     return _without_repeats([*first, *inside, *last])
 
 
@@ -124,7 +123,8 @@ def quantize_sliding(
     layers with Q for W; see `Learned`. All windows are passed once for each of `shares`: in the first, only the first
     half of each projection's inputs is rounded, and the rest is W + A B. A layer's parameters go on from window to
     window. Gradients pass the rounding as if it were not there (`straight_codes`); a step looks at `rows_at_once` rows
-    in turn. A window that ends with a larger error than it began with is put back, which the program does not.
+    in turn, a window at those after the last one's. A window that ends with a larger error than it began with is put
+    back, which the program does not.
 
     As in the published program for weights alone there are no channel scales, and the correction is rounded with W, so
     that nothing is left of it at run time. Ours differs in its defaults: 20 steps of a window and stage where the
@@ -144,15 +144,18 @@ def quantize_sliding(
       The copy, and its bytes.
 
     Raises:
-      ValueError: if a setting or `rows_at_once` is out of range, the batch is only padding, or a window's error or a
-        scale is not finite.
+      ValueError: if a setting or `rows_at_once` is out of range, the batch is only padding, windows begin
+        before the ones before them, or a window's error or a scale is not finite.
     """
     _check(slides)
+    windows = sliding_windows(len(model.layers), slides) if windows is None else windows
+    if any(later.start < sooner.start for sooner, later in pairwise(windows)):
+        msg = f"windows begin at no layer before that of the window before; got {windows}."
+        raise ValueError(msg)
     streams = residual_streams(model, batch, rows_at_once)
     kernels = parameters(model)
     bits = {path: width for path, width in plan.bits.items() if width != UNTOUCHED}
     learned = {path: _begun(kernels[path], plan.form, slides, place) for place, path in enumerate(bits)}
-    windows = sliding_windows(len(model.layers), slides) if windows is None else windows
     windows = [each for each in windows if any(layer_index(path) in each for path in bits)]
     done = 0
     for share in slides.shares:
@@ -163,7 +166,8 @@ def quantize_sliding(
             at = window.start
             names = _names(window, bits)
             task = _task(model, window, {name: bits[path] for name, path in names.items()}, side)
-            found = _learned(task, {name: learned[path] for name, path in names.items()}, share, plan.form, slides)
+            begun = {name: learned[path] for name, path in names.items()}
+            found = _learned(task, begun, share, plan.form, slides, first=done * slides.steps)
             learned |= {names[name]: each for name, each in found.items()}
             done += 1
             if progress is not None:
@@ -274,9 +278,12 @@ def _passed(
 
 
 def _learned(
-    task: _Task, learned: dict[str, Learned], share: float, form: Format, slides: Slides
+    task: _Task, learned: dict[str, Learned], share: float, form: Format, slides: Slides, *, first: int
 ) -> dict[str, Learned]:
-    """After `steps` steps, or as it was where they did not help."""
+    """After `steps` steps, or as it was where they did not help.
+
+    first: steps of the windows before, so that all rows come in turn where a window has fewer steps than portions.
+    """
     error = functools.partial(_error, task.graphs, form)
     pairs = list(zip(task.inputs, task.targets, strict=True))
 
@@ -293,7 +300,7 @@ def _learned(
     adam = optax.scale_by_adam()
     point, state = learned, adam.init(learned)
     for step in range(slides.steps):
-        stream, target = pairs[step % len(pairs)]
+        stream, target = pairs[(first + step) % len(pairs)]
         left = 1 - step / slides.steps
         lengths = jnp.asarray([left * slides.clip_rate, left * slides.rank_rate])
         point, state = _step(task.graphs, form, task.states, task.bits, (point, state), stream, target, share, lengths)

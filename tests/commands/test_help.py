@@ -77,6 +77,7 @@ def test_help_lists_every_method_that_fits_and_no_other(command, name, fits):
         (("allocate", "--target=bits"), ("--allowed",)),
         (("rebuild", "--method", "gptq"), ("--group", "--no-act-order")),
         (("prune", "--drop-plan", "greedy"), ("--drop-plan.objective",)),
+        (("prune", "--drop_plan", "greedy"), ("--drop-plan.objective",)),
         (("rebuild", "--drop-plan=score"), ("--drop-plan.score", "--drop-plan.settings.directions")),
         (("adapt", "--method", "lora-mixture"), ("--rank", "--top-k")),
         (("adapt", "--method", "lisa"), ("--layers", "--every")),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from curvjax.commands.printed import allocation_lines, outcome_table, rebuilt_lines
+from curvjax.commands.printed import allocation_lines, outcome_table, rebuilt_lines, show
 from curvjax.records import Size, TextOutcome
 from tests.records.samples import allocation, outcome, rebuilt, unit_amount
 
@@ -23,6 +23,12 @@ def test_sizes_that_change_and_remarks_are_told_of_what_was_rebuilt():
         "parameters of these units: 5, before 10 (50.0%)",
         "logits are equal",
     ]
+
+
+def test_names_with_brackets_are_shown_as_they_are(capsys):
+    text = TextOutcome(tokens=64, nll=2.0, standard_error=None, perplexity=7.4)
+    show(outcome_table(replace(outcome(), texts={"x[/v2]/[b]t.txt": text})))
+    assert "x[/v2]/[b]t.txt" in capsys.readouterr().out
 
 
 def test_what_was_cut_and_how_fast_it_was_read_are_told():

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from curvjax.commands import budgets
 from curvjax.commands import scoring as commands
 from tests.commands.running import an_allocation, refused
+from tests.runs.tiny import texts, write_texts
 
 
 def test_an_unknown_score_is_refused_in_one_line(command, model, data):
@@ -53,6 +55,27 @@ def test_missing_gains_are_refused_in_one_line(command, tmp_path):
 
 def test_a_setting_out_of_range_is_refused_in_one_line(command, model):
     refused(command("score", model, "--rtol", 0), "rtol must be positive, got 0.0")
+
+
+def test_what_evaluation_cannot_write_or_read_by_is_refused_before_the_model_is_read(command, data, tmp_path):
+    refused(command("evaluate", "no/model", "--data", data, "--out", tmp_path), "is a directory; give the file")
+    refused(command("evaluate", "no/model", "--data", data, "--tokens", -64), "tokens from 0 on, got -64")
+
+
+def test_processes_are_for_gains(command, model, data):
+    words = ("--data", data, "--processes", 2, "--coordinator", "127.0.0.1:1")
+    refused(command("score", model, *words, "--score", "erk"), "'erk' is measured by one alone")
+
+
+def test_a_card_of_no_rank_is_refused_before_anything_is_measured(command, data):
+    refused(command("score", "no/model", "--data", data, "--card", "--card-rank", 0), "a whole rank from 1 on, got 0")
+
+
+def test_a_test_text_that_was_calibrated_on_is_refused_before_scores(command, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(budgets, "compare", lambda *_, **__: pytest.fail("scores were measured"))
+    data = write_texts(tmp_path / "texts", texts(800))
+    words = ("--data", data, "--tests", data, "--tokens", 32, "--length", 16, "--test-tokens", 32, "--outcome")
+    refused(command("compare", model, *words, "--budget", 0.5), "give texts apart")
 
 
 def test_an_interruption_says_how_to_go_on(command, model, monkeypatch):

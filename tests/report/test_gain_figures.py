@@ -80,6 +80,18 @@ def test_the_width_that_was_asked_for_is_a_line(whole):
     assert level.get_ydata()[0] == pytest.approx(10)
 
 
+@pytest.mark.parametrize("layers", [2, 5])
+def test_dampings_are_drawn_against_where_no_bracket_closed(layers):
+    """Of two units orders have no correlation, of open brackets neither; the axis is logarithmic all the same."""
+    gains = gains_of(layers)
+    for k, unit in enumerate(gains.units):
+        for place in range(1, len(unit.gain.brackets)):  # all but the chosen one
+            gains = with_bracket(gains, k, place, lower=None, upper=None, status="negative_curvature")
+    figure = report.damping_figure(gains)
+    assert all(axes.get_xlim()[0] > 0 for axes in figure.axes)
+    figure.canvas.draw()
+
+
 @pytest.mark.parametrize("draw", [report.damping_figure, report.order_figure, report.step_figure])
 def test_a_grid_is_needed_to_draw_against_damping(draw, whole):
     with pytest.raises(ValueError, match="at least two dampings"):

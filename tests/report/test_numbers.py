@@ -61,4 +61,5 @@ def test_signs_units_and_unknowns():
     assert setting(0.02) == "2%"
     assert memory(3 * 2**30) == "3.00 GiB"
     assert memory(5 * 2**20) == "5 MiB"
+    assert memory(147_392) == "144 KiB"
     assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

@@ -141,7 +141,7 @@ def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, t
     assert chosen.items() <= asked.items()
     selection = load_adapter(loaded, tmp_path / "adapter").evidence["selection"]
     assert selection == {"steps": [], "losses": [], "best_step": 2}
-    adapt(loaded, allocation, LoRA(), texts(6), SETTINGS, tmp_path)
+    adapt(loaded, allocation, LoRA(), texts(6), SETTINGS, tmp_path / "without")
     assert asked["selection"] is None
     assert pieces(asked["batch"]) == pieces(whole)
 
@@ -163,6 +163,13 @@ def test_another_run_in_the_same_directory_is_refused(shallow, shallow_gains, tm
         run(2)
     kept = lora_parameters(load_adapter(shallow, tmp_path / "adapter").model)
     jax.tree.map(np.testing.assert_array_equal, kept, before)
+
+
+@pytest.mark.parametrize("name", ["adapter", "merged"])
+def test_results_whose_training_is_gone_are_not_taken_for_this_runs(loaded, allocation, tmp_path, stand_in, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"holds {name} of a run whose training/ is gone"):
+        adapt(loaded, allocation, LoRA(), texts(6), SETTINGS, tmp_path)
 
 
 def test_an_allocation_of_another_target_is_refused(loaded, gains, tmp_path):

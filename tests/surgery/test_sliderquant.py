@@ -21,6 +21,7 @@ from curvjax.surgery import (
     quantize_nearest,
     quantize_sliding,
     rounded_kernel,
+    sliderquant,
     sliding_windows,
 )
 from curvjax.surgery.prices import Stepwise
@@ -60,7 +61,10 @@ def test_windows_of_32_layers_are_those_of_the_program():
 
 
 @pytest.mark.parametrize("layers", [*range(1, 14), 30])
-@pytest.mark.parametrize("slides", [Slides(), Slides(ends=2, size=3, stride=2), Slides(ends=1, size=1), SHORT])
+@pytest.mark.parametrize(
+    "slides",
+    [Slides(), Slides(ends=2, size=3, stride=2), Slides(ends=1, size=1), SHORT, Slides(size=4), Slides(stride=2)],
+)
 def test_windows_cover_every_layer_and_never_go_back(layers, slides):
     windows = sliding_windows(layers, slides)
     assert set().union(*windows) == set(range(layers))
@@ -172,6 +176,26 @@ def test_a_window_that_ends_worse_is_put_back(small, batch, plan):
     )
     before, after = parameters(dequantized(found)), parameters(dequantized(expected))
     assert all(np.array_equal(before[path], after[path]) for path in before)
+
+
+def test_with_few_steps_all_rows_come_in_turn(small, batch, plan, monkeypatch):
+    """One step a window, and two portions: were each window to begin with the first, the second would never come."""
+    seen, step = [], sliderquant._step
+
+    def watched(graphs, form, states, bits, at, stream, *rest):
+        seen.append(np.asarray(stream.segments).tobytes() + np.asarray(stream.positions).tobytes())
+        return step(graphs, form, states, bits, at, stream, *rest)
+
+    monkeypatch.setattr(sliderquant, "_step", watched)
+    portions = -(-batch.tokens.shape[0] // 3)
+    quantize_sliding(small, batch, plan, rows_at_once=3, slides=Slides(ends=1, steps=1))
+    assert portions > 1
+    assert [seen.index(each) for each in seen] == [place % portions for place in range(len(seen))]
+
+
+def test_windows_that_go_back_are_refused(small, batch, plan):
+    with pytest.raises(ValueError, match="windows begin at no layer before that of the window before; got"):
+        quantize_sliding(small, batch, plan, rows_at_once=3, windows=[range(1, 3), range(2)])
 
 
 def test_one_compilation_serves_windows_of_a_size_and_progress_counts_them(small, batch, plan, result):
