@@ -247,6 +247,10 @@ def test_a_damaged_file_of_finished_units_is_refused_before_any_work_and_left_al
             run(loaded, tmp_path)
         assert path.read_bytes() == damaged
     assert not replayed
+    (tmp_path / "gains.json").write_text("{")
+    with pytest.raises(ValueError, match=r"stands where these gains would.*name another directory"):
+        run(loaded, tmp_path)
+    (tmp_path / "gains.json").unlink()
     path.write_bytes(good)
     assert untimed(run(loaded, tmp_path)) == untimed(gains)
     assert replayed == [f"layers.{k}" for k in range(3, 12)]
