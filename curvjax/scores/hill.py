@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 @jax.jit
@@ -31,7 +31,8 @@ def hill_exponent(values: Float[Array, " n"], smallest: ArrayLike) -> Float[Arra
         return NaN for matrices of less than half their full rank.
 
     Returns:
-      alpha > 1. Infinite where all eigenvalues above the median are equal, NaN for a zero matrix.
+      alpha > 1. Infinite where all eigenvalues above the median are equal up to rounding: the logarithms' mean is at
+      most N eps. NaN for a zero matrix.
 
     Source: Hill (1975), Ann. Statist. 3(5); Lu et al. (2024), "AlphaPruning", arXiv 2410.10912.
     """
@@ -41,7 +42,8 @@ def hill_exponent(values: Float[Array, " n"], smallest: ArrayLike) -> Float[Arra
     tail = jnp.arange(rising.size) >= first
     logs = 2 * jnp.log(jnp.where(tail, rising, 1.0))
     excess = jnp.sum(jnp.where(tail, logs - logs[first], 0.0))
-    return 1 + (rising.size - first) / excess
+    count = rising.size - first
+    return 1 + count / jnp.where(excess <= _rounding(rising, count), 0.0, excess)
 
 
 class PowerLaw(NamedTuple):
@@ -63,7 +65,8 @@ def fitted_power_law(values: Float[Array, " n"], smallest: ArrayLike) -> PowerLa
       smallest: those not above this share of the largest are left out.
 
     Returns:
-      The law of least Kolmogorov-Smirnov distance, among tails of at least two eigenvalues.
+      The law of least Kolmogorov-Smirnov distance, among tails of at least two eigenvalues that are not equal up to
+      rounding; see `hill_exponent`.
 
     Source: Clauset, Shalizi & Newman (2009), SIAM Review 51(4), eqs. 3.1 and 3.9; WeightWatcher's fit.
     """
@@ -75,10 +78,11 @@ def fitted_power_law(values: Float[Array, " n"], smallest: ArrayLike) -> PowerLa
         tail = jnp.arange(rising.size) >= i
         above, count = jnp.where(tail, logs - logs[i], 0.0), rising.size - i
         excess = jnp.sum(above)
-        slope = count / jnp.where(excess > 0, excess, 1.0)  # alpha - 1
+        spread = excess > _rounding(rising, count)
+        slope = count / jnp.where(spread, excess, 1.0)  # alpha - 1
         theory, empirical = -jnp.expm1(-slope * above), (jnp.arange(rising.size) - i) / count
         distance = jnp.max(jnp.where(tail, jnp.abs(theory - empirical), 0.0))
-        return 1 + slope, jnp.where(kept[i] & (excess > 0), distance, jnp.inf)
+        return 1 + slope, jnp.where(kept[i] & spread, distance, jnp.inf)
 
     alphas, distances = jax.lax.map(fit, jnp.arange(rising.size))
     best = jnp.argmin(distances)
@@ -111,3 +115,8 @@ def unit_determinant_start(values: Float[Array, " n"], smallest: ArrayLike) -> F
     slack = rising.size * jnp.finfo(rising.dtype).eps  # equal eigenvalues: their sum of zeros
     start = jnp.max(jnp.where(kept & (sums <= slack), eigenvalues, 0.0))
     return jnp.where(start > 0, start, jnp.nan)
+
+
+def _rounding(values: Float[Array, " n"], count: Int[Array, ""]) -> Float[Array, ""]:
+    """What a sum of `count` logarithms of these values may differ by from that of equal ones."""
+    return count * (values.size * float(jnp.finfo(values.dtype).eps))

@@ -71,7 +71,7 @@ def factorize(
 
     With U upper triangular, inv(H + damping mean(diag H) I) = U'U, the singular value decomposition of inv(U') W is cut
     off and U' put in front again. SVD-LLM factors H itself, which fails where inputs are dependent; the damping is
-    ours.
+    ours. Where no input ever fires, H = 0, any factors have error 0, and ours are those of the plain decomposition.
 
     Args:
       kernel: `[in, out]`.
@@ -94,6 +94,8 @@ def factorize(
     if not damping > 0:
         msg = f"damping must be positive; got {damping}."
         raise ValueError(msg)
+    if not jnp.any(hessian):
+        return _unheard(kernel, rank)
     metric = hessian.astype(wide.dtype)
     root, used = inverse_root(metric, jnp.zeros(kernel.shape[:1], bool), damping)
     white = jax.scipy.linalg.solve_triangular(root.T, wide, lower=True)
@@ -107,7 +109,8 @@ def factorize_scaled(
     """A B = argmin |S (A B - W)|^2 over products of the given rank, S = diag(s), s_i = sizes_i^alpha.
 
     S W is cut off and inv(S) put in front again. The published program adds 1e-6 to every s, whatever the sizes are;
-    ours takes 1e-6 of the largest for the least, so that the scale of the inputs does not matter.
+    ours takes 1e-6 of the largest for the least, so that the scale of the inputs does not matter. Where all sizes are
+    zero any factors have error 0, and ours are those of the plain decomposition.
 
     Args:
       kernel: `[in, out]`.
@@ -120,7 +123,7 @@ def factorize_scaled(
 
     Raises:
       ValueError: if the rank is out of range, the kernel or a size is not finite, the shapes do not fit, a size is
-        negative, all are zero, or alpha is outside [0, 1].
+        negative, or alpha is outside [0, 1].
 
     Source: Yuan et al. (2023), with S as its program has it for `abs_mean`.
     """
@@ -128,12 +131,14 @@ def factorize_scaled(
     if sizes.shape != kernel.shape[:1]:
         msg = f"a kernel of shape {kernel.shape} needs {kernel.shape[0]} sizes of inputs; got shape {sizes.shape}."
         raise ValueError(msg)
-    if not (jnp.all(jnp.isfinite(sizes)) and jnp.all(sizes >= 0) and jnp.any(sizes > 0)):
-        msg = "sizes of inputs must be finite, none negative and not all zero."
+    if not (jnp.all(jnp.isfinite(sizes)) and jnp.all(sizes >= 0)):
+        msg = "sizes of inputs must be finite and none negative."
         raise ValueError(msg)
     if not 0 <= alpha <= 1:
         msg = f"alpha must be from 0, which leaves inputs alone, to 1; got {alpha}."
         raise ValueError(msg)
+    if not jnp.any(sizes):
+        return _unheard(kernel, rank)
     scale = (sizes.astype(_wide(kernel).dtype) / jnp.max(sizes)) ** alpha
     scale = jnp.maximum(scale, _LEAST)[:, None]
     metric = jnp.diag(scale[:, 0] ** 2)
@@ -170,7 +175,7 @@ def factorize_aware(
     """A copy of `model` whose projections are cut to the given ranks, nearest in what they make of `batch`.
 
     Layer k is judged by what it receives from the factorised layers before it. The activations and the second moments
-    of one layer are held at a time.
+    of one layer are held at a time. A projection that receives nothing but zeros has the plain decomposition.
 
     Args:
       model: a decoder.
@@ -265,6 +270,12 @@ def merge_factors(model: Module) -> Module:
 
     factored = [path for path, child in submodules(model).items() if isinstance(child, FactorizedLinear)]
     return replaced(model, dict.fromkeys(factored, merged))
+
+
+def _unheard(kernel: jax.Array, rank: int) -> KernelFactors:
+    """The plain decomposition, with the error that any factors have where no input ever fires."""
+    found = factorize(kernel, rank)
+    return found._replace(error=jnp.zeros_like(found.error), optimal=jnp.zeros_like(found.optimal))
 
 
 def _cut(

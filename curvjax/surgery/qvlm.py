@@ -60,6 +60,8 @@ def dependence(
 def dependent_blocks(dependence: Sequence[float], *, most: int = 3) -> tuple[range, ...]:
     """Runs of layers in which each depends on the one before at least as much as layers do on average.
 
+    Up to rounding, as the mean of equal dependences can come out above each.
+
     Args:
       dependence: `[K - 1]` of layers 1 to K - 1 on the one before.
       most: layers of a block.
@@ -75,12 +77,11 @@ def dependent_blocks(dependence: Sequence[float], *, most: int = 3) -> tuple[ran
       >>> [list(block) for block in dependent_blocks([3.0, 3.0, 1.0, 3.0], most=3)]
       [[0, 1, 2], [3, 4]]
     """
-    if most < 1:
-        msg = f"a block has at least 1 layer; got most={most}."
-        raise ValueError(msg)
+    _require_most(most)
     mean, starts = sum(dependence) / max(len(dependence), 1), [0]
+    slack = 1e-6 * max(map(abs, dependence), default=0.0)  # a rounding or two of float32
     for layer, each in enumerate(dependence, start=1):
-        if each < mean or layer - starts[-1] == most:
+        if each < mean - slack or layer - starts[-1] == most:
             starts.append(layer)
     ends = (*starts[1:], len(dependence) + 1)
     return tuple(range(start, end) for start, end in zip(starts, ends, strict=True))
@@ -113,6 +114,12 @@ def found_blocks(model: Decoder, batch: Batch, *, rows_at_once: int, most: int =
 
 
 _dependence = jax.jit(dependence)
+
+
+def _require_most(most: int) -> None:
+    if most < 1:
+        msg = f"a block has at least 1 layer; got most={most}."
+        raise ValueError(msg)
 
 
 @surgery
@@ -148,6 +155,13 @@ class QVLM(Grids):
     """Steps in each block."""
     rows: int = 4
     """Rows in a step, and in memory, at a time."""
+
+    def __post_init__(self) -> None:
+        """Refuse blocks and steps out of range, before layers are run."""
+        _require_most(self.most)
+        if self.steps < 0:
+            msg = f"a block is learned in 0 steps, which leaves its grids as they are, or more; got steps={self.steps}."
+            raise ValueError(msg)
 
     def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_sliding`, a window for each block."""

@@ -15,25 +15,24 @@ gradient prices every matrix, by the inputs nearest to their cuts), and one a se
 for each matrix from an evolutionary search (of Llama-3-8B at s = 0.5: 0.96 on average, 1 in 193 of 224).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.data import Batch
-from curvjax.layers import layer_index, layer_prefix, module_path, within_layer
+from curvjax.layers import Unit, layer_index, layer_prefix, module_path, within_layer
 from curvjax.models import Decoder, Linear, parameters, submodules
 from curvjax.records import Rebuilt
 from curvjax.surgery.factorize import factorize
 from curvjax.surgery.method import Counts, account, require_batch, surgery
-from curvjax.surgery.projections import rebuilt, replaced, select
+from curvjax.surgery.projections import kernel_units, rebuilt, replaced, select
 from curvjax.surgery.r_sparse_linear import GatedRead, RSparseLinear, near_cut
 from curvjax.surgery.sequential import after, block_statistics, require_finite_statistic, residual_streams
-from curvjax.surgery.sparsity import sparsity_plan
+from curvjax.surgery.sparsity import apportioned
 from curvjax.tick import Tick
 
 
@@ -41,6 +40,7 @@ class Reading(NamedTuple):
     """How a kernel is read.
 
     first, second: `[in, r]`, `[r, out]`. cuts: `[in]`. reads, near: mean inputs above them, and within `NEAR` of them.
+    spared: weights that a token does not read, on average, rounded down from the exact quotient.
     """
 
     first: Float[Array, "I r"]
@@ -48,6 +48,7 @@ class Reading(NamedTuple):
     cuts: Float[Array, " I"]
     reads: float
     near: float
+    spared: int
 
 
 def reading(kernel: Float[Array, "I O"], inputs: Float[np.ndarray, "N I"], spared: int, *, ratio: float) -> Reading:
@@ -91,8 +92,9 @@ def reading(kernel: Float[Array, "I O"], inputs: Float[np.ndarray, "N I"], spare
     else:
         first, second = jnp.zeros((rows, 0), kernel.dtype), jnp.zeros((0, outputs), kernel.dtype)
     sizes = sizes.astype(wide)
-    reads, near = (np.count_nonzero(each) / len(inputs) for each in (sizes > cuts, near_cut(sizes, cuts)))
-    return Reading(first, second, jnp.asarray(cuts), reads, near)
+    reads, near = (int(np.count_nonzero(each)) for each in (sizes > cuts, near_cut(sizes, cuts)))
+    unread = kernel.size - rank * (rows + outputs) + (-reads * outputs) // len(inputs)
+    return Reading(first, second, jnp.asarray(cuts), reads / len(inputs), near / len(inputs), unread)
 
 
 @surgery
@@ -101,7 +103,8 @@ class RSparse:
     """Weights are read for large inputs only, and a low-rank part of them for the rest: activation sparsity.
 
     A unit's amount is the number of its weights that a token does not read, on average over the calibration tokens; at
-    least that many are spared, and more where inputs are equal. Nothing is removed: models grow by the low-rank parts.
+    least that many are spared, and more where inputs are equal. Its projections share it in proportion to their sizes;
+    weights that are zero are read as others. Nothing is removed: models grow by the low-rank parts.
 
     Example:
       >>> import curvjax as cj
@@ -113,8 +116,8 @@ class RSparse:
     targets: ClassVar[tuple[str, ...]] = ("sparsity",)
     reads_text: ClassVar[bool] = True
 
-    ratio: float = 0.95
-    """Share of the budget that whole channels take; 1: no low-rank part, and plain |x|."""
+    ratio: float = 1.0
+    """Share of the budget that whole channels take; 1: no low-rank part, and plain |x|. The program has 0.95."""
     rows: int = 4
     """Rows in memory at a time."""
 
@@ -131,17 +134,16 @@ class RSparse:
         progress: Tick | None = None,
     ) -> Rebuilt:
         """See `Surgery`: amounts are weights of each unit that a token does not read."""
-        plan = sparsity_plan(model, {name: int(amount) for name, amount in amounts.items()})
-        spared = {module_path(path): count for path, count in plan.counts.items()}
+        units = kernel_units(model, amounts)
+        spared = _shared(model, units, amounts)
         linears = select(model, spared)
         other = [path for path, linear in linears.items() if type(linear) is not Linear]
         if other:
             msg = f"{other[:3]} are no plain projections; merge their adapters before reading them sparsely."
             raise ValueError(msg)
-        copy = self._sparse(model, require_batch(self, batch), spared, progress)
+        copy, saved = self._sparse(model, require_batch(self, batch), spared, progress)
         made = _sparsely_read(copy)
-        saved = {path: int(child.kernel.size - child.read() + 1e-6) for path, child in made.items()}
-        counts = {unit.name: sum(saved[module_path(path)] for path in unit.paths) for unit in plan.units}
+        counts = {unit.name: sum(saved[module_path(path)] for path in unit.paths) for unit in units}
         evidence = {
             "ranks": {path: child.rank for path, child in made.items()},
             "channels": {path: float(child.reads[...]) for path, child in made.items()},
@@ -162,9 +164,15 @@ class RSparse:
         made = _sparsely_read(model)
         return replaced(model, dict.fromkeys(made, GatedRead)), {path: child.behind() for path, child in made.items()}
 
-    def _sparse(self, model: Decoder, batch: Batch, spared: Mapping[str, int], progress: Tick | None) -> Decoder:
-        """A copy whose layers read sparsely, each with cuts chosen on what the sparse layers before it pass on."""
+    def _sparse(
+        self, model: Decoder, batch: Batch, spared: Mapping[str, int], progress: Tick | None
+    ) -> tuple[Decoder, dict[str, int]]:
+        """A copy whose layers read sparsely, each with cuts chosen on what the sparse layers before it pass on.
+
+        And the weights of each projection that a token does not read.
+        """
         streams, edits, kernels = residual_streams(model, batch, self.rows), {}, parameters(model)
+        saved = {}
         last = max(map(layer_index, spared))
         for index in range(last + 1):
             block, prefix = model.layers[index], f"{layer_prefix(index)}."
@@ -176,18 +184,32 @@ class RSparse:
                 tokens = [np.asarray(stream.segments).reshape(-1) > 0 for stream in streams]
                 received = np.concatenate([part[real] for part, real in zip(parts, tokens, strict=True)])
                 require_finite_statistic(path, jnp.asarray(received))
-                own[within_layer(path)] = self._edit(kernels[f"{path}.kernel"], received, spared[path])
+                how = reading(kernels[f"{path}.kernel"], received, spared[path], ratio=self.ratio)
+                own[within_layer(path)], saved[path] = _edit(how), how.spared
             edits |= {f"{prefix}{path}": edit for path, edit in own.items()}
             if index < last:
                 streams = after(rebuilt(block, own), streams)
             if progress is not None:
                 progress(index + 1, last + 1)
-        return rebuilt(model, edits)
+        return rebuilt(model, edits), saved
 
-    def _edit(self, kernel: jax.Array, received: np.ndarray, spared: int) -> Callable[[Linear], RSparseLinear]:
-        how = reading(kernel, received, spared, ratio=self.ratio)
-        reads, near = (jnp.asarray(each, jnp.result_type(float)) for each in (how.reads, how.near))
-        return lambda base: RSparseLinear(base, how.first, how.second, how.cuts, reads, near)
+
+def _edit(how: Reading) -> Callable[[Linear], RSparseLinear]:
+    reads, near = (jnp.asarray(each, jnp.result_type(float)) for each in (how.reads, how.near))
+    return lambda base: RSparseLinear(base, how.first, how.second, how.cuts, reads, near)
+
+
+def _shared(model: Decoder, units: Sequence[Unit], amounts: Mapping[str, int]) -> dict[str, int]:
+    """The amount of each projection by module path: that of its unit, in proportion to its size."""
+    kernels, shared = parameters(model), {}
+    for unit in units:
+        sizes, amount = [kernels[path].size for path in unit.paths], int(amounts[unit.name])
+        if not 0 <= amount <= sum(sizes):
+            msg = f"{unit.name} has {sum(sizes):,} weights, of which a token can spare from 0 to all; got {amount:,}."
+            raise ValueError(msg)
+        parts = apportioned([amount * size / sum(sizes) for size in sizes], amount)
+        shared.update(zip(map(module_path, unit.paths), parts, strict=True))
+    return shared
 
 
 def _sparsely_read(model: Decoder) -> dict[str, RSparseLinear]:

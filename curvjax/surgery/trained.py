@@ -62,15 +62,16 @@ def train_factors(model: Module) -> Module:
       A new model; arrays are shared.
 
     Raises:
-      ValueError: if the model has no factors, or something else learns.
+      ValueError: if the model has no factors, or something learns already.
 
     Source: Jaiswal et al. (2024), arXiv 2407.11239: what WeLore cuts to low rank is what it fine-tunes.
     """
     copy = nnx.clone(model)
     factors = [child for child in submodules(copy).values() if isinstance(child, FactorizedLinear)]
-    if not factors or _trained(model):
-        why = "has adapters or experts that learn" if factors else "has no factors; factorise it first"
-        msg = f"factors learn alone, and this model {why}."
+    learning = [*_trained(model)]
+    if not factors or learning:
+        why = f"has {len(learning)} parameters that learn already, e.g. {learning[:3]}; start from one where none does"
+        msg = f"factors learn alone, and this model {why if factors else 'has no factors; factorise it first'}."
         raise ValueError(msg)
     for factor in factors:
         factor.trained = True
@@ -141,6 +142,7 @@ def with_trained_parameters(model: Module, values: Mapping[str, jax.Array]) -> M
 
     Raises:
       KeyError: if `values` does not name exactly what learns.
+      ValueError: if a shape differs.
     """
     copy = nnx.clone(model)
     variables = _trained(copy)
@@ -148,6 +150,14 @@ def with_trained_parameters(model: Module, values: Mapping[str, jax.Array]) -> M
         missing, unknown = sorted(variables.keys() - values.keys()), sorted(values.keys() - variables.keys())
         msg = f"what learns does not match: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}."
         raise KeyError(msg)
+    wrong = [
+        f"{path}: {values[path].shape}, need {variable.shape}"
+        for path, variable in variables.items()
+        if values[path].shape != variable.shape
+    ]
+    if wrong:
+        msg = f"{len(wrong)} arrays that learn have the wrong shape: {'; '.join(wrong[:3])}."
+        raise ValueError(msg)
     for path, variable in variables.items():
         variable.set_value(values[path].astype(variable.dtype))
     return copy

@@ -62,12 +62,29 @@ def test_eigenvalues_that_are_rounding_are_left_out():
         (erg, "erg"),
     ],
 )
-@pytest.mark.parametrize("kernel", [np.zeros((12, 6)), np.eye(12)[:, :6]], ids=["zero", "equal eigenvalues"])
+@pytest.mark.parametrize(
+    "kernel",
+    [np.zeros((12, 6)), np.eye(12)[:, :6], np.linalg.qr(np.random.default_rng(1).normal(size=(12, 6)))[0]],
+    ids=["zero", "equal eigenvalues", "eigenvalues equal up to rounding"],
+)
 def test_a_spectrum_without_an_exponent_is_refused(score, name, kernel):
     settings = {"outputs": 6} if score is farms else {}
     fine = np.random.default_rng(1).normal(size=(12, 6))
     with pytest.raises(ValueError, match=rf"'{name}' has no finite value for 1 of 2 units, e.g. \['layers.1'\]"):
         score(of_kernels(fine, kernel), **settings)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_orthogonal_matrix_has_no_exponent_and_one_next_to_it_has(seed, dtype):
+    rng = np.random.default_rng(seed)
+    values = np.linalg.svd(np.linalg.qr(rng.normal(size=(64, 64)))[0].astype(dtype), compute_uv=False)
+    assert 0 < values.max() / values.min() - 1 < 64 * np.finfo(dtype).eps  # not equal to the last bit
+    assert np.isinf(hill_exponent(jnp.asarray(values), 0.0))
+    assert np.isnan(fitted_power_law(jnp.asarray(values), 0.0)).all()
+    spread = np.exp(1e3 * np.finfo(dtype).eps * rng.exponential(size=64)).astype(dtype)
+    assert 1 < hill_exponent(jnp.asarray(spread), 0.0) < np.inf
+    assert 1 < fitted_power_law(jnp.asarray(spread), 0.0).alpha < np.inf
 
 
 @pytest.mark.parametrize("settings", [(100, 2, 10), (3, 2, 4), (2, 1, 3)])

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from curvjax.data.batch import Batch
-from curvjax.models import Decoder, load_hf, parameters, save_hf, weights_hash
+from curvjax.models import Decoder, load_hf, parameters, save_hf, weights_hash, with_parameters
 from curvjax.surgery import (
     FactorizedLinear,
     add_lora,
@@ -104,6 +104,23 @@ def test_dependent_and_dead_inputs_are_no_obstacle():
     assert found.error <= found.optimal * (1 + 1e-9)
 
 
+def test_where_no_input_fires_factors_are_the_plain_ones_without_error():
+    kernel, _ = problem(9)
+    plain = factorize(kernel, 4)
+    for found in (factorize(kernel, 4, jnp.zeros((12, 12))), factorize_scaled(kernel, 4, jnp.zeros(12))):
+        assert jnp.array_equal(found.kernel, plain.kernel)
+        assert found.error == found.optimal == found.damping == 0
+
+
+@pytest.mark.parametrize("how", [factorize_aware, factorize_asvd])
+def test_a_projection_that_receives_nothing_is_cut_and_changes_no_logit(model, batch, logits, how):
+    path, kernels = "layers.1.mlp.up_proj.kernel", parameters(model)
+    dead = with_parameters(model, kernels | {path: jnp.zeros_like(kernels[path])})  # so down_proj receives zeros
+    found = how(dead, batch, {"layers.1.mlp.down_proj": 3}, rows_at_once=5)
+    assert found.factors["layers.1.mlp.down_proj"].error == 0
+    assert jnp.array_equal(logits(merge_factors(found.model)), logits(dead))
+
+
 def test_factors_have_the_dtype_of_the_kernel():
     kernel, hessian = problem(8)
     found = factorize(kernel.astype(jnp.bfloat16), 3, hessian)
@@ -123,7 +140,7 @@ def test_factors_have_the_dtype_of_the_kernel():
             marks=pytest.mark.bad_shapes,
         ),
         ({"hessian": jnp.full((12, 12), jnp.nan)}, "the Hessian is not finite"),
-        ({"hessian": jnp.zeros((12, 12))}, "the Hessian is not positive definite"),
+        ({"hessian": jnp.diag(jnp.arange(12.0) - 3)}, "the Hessian is not positive definite"),
         ({"kernel": jnp.full((12, 9), jnp.inf)}, "the kernel is not finite, so it has no singular values"),
         ({"damping": 0.0}, "damping must be positive; got 0.0"),
     ],
@@ -257,8 +274,7 @@ def test_scaled_factors_know_no_scale_and_without_an_exponent_no_inputs():
     ("sizes", "alpha", "message"),
     [
         (np.ones(11), 0.5, r"needs 12 sizes of inputs; got shape \(11,\)"),
-        (np.zeros(12), 0.5, "finite, none negative and not all zero"),
-        (-np.ones(12), 0.5, "finite, none negative"),
+        (-np.ones(12), 0.5, "finite and none negative"),
         (np.full(12, np.nan), 0.5, "must be finite"),
         (np.ones(12), 1.5, "alpha must be from 0, which leaves inputs alone, to 1; got 1.5"),
         (np.ones(12), -0.5, "alpha must be from 0"),

@@ -68,6 +68,13 @@ def test_one_layer_is_a_block():
     assert dependent_blocks([]) == (range(1),)
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 2.7])
+def test_equal_dependences_fill_blocks_though_their_mean_is_rounded(value):
+    blocks = [dependent_blocks([value] * count) for count in range(1, 12)]
+    assert all({len(block) for block in each[:-1]} <= {3} for each in blocks)
+    assert dependent_blocks([value, value * (1 - 1e-4), value], most=3) == (range(2), range(2, 4))
+
+
 def test_blocks_of_a_model_are_those_of_its_streams_however_many_rows_at_once(model, batch):
     found = found_blocks(model, batch, rows_at_once=2)
     streams, expected = residual_streams(model, batch, 5), []
@@ -100,6 +107,12 @@ def test_it_has_no_prices_of_single_kernels():
 
 
 def test_what_cannot_be_is_refused(model, batch):
+    with pytest.raises(ValueError, match="a block has at least 1 layer; got most=0"):
+        QVLM(most=0)
+    with pytest.raises(
+        ValueError, match="learned in 0 steps, which leaves its grids as they are, or more; got steps=-1"
+    ):
+        QVLM(steps=-1)
     with pytest.raises(ValueError, match="a block has at least 1 layer; got most=0"):
         found_blocks(model, batch, rows_at_once=5, most=0)
     padding = Batch(*(jnp.zeros_like(array) for array in batch))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from curvjax.models import module_facts, parameters, submodules
+from curvjax.models import module_facts, parameters, submodules, with_parameters
 from curvjax.surgery import RSparse, RSparseLinear, add_lora, dense_equivalent, factorize, projections, reading
 from curvjax.surgery.prices import gate_prices
 from curvjax.surgery.projections import kernel_units, linear_with
@@ -37,6 +37,7 @@ def test_the_budget_is_met_and_no_threshold_below_would_meet_it(drawn, ratio, sp
     read = how.reads * SHAPE[1] + rank * sum(SHAPE)
     assert rank == int((kernel.size - spared) * (1 - ratio) / sum(SHAPE))
     assert read <= kernel.size - spared + 1e-9
+    assert spared <= how.spared <= kernel.size - read + 1e-9 < how.spared + 1
     scale = np.linalg.norm(kernel, axis=1) if ratio < 1 else np.ones(SHAPE[0])
     assert how.reads * tokens == np.count_nonzero(np.abs(inputs) > np.asarray(how.cuts))
     assert read + SHAPE[1] / tokens > kernel.size - spared or how.reads == SHAPE[0] - (
@@ -158,6 +159,35 @@ def test_units_spare_what_they_were_allocated_and_the_record_says_what_is_read(m
     assert made.remarks[0].startswith(f"a token reads {made.evidence['bytes read']:,} of")
     assert made.after.flops < made.before.flops
     assert made.after.bytes > made.before.bytes
+
+
+def test_no_amount_is_recorded_as_less_than_was_asked_for_in_float32(model, batch):
+    """Of 30 tokens a mean number of inputs is no float32, but times 12 outputs it can be whole: 4 of them were 3."""
+    whole = batch._replace(segments=jnp.ones_like(batch.segments), positions=jnp.tile(jnp.arange(6, dtype=int), (5, 1)))
+    for asked in (4, 22, 130):
+        with jax.enable_x64(False):
+            found = RSparse(ratio=1.0)(model, {"layers.0.mlp": asked}, whole)
+        children = [child for child in submodules(found.model).values() if isinstance(child, RSparseLinear)]
+        assert {child.reads[...].dtype.name for child in children} == {"float32"}
+        assert found.total == asked
+        assert len(found.remarks) == 1
+
+
+def test_weights_that_are_zero_are_read_as_others(model, batch):
+    kernels = parameters(model)
+    path = "layers.0.mlp.down_proj.kernel"
+    half = with_parameters(model, kernels | {path: jnp.zeros_like(kernels[path])})
+    assert RSparse(ratio=1.0)(half, {"layers.0.mlp": 0}, batch).total == 0
+    found = RSparse(ratio=1.0)(half, {"layers.0.mlp": 100}, batch).model.layers[0].mlp
+    spared = [child.kernel.size - child.read() for child in (found.gate_proj, found.up_proj, found.down_proj)]
+    assert all(33 <= each < 34 + 12 for each in spared)
+
+
+@pytest.mark.parametrize("amount", [-1, 289])
+def test_amounts_out_of_range_are_refused_before_the_model_is_run(model, batch, amount, monkeypatch):
+    monkeypatch.setattr("curvjax.surgery.r_sparse.residual_streams", None)
+    with pytest.raises(ValueError, match=rf"layers.0.mlp has 288 weights, .* can spare from 0 to all; got {amount}\."):
+        RSparse()(model, {"layers.0.mlp": amount}, batch)
 
 
 def test_the_mean_number_of_inputs_read_is_that_on_the_calibration_tokens(made, batch):

@@ -160,3 +160,9 @@ def test_single_kernels_are_priced_without_rotation_only(small, batch):
 def test_a_range_without_weight_is_refused(least):
     with pytest.raises(ValueError, match=f"least must be above 0 and at most 1, .* got {least}"):
         RSQ(least=least)
+
+
+@pytest.mark.parametrize("damping", [0.0, -0.1, np.nan])
+def test_a_damping_that_is_none_is_refused_before_a_model_is_rotated(damping):
+    with pytest.raises(ValueError, match=f"damping must be positive, a share of the mean diagonal; got {damping}"):
+        RSQ(damping=damping)

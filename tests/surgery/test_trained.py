@@ -54,8 +54,14 @@ def test_factors_that_are_not_there_or_not_alone_do_not_learn(model):
         train_factors(model)
     factored = factorize_svd(model, {"layers.1.mlp.up_proj": 2}).model
     adapted = add_lora(factored, {"layers.2.mlp.up_proj": 2}, key=jax.random.key(1))
-    with pytest.raises(ValueError, match="this model has adapters or experts that learn"):
+    with pytest.raises(
+        ValueError, match=r"this model has 2 parameters that learn already, .*layers.2.mlp.up_proj.lora_a"
+    ):
         train_factors(adapted)
+    with pytest.raises(
+        ValueError, match=r"2 parameters that learn already, e.g. \['layers.1.mlp.up_proj.first', .*none"
+    ):
+        train_factors(train_factors(factored))
 
 
 def test_chosen_parameters_of_a_plain_model_learn_alone(model, grown):
@@ -91,3 +97,11 @@ def test_values_of_other_paths_are_refused(grown):
     router = values.pop("layers.2.mlp.router.weight")
     with pytest.raises(KeyError, match=r"1 missing \['layers.2.mlp.router.weight'\], 1 unknown \['layers.3"):
         with_trained_parameters(grown, values | {"layers.3.mlp.router.weight": router})
+
+
+def test_values_of_other_shapes_are_refused(grown):
+    values = trained_parameters(grown)
+    narrow = {path: array[:, :1] if path.endswith("lora_a") else array for path, array in values.items()}
+    path = "layers.1.self_attn.q_proj.lora_a"
+    with pytest.raises(ValueError, match=rf"1 arrays that learn have the wrong shape: {path}: \(8, 1\), need \(8, 2\)"):
+        with_trained_parameters(grown, narrow)
