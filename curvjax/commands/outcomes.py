@@ -127,7 +127,10 @@ class Run:
     def __call__(self) -> None:
         """Run the command."""
         if self.quick and self.out.name in {"", ".."}:
-            msg = f"--quick writes beside --out, into NAME-quick, and --out {self.out} ends in no name; give one."
+            msg = (
+                f"--quick writes beside --out, into NAME-quick, and --out {self.out} ends in no name: give a directory "
+                "such as runs/demo."
+            )
             raise ValueError(msg)
         settings = quick(self.settings) if self.quick else self.settings
         out = self.out.with_name(f"{self.out.name}-quick") if self.quick else self.out

@@ -19,6 +19,8 @@ from curvjax.runs.stages import Stages
 
 ARMS = {"curvature": (PROGRAM, "none"), "uniform": ("uniform", "none"), "permuted": (PROGRAM, "permuted")}
 """Rule and control of each arm."""
+RANKS = "allocation-rank.json"
+"""Ranks of the curvature arm, in the run's directory."""
 _COLUMNS = {
     "gold_nll": "question_gold_nll",
     "accuracy": "correct",
@@ -32,16 +34,9 @@ def compare_adapters(
     """Fine-tune at equal parameters with curvature-weighted, uniform and permuted ranks, and test on other questions.
 
     Raises:
-      ValueError: if the task has too few questions.
+      ValueError: if there is no such task, or it has too few questions.
     """
-    questions = read_task(settings.task)
-    spare = len(questions) - settings.train_questions - settings.test_questions
-    if spare < 0:
-        msg = (
-            f"task {settings.task!r} has {len(questions)} questions; {settings.train_questions} for training and "
-            f"{settings.test_questions} for testing are too many."
-        )
-        raise ValueError(msg)
+    questions = enough_questions(settings)
     counts = (settings.train_questions, 0, settings.test_questions)
     parts = split_documents(questions, seed=settings.seed, counts=counts)
     asked = [question.id for question in parts.test]
@@ -67,6 +62,22 @@ def compare_adapters(
     )
 
 
+def enough_questions(settings: RunSettings) -> list[Question]:
+    """The task's questions.
+
+    Raises:
+      ValueError: if there is no such task, or it has fewer questions than are to be trained and tested on.
+    """
+    questions = read_task(settings.task)
+    if len(questions) < settings.train_questions + settings.test_questions:
+        msg = (
+            f"task {settings.task!r} has {len(questions)} questions; {settings.train_questions} for training and "
+            f"{settings.test_questions} for testing are too many."
+        )
+        raise ValueError(msg)
+    return questions
+
+
 def _adapted(
     loaded: Loaded,
     gains: Scores,
@@ -81,7 +92,7 @@ def _adapted(
     seed: int,
 ) -> AdaptedArm:
     name, (rule, control) = f"adapt-{arm}-seed{seed}", ARMS[arm]
-    target = directory / ("allocation-rank.json" if arm == "curvature" else f"stages/{name}-allocation.json")
+    target = directory / (RANKS if arm == "curvature" else f"stages/{name}-allocation.json")
     plan = allocate(gains, Ranks(settings.rank), rule=rule, control=control, seed=seed if arm == "permuted" else 0)
     method, how = replace(ADAPTERS, seed=seed), replace(settings.adapt, order_seed=seed)
     train = [question_document(question) for question in parts.calibration]

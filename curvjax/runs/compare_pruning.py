@@ -1,6 +1,6 @@
 """Pruning outcomes of a run: sparsities from gains against uniform and permuted ones, at equal weights removed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,10 @@ from curvjax.records import Allocation, Descent, Pair, PrunedArm, Pruning, Score
 from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import descend
 from curvjax.runs.evaluate import known, text_outcome, text_perplexity
+from curvjax.runs.measure import ScoreSettings, scored_units, unit_shapes
 from curvjax.runs.progress import Progress
 from curvjax.runs.rebuild import rebuild
+from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.settings import RunSettings
 from curvjax.runs.stages import Stages
 from curvjax.runs.text import Text, packed_text
@@ -23,6 +25,8 @@ from curvjax.surgery import Wanda
 
 CURVATURE = "curvature"
 DESCENT = "descent"
+DESCENDED = "descent.json"
+"""The descent to the last sparsity, in the run's directory."""
 
 
 class _Plan(NamedTuple):
@@ -67,20 +71,22 @@ def compare_pruning(
         key = inputs | {"amounts": None if allocation is None else allocation.amounts, "part": part}
         return stages(f"{name}-{part}", TextOutcome, key, compute)
 
+    how = comparable_descent(loaded, settings)
     dense, arms = measured("dense", None, "test"), []
     for sparsity in settings.sparsities:
-        percent = f"{100 * sparsity:g}"
+        percent = _percent(sparsity)
         selected = partial(_selected, sparsity, settings.kappas, measured)
         losses = {CURVATURE: selected(CURVATURE, gains)}
         losses |= {name: selected(name, gains.column(name)) for name in settings.rivals}
         plans = _by_scores(gains, sparsity, losses, settings.seeds)
-        if (found := _descent(loaded, texts, text, sparsity, settings, directory, progress)) is not None:
+        if how is not None:
+            found = _descent(loaded, texts, text, sparsity, settings, how, directory, stages, progress)
             plans.append(_Plan(DESCENT, settings.seeds[0], None, found.allocation))
         for arm, seed, kappa, plan in plans:
             name = f"prune-{percent}-{arm}" + (f"-seed{seed}" if arm == "permuted" else "")
             outcome = measured(name, plan, "test")
             if arm == CURVATURE:
-                plan.realised(sum(plan.amounts.values())).save(directory / f"allocation-sparsity-{percent}.json")
+                plan.realised(sum(plan.amounts.values())).save(directory / planned_sparsity(sparsity))
             arms.append(
                 PrunedArm(
                     arm=arm,
@@ -103,12 +109,62 @@ def compare_pruning(
     )
 
 
+def planned_sparsity(sparsity: float) -> str:
+    """Name of the file, in the run's directory, of the curvature arm's sparsities."""
+    return f"allocation-sparsity-{_percent(sparsity)}.json"
+
+
+def comparable_descent(loaded: Loaded, settings: RunSettings) -> DescendSettings | None:
+    """The descent's settings, its units such that it removes from the same weights as plans by gains do.
+
+    That is projections where these make up the units of the gains, and MLPs where the gains are of MLPs, unless the
+    settings name a granularity.
+
+    Returns:
+      None where the run leaves the descent out.
+
+    Raises:
+      ValueError: if the descent's units do not make up those of the gains.
+    """
+    how = settings.descent
+    if how is None:
+        return None
+    whole = _sizes(loaded, settings.score)
+    tried = ("module", "mlp") if how.granularity == "auto" else (how.granularity,)
+    for granularity in tried:
+        parts = _sizes(loaded, replace(settings.score, units="", granularity=granularity))
+        inside = {name: sum(parts[part] for part in within) for name, within in _parts(whole, parts).items()}
+        if inside == whole and sum(parts.values()) == sum(whole.values()):
+            return how if granularity == tried[0] else replace(how, granularity=granularity)
+    msg = (
+        f"the descent by {' or '.join(tried)} and gains by {settings.score.partition} do not prune the same weights: "
+        "every unit of the gains must be made up of units of the descent. Score by layer, module or mlp, and leave the "
+        "descent's granularity at auto; or leave the descent out (None, at the end of the command `none`)."
+    )
+    raise ValueError(msg)
+
+
+def _sizes(loaded: Loaded, settings: ScoreSettings) -> dict[str, int]:
+    """Weights of each unit's projections, by its name."""
+    return {unit.name: unit.weights for unit in unit_shapes(loaded.model, scored_units(loaded.model, settings))}
+
+
+def _parts(whole: Iterable[str], parts: Iterable[str]) -> dict[str, list[str]]:
+    """Names of the parts inside each whole."""
+    every = list(parts)
+    return {name: [part for part in every if f"{part}.".startswith(f"{name}.")] for name in whole}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}"
+
+
 def _selected(
     sparsity: float, kappas: Sequence[float], measured: Callable[..., TextOutcome], name: str, scores: Scores
 ) -> dict[float, float]:
     """Selection losses of the program by these scores, by exponent."""
     plans = {kappa: allocate(scores, Sparsity(sparsity, kappa=kappa)) for kappa in kappas}
-    label = f"prune-{100 * sparsity:g}-{name}"
+    label = f"prune-{_percent(sparsity)}-{name}"
     return {kappa: measured(f"{label}-kappa{kappa:g}", plan, "selection").nll for kappa, plan in plans.items()}
 
 
@@ -137,7 +193,8 @@ def _named(losses: Mapping[float, float]) -> dict[str, float]:
 
 def _shares(plan: Allocation, gains: Scores) -> tuple[float, ...]:
     """What every unit of the gains loses, whatever units within these the plan is of."""
-    inside = [[part for part in plan.units if f"{part.name}.".startswith(f"{unit.name}.")] for unit in gains.units]
+    units = {unit.name: unit for unit in plan.units}
+    inside = [[units[name] for name in names] for names in _parts([unit.name for unit in gains.units], units).values()]
     return tuple(sum(part.amount for part in parts) / sum(part.size for part in parts) for parts in inside)
 
 
@@ -147,19 +204,23 @@ def _descent(
     text: Text,
     sparsity: float,
     settings: RunSettings,
+    how: DescendSettings,
     directory: Path,
+    stages: Stages,
     progress: Progress,
-) -> Descent | None:
-    """Sparsities of equal measured price, from uniform ones; None where the run leaves them out."""
-    if settings.descent is None:
-        return None
+) -> Descent:
+    """Sparsities of equal measured price, from uniform ones."""
     rows = replace(settings.prune, tokens=min(settings.evaluate.tokens, 2 * settings.prune.tokens))
     selection = packed_text(texts.selection, loaded, rows, source=settings.data)
-    where, method = directory / "stages" / f"descent-{100 * sparsity:g}", Wanda(rows=settings.rows)
-    found = descend(
-        loaded, text, selection, Sparsity(sparsity), method, settings.descent, directory=where, progress=progress
-    )
-    found.save(directory / "descent.json")
+    name, program, method = f"descent-{_percent(sparsity)}", Sparsity(sparsity), Wanda(rows=settings.rows)
+    where = directory / "stages" / name
+
+    def compute() -> Descent:
+        return descend(loaded, text, selection, program, method, how, directory=where, progress=progress)
+
+    key = {"model": loaded.sha256, "text": text.origin, "selection": selection.origin, "descent": how}
+    found = stages(name, Descent, key | {"program": program, "method": method}, compute)
+    found.save(directory / DESCENDED)
     return found
 
 

@@ -329,8 +329,6 @@ def _finished(target: Path, run: str) -> Scores | None:
     try:
         scores = Scores.load(target)
     except ValueError as error:
-        msg = (
-            f"{target} stands where these gains would, and is unreadable: {error} Move it, or name another directory."
-        )
+        msg = f"{target} stands where these gains would, and is unreadable: {error} Move it, or name another directory."
         raise ValueError(msg) from error
     return scores if scores.origin.settings.get("run_sha256") == run else None

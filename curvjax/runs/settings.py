@@ -1,12 +1,17 @@
 """What a run compares, and on how much."""
 
+import math
 from dataclasses import dataclass, field
 
+from curvjax.allocation import Sparsity
 from curvjax.runs.adapt import TrainSettings
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.text import TextSettings
+
+RIVALS = ("gradient-norm", "trace")
+"""Scores that are measured on the way to gains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +31,10 @@ class RunSettings:
     seeds: tuple[int, ...] = (1, 2)
     """Of the fine-tunes and of the permuted scores."""
     sparsities: tuple[float, ...] = (0.6,)
-    """Shares of the projections' weights to remove."""
+    """Shares of the projections' weights to remove; empty: no pruning."""
     kappas: tuple[float, ...] = (0.5, 1.0)
     """Exponents of the sparsity program to choose from, on the selection texts."""
-    rivals: tuple[str, ...] = ("gradient-norm", "trace")
+    rivals: tuple[str, ...] = RIVALS
     """Scores measured beside the gains, the best of which is pruned by too."""
     descent: DescendSettings | None = field(default_factory=lambda: DescendSettings(iterations=8))
     """Of the sparsities by measured prices; None: leave them out."""
@@ -44,6 +49,26 @@ class RunSettings:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     seed: int = 0
     """Of the splits."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would only be refused after the gains."""
+        for name in ("seeds", "kappas"):
+            if not getattr(self, name):
+                msg = f"{name} is empty; give at least one, such as {getattr(RunSettings, name)}."
+                raise ValueError(msg)
+        if not all(math.isfinite(kappa) and kappa >= 0 for kappa in self.kappas):
+            msg = f"kappas are exponents of at least 0; got {self.kappas}."
+            raise ValueError(msg)
+        most = Sparsity.max_sparsity
+        if not all(0 < share <= most for share in self.sparsities):
+            msg = f"sparsities are shares above 0 and up to {most:g}, the most of one unit; got {self.sparsities}."
+            raise ValueError(msg)
+        if unknown := [name for name in self.rivals if name not in RIVALS]:
+            msg = (
+                f"rivals are scores that are measured on the way to gains, {' and '.join(RIVALS)}; got "
+                f"{', '.join(unknown)}: compare such scores by `curvjax score --score` and `curvjax compare`."
+            )
+            raise ValueError(msg)
 
 
 def quick(settings: RunSettings) -> RunSettings:
