@@ -17,6 +17,7 @@ from flax import nnx
 from curvjax.models import Linear
 from curvjax.models.rebuilt import TRAINED, Facts, rebuilt_module
 from curvjax.surgery.projections import linear_with, projections, rebuilt, select
+from curvjax.surgery.trained import require_shapes
 
 Module = TypeVar("Module", bound=nnx.Module)
 Scaling = Callable[[float, int], float]
@@ -204,14 +205,7 @@ def with_lora_parameters(model: Module, values: Mapping[str, jax.Array]) -> Modu
         missing, unknown = sorted(current.keys() - values.keys()), sorted(values.keys() - current.keys())
         msg = f"adapters do not match: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}."
         raise KeyError(msg)
-    wrong = [
-        f"{path}: {values[path].shape}, need {old.shape}"
-        for path, old in current.items()
-        if values[path].shape != old.shape
-    ]
-    if wrong:
-        msg = f"{len(wrong)} adapter matrices have the wrong shape: {'; '.join(wrong[:3])}."
-        raise ValueError(msg)
+    require_shapes(values, current, what="adapter matrices")
     copy = nnx.clone(model)
     for path, adapter in adapters(copy).items():
         for name, matrix in adapter.matrices().items():

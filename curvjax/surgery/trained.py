@@ -4,7 +4,7 @@ But for `train_paths` and `train_whole`: then parameters of a plain model learn.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
@@ -150,17 +150,26 @@ def with_trained_parameters(model: Module, values: Mapping[str, jax.Array]) -> M
         missing, unknown = sorted(variables.keys() - values.keys()), sorted(values.keys() - variables.keys())
         msg = f"what learns does not match: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}."
         raise KeyError(msg)
-    wrong = [
-        f"{path}: {values[path].shape}, need {variable.shape}"
-        for path, variable in variables.items()
-        if values[path].shape != variable.shape
-    ]
-    if wrong:
-        msg = f"{len(wrong)} arrays that learn have the wrong shape: {'; '.join(wrong[:3])}."
-        raise ValueError(msg)
+    require_shapes(values, variables, what="arrays that learn")
     for path, variable in variables.items():
         variable.set_value(values[path].astype(variable.dtype))
     return copy
+
+
+def require_shapes(values: Mapping[str, Any], current: Mapping[str, Any], *, what: str) -> None:
+    """Do nothing if arrays have the shapes of those whose place they take.
+
+    Raises:
+      ValueError: naming some that have not.
+    """
+    wrong = [
+        f"{path}: {values[path].shape}, need {old.shape}"
+        for path, old in current.items()
+        if values[path].shape != old.shape
+    ]
+    if wrong:
+        msg = f"{len(wrong)} {what} have the wrong shape: {'; '.join(wrong[:3])}."
+        raise ValueError(msg)
 
 
 def _trained(model: nnx.Module) -> dict[str, nnx.Variable]:
