@@ -14,7 +14,7 @@ from curvjax.models import Loaded
 from curvjax.records import Scores
 from curvjax.report import card_table, gains_table, scores_table
 from curvjax.runs.allocate import allocate
-from curvjax.runs.card import layer_card
+from curvjax.runs.card import layer_card, require_adapter_rank
 from curvjax.runs.evidence import OF_TWO_TEXTS
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import ModelSettings, open_parameters
@@ -97,9 +97,8 @@ class Score:
 
     def _trials(self) -> AdapterTrials | None:
         """What the card trains, refused before anything long begins."""
-        if self.card and self.card_rank < 1:
-            msg = f"--card-rank is a whole rank from 1 on, got {self.card_rank}."
-            raise ValueError(msg)
+        if self.card:
+            require_adapter_rank(self.card_rank)
         if self.card_steps and not self.card:
             msg = "--card-steps trains adapters for the Layer Card: give --card too, or leave it out."
             raise ValueError(msg)

@@ -65,9 +65,7 @@ def layer_card(
         no outcome; if fresh rows are given where nothing is trained, or share a document with the text.
     """
     settings = settings or ScoreSettings()
-    if rank < 1:
-        msg = f"adapters have a whole rank from 1 on, got {rank!r}."
-        raise ValueError(msg)
+    require_adapter_rank(rank)
     units = scored_units(loaded.model, settings)
     shapes = unit_shapes(loaded.model, units)
     started = time.perf_counter()
@@ -106,6 +104,17 @@ def layer_card(
     )
     origin = Origin(model=loaded.origin, text=text.origin, settings=plain(settings), cost=cost)
     return LayerCard(units=rows, granularity=settings.partition, rank=rank, origin=origin, tried=told)
+
+
+def require_adapter_rank(rank: int) -> None:
+    """Do nothing for a rank that the card's adapters can have.
+
+    Raises:
+      ValueError: for any other.
+    """
+    if rank < 1:
+        msg = f"adapters have a whole rank from 1 on, got {rank!r}."
+        raise ValueError(msg)
 
 
 def adapter_cost(shape: UnitShape, weights: Mapping[int, int], *, rank: int) -> AdapterCost:

@@ -251,6 +251,12 @@ class GPTQ(Nearest):
     rows: int = 4
     """Rows in memory at a time."""
 
+    def __post_init__(self) -> None:
+        """Refuse a damping out of range, before a model is run."""
+        if not self.damping > 0:
+            msg = f"damping must be positive, a share of the mean diagonal; got {self.damping}."
+            raise ValueError(msg)
+
     @property
     def sweep(self) -> Sweep:
         """Order and damping."""

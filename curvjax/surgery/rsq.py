@@ -100,12 +100,10 @@ class RSQ(GPTQ):
     """Of the rotation."""
 
     def __post_init__(self) -> None:
-        """Refuse weights and damping out of range, before a model is rotated."""
+        """Refuse weights out of range too, before a model is rotated."""
+        super().__post_init__()
         if not 0 < self.least <= 1:
             msg = f"least must be above 0 and at most 1, the weight of the token of most attention; got {self.least}."
-            raise ValueError(msg)
-        if not self.damping > 0:
-            msg = f"damping must be positive, a share of the mean diagonal; got {self.damping}."
             raise ValueError(msg)
 
     def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:

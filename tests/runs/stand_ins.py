@@ -40,8 +40,10 @@ def _gain(dampings, index, lost=False):
     return Gain(value, value, tau, np.ones(tau.shape), status, *scalars)
 
 
-def stand_in_fit(model, batch, *, steps, seed, progress, **settings):
-    """Adapters drawn at random."""
+def stand_in_fit(model, batch, *, steps, seed, progress, directory=None, **settings):
+    """Adapters drawn at random, and a directory as the real one leaves it, but empty."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     learned = lora_parameters(model).items()
     drawn = {path: jax.device_put(rng.normal(size=a.shape).astype(a.dtype)) for path, a in learned}

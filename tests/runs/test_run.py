@@ -163,11 +163,7 @@ def test_a_second_run_computes_nothing_and_gives_equal_outcomes(loaded, small, f
 
 
 def test_a_run_that_stops_between_a_fine_tune_and_its_test_goes_on(loaded, small, finished, tmp_path, monkeypatch):
-    def fit(*values, directory, **named):
-        directory.mkdir(parents=True, exist_ok=True)  # as the real one
-        return stand_in_fit(*values, **named)
-
-    monkeypatch.setattr(adapting, "fit", fit)
+    monkeypatch.setattr(adapting, "fit", stand_in_fit)
     monkeypatch.setattr(compare_adapters, "read_task", lambda name: questions(12))
     gains = Scores.load(finished / "gains.json")
     task_accuracy, stages = compare_adapters.task_accuracy, compare_adapters.Stages(tmp_path / "stages")

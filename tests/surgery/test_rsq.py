@@ -162,7 +162,8 @@ def test_a_range_without_weight_is_refused(least):
         RSQ(least=least)
 
 
+@pytest.mark.parametrize("kind", [RSQ, GPTQ])
 @pytest.mark.parametrize("damping", [0.0, -0.1, np.nan])
-def test_a_damping_that_is_none_is_refused_before_a_model_is_rotated(damping):
+def test_a_damping_that_is_none_is_refused_before_a_model_is_rotated_or_run(kind, damping):
     with pytest.raises(ValueError, match=f"damping must be positive, a share of the mean diagonal; got {damping}"):
-        RSQ(damping=damping)
+        kind(damping=damping)
