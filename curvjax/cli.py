@@ -59,6 +59,7 @@ def _run(name: str, arguments: list[str]) -> None:
     import tyro
 
     from curvjax.commands.choice import with_choices
+    from curvjax.commands.place import require_place
     from curvjax.registry import import_installed
 
     module, _, kind = COMMANDS[name][0].partition(".")
@@ -67,6 +68,7 @@ def _run(name: str, arguments: list[str]) -> None:
     command = with_choices(command, arguments)
     config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     run: Any = tyro.cli(command, prog=f"curvjax {name}", args=arguments, config=config)
+    require_place(run)
     run()
 
 

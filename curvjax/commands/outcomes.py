@@ -42,9 +42,6 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Run the command."""
-        if self.out.is_dir():
-            msg = f"--out {self.out} is a directory; give the file to write, such as {self.out / 'evaluation.json'}."
-            raise ValueError(msg)
         read_all(self.data, self.tasks, self.settings, self.shots)  # refuses what is not there before the model is read
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)

@@ -62,6 +62,29 @@ def test_what_evaluation_cannot_write_or_read_by_is_refused_before_the_model_is_
     refused(command("evaluate", "no/model", "--data", data, "--tokens", -64), "tokens from 0 on, got -64")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("score", ["no/model"]),
+        ("refine", ["no/model", "gains.json"]),
+        ("adapt", ["no/model", "allocation.json"]),
+        ("export", ["no/model", "--to", "safetensors"]),
+        ("run", ["no/model"]),
+    ],
+)
+def test_a_file_where_a_directory_is_to_go_is_refused_before_anything_is_read(command, tmp_path, name, words):
+    (tmp_path / "kept").write_text("mine")
+    for place in (tmp_path / "kept", tmp_path / "kept" / "below"):
+        refused(command(name, *words, "--out", place), f"needs a directory where {tmp_path / 'kept'} is a file")
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
+def test_a_place_that_is_not_to_be_written_to_is_refused_before_anything_is_read(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # whoever runs as root may write everywhere
+    refused(command("score", "no/model", "--out", tmp_path / "out"), f"{tmp_path} is not to be written to")
+    refused(command("transfer", "a.json", "b.json", "--out", tmp_path / "c.json"), "is not to be written to")
+
+
 def test_processes_are_for_gains(command, model, data):
     words = ("--data", data, "--processes", 2, "--coordinator", "127.0.0.1:1")
     refused(command("score", model, *words, "--score", "erk"), "'erk' is measured by one alone")

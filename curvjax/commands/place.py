@@ -1,0 +1,33 @@
+"""Where a command writes, looked at before it begins."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+
+def require_place(command: Any) -> None:
+    """Refuses an --out that could not be written once the work is done.
+
+    A command whose default is NAME.json writes a file, one whose default is a directory a directory.
+
+    Raises:
+      ValueError: if there is a directory where a file is to go, or a file where a directory is.
+      PermissionError: if the place is not to be written to.
+    """
+    default = next((each.default for each in fields(command) if each.name == "out"), None)
+    if not isinstance(default, Path):
+        return
+    out: Path = command.out
+    if default.suffix and out.is_dir():
+        msg = f"--out {out} is a directory; give the file to write, such as {out / default.name}."
+        raise ValueError(msg)
+    above = [*out.parents] if default.suffix else [out, *out.parents]
+    there = next((each for each in above if each.exists()), Path())
+    if not there.is_dir():
+        msg = f"--out {out} needs a directory where {there} is a file; give another place."
+        raise ValueError(msg)
+    written = out if out.is_file() else there
+    if not os.access(written, os.W_OK):
+        msg = f"--out {out}: {written} is not to be written to; give another place."
+        raise PermissionError(msg)
