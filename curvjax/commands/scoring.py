@@ -147,6 +147,8 @@ class Refine:
         with bars() as progress:
             loaded = open_parameters(self.model, begin_of_text=self.reading.begin_of_text)
             text = read(self.data, loaded, rows)
+            if read_then and gains.fresh and gains.fresh.source == read_then.source:
+                text, _ = with_validation(text, loaded, rows)  # as `score --fresh` of the same text has it
             tighter = refine(loaded, text, gains, program, self.effort, progress=progress)
         allocation = allocate(tighter, program)
         paths = tighter.save(self.out / "gains.json"), allocation.save(self.out / "allocation.json")

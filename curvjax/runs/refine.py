@@ -123,9 +123,7 @@ def _same_settings(loaded: Loaded | Wrapped, text: Text, gains: Scores) -> Score
         raise ValueError(msg)
     read = gains.origin.text
     if read is None or replace(read, source=text.origin.source) != text.origin:
-        parted = gains.fresh is not None and read is not None and gains.fresh.source == read.source
-        hint = " These are of three of four of its documents (--fresh): score without, to refine." if parted else ""
-        msg = f"the text is not that of the gains, {read}; give the same --data and --text-seed.{hint}"
+        msg = f"the text is not that of the gains, {read}; give the same --data and --text-seed."
         raise ValueError(msg)
     return msgspec.convert(plain(kept), ScoreSettings)
 

@@ -1,6 +1,7 @@
 """Commands one after the other, from a model and a text to what comes of them."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from curvjax.runs import evidence as measuring
 from curvjax.runs.adapt import ADAPTER_SCHEMA
 from curvjax.runs.placement import AdapterTrials
 from curvjax.runs.settings import RunSettings
-from curvjax.runs.text import require_apart
+from curvjax.runs.text import TextSettings, read, require_apart, with_validation
 from tests.commands.running import an_allocation, refused
 from tests.report.test_card import card_of
 
@@ -39,6 +40,14 @@ def test_scores_become_budgets_and_budgets_a_pruned_model(command, model, data, 
     status, output, _ = command("refine", model, gains, "--data", data, *refined)  # the stand-ins' brackets are points
     assert (status, output.splitlines()[-3]) == (0, "0 further products; all are proved")
     assert Allocation.load(tmp_path / "refined" / "allocation.json").certificate.unique
+
+    loaded, rows = load_model(model), TextSettings(tokens=32, length=16)
+    kept, fresh = with_validation(read(str(data), loaded, rows), loaded, rows)
+    parted = Scores.load(gains)
+    parted = replace(parted, fresh=fresh.origin, origin=replace(parted.origin, text=kept.origin))
+    tried_too = ("refine", model, parted.save(tmp_path / "parted.json"), "--data", data, *refined)
+    assert command(*tried_too)[0] == 0  # three of four documents, as `score --fresh` of the same text read
+    refused(command(*tried_too, "--text-seed", 1), "the text is not that of the gains")
 
     pruned = tmp_path / "pruned"
     status, output, _ = command("prune", model, allocation, "--method", "magnitude", "--out", pruned)
