@@ -267,7 +267,9 @@ def test_an_adapter_of_a_way_from_outside_learns_by_its_loss_and_is_restored(mod
 def test_names_that_are_taken_are_refused_with_whose_they_are():
     with pytest.raises(ValueError, match=r"there is a score 'erk' already, of curvjax\.scores\.erk; choose"):
         score("erk", needs=("kernels",), source="this file")(toy_score)
-    with pytest.raises(ValueError, match=r"there is a method 'magnitude' already, of curvjax\.surgery\.magnitude"):
+    with pytest.raises(
+        ValueError, match=r"there is a method 'magnitude' already, of curvjax\.surgery\.pruning\.magnitude"
+    ):
         surgery(type("Magnitude", (ToySurgery,), {"name": "magnitude", "__module__": __name__}))
     assert SCORES["erk"].source != "this file"
 

@@ -65,6 +65,9 @@ ALLOWED = {
     "__init__": {"allocation", "models", "records", "runs", "surgery", "training", "trials", "verbs"},
 }
 
+# The same of the rooms within curvjax/surgery; the modules beside them serve all of these, and import none.
+SURGERY = {"factoring": set(), "growing": set(), "pruning": {"factoring"}, "rounding": set(), "shrinking": {"pruning"}}
+
 # Rooms that know arrays and callables only, so neither modules, nor data, nor files.
 ARITHMETIC = {
     "curvature": {"jax", "jaxtyping", "numpy"},
@@ -174,6 +177,15 @@ def test_no_allowed_arrow_is_unused():
     assert used == ALLOWED
 
 
+def test_the_rooms_of_surgery_are_in_order_too():
+    used = {name: set() for name in (*SURGERY, "")}
+    for path in (path for path in FILES if room(path) == "surgery" and path.parent.parent != PACKAGE):
+        used[path.parent.name] |= {name.split(".")[2] for name in imported(path) if name.startswith("curvjax.surgery.")}
+    for path in (PACKAGE / "surgery").glob("[!_]*.py"):
+        used[""] |= {name.split(".")[2] for name in imported(path) if name.startswith("curvjax.surgery.")}
+    assert {name: found & set(SURGERY) - {name} for name, found in used.items()} == SURGERY | {"": set()}
+
+
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_arithmetic_knows_arrays_and_callables_only(name):
     roots = {module.partition(".")[0] for path in FILES if room(path) == name for module in imported(path)}
@@ -186,7 +198,7 @@ def test_the_package_imports_neither_experiments_nor_tests():
 
 
 def test_packages_only_re_export():
-    for path in PACKAGE.glob("*/__init__.py"):
+    for path in set(PACKAGE.rglob("__init__.py")) - {PACKAGE / "__init__.py"}:
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
             is_listing = isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"

@@ -26,10 +26,11 @@ PAPERS = {"scores", "rules"}
 
 
 def place(module):
-    """`rules` for allocation/rules/owl.py, `runs` for runs/adapt.py, `front door` for what users import first."""
+    """`rules` for allocation/rules/owl.py, `runs` for runs/adapt.py, `surgery` for all its rooms, `front door`
+    for what users import first."""
     if module.as_posix() in {"verbs.py", "trials.py"}:
         return "front door"
-    return module.parent.name
+    return "surgery" if module.parts[0] == "surgery" else module.parent.name
 
 
 def twice(package):

@@ -18,7 +18,7 @@ from curvjax.models import Decoder, SideFiles, Tokenizer, save_hf, submodules
 from curvjax.models.hf_names import stored_module
 from curvjax.storage import UNTOUCHED
 from curvjax.surgery import QuantizedLinear, dense_equivalent
-from curvjax.surgery.codes import packed_codes
+from curvjax.surgery.rounding.codes import packed_codes
 
 Serve = Literal["any", "vllm"]
 

@@ -28,7 +28,7 @@ from curvjax.interop.gguf_layers import (
 from curvjax.models import Decoder, DecoderConfig, config_from_gguf, decoder_from_gguf, gguf_rows, parameters, read_gguf
 from curvjax.models.gguf_file import GGUFFile
 from curvjax.surgery import QuantizedLinear, coded_modules
-from curvjax.surgery.codes import unpacked
+from curvjax.surgery.rounding.codes import unpacked
 
 MODEL_FILE = "model.gguf"
 _REPLACED = {Keys.General.ARCHITECTURE, Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT}

@@ -12,7 +12,7 @@ from curvjax.runs.moves import Move, measure_moves
 from curvjax.runs.objective import Objective
 from curvjax.scores.evidence import Widths
 from curvjax.storage import UNTOUCHED, Format
-from curvjax.surgery.codes import decoded, nearest
+from curvjax.surgery.rounding.codes import decoded, nearest
 
 Kernels = Mapping[str, Float[Array, "I O"]]
 

@@ -11,14 +11,12 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from curvjax.data import Batch, microbatches
 from curvjax.layers import layer_index, module_path, within_layer
 from curvjax.models import Block, Decoder, Linear, parameters, submodules, with_parameters
-from curvjax.surgery.masks import Pruned, pruned
 from curvjax.surgery.projections import projections, rebuilt
-from curvjax.surgery.sparsity import SparsityPlan
 from curvjax.tick import Tick
 
 Statistic = Callable[[jax.Array], jax.Array]
@@ -45,13 +43,6 @@ class Stream(NamedTuple):
     x: Float[Array, "B T D"]
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
-
-
-class PrunedKernel(NamedTuple):
-    """kernel: `[in, out]` after pruning, zero where mask is False. mask: `[in, out]`, True where the weight stays."""
-
-    kernel: Float[Array, "I O"]
-    mask: Bool[Array, "I O"]
 
 
 def residual_streams(model: Decoder, batch: Batch, rows_at_once: int) -> list[Stream]:
@@ -141,36 +132,6 @@ def edit_in_order(
         if progress is not None:
             progress(index + 1, layers)
     return edits
-
-
-def prune_in_order(
-    model: Decoder,
-    streams: list[Stream],
-    plan: SparsityPlan,
-    cut: Callable[[str, jax.Array, jax.Array], PrunedKernel],
-    *,
-    statistic: Statistic,
-    progress: Tick | None = None,
-) -> Pruned:
-    """A copy of `model` with each layer cut by what it receives from the cut layers before it; see `edit_in_order`.
-
-    Args:
-      model: a decoder.
-      streams: what enters its first layer.
-      plan: how many weights of which kernels go.
-      cut: `(path, kernel, statistic of its inputs) -> PrunedKernel` with as many zeros as planned for `path`.
-      statistic: what `cut` wants to know of a projection's inputs.
-      progress: called with (layers done, layers in all).
-
-    Returns:
-      The pruned copy, its masks, and the sparsity counted from its arrays.
-
-    Raises:
-      ValueError: if a projection's input is not finite.
-    """
-    cuts = edit_in_order(model, streams, plan.counts, cut, statistic=statistic, progress=progress)
-    copy = with_parameters(model, parameters(model) | {path: done.kernel for path, done in cuts.items()})
-    return pruned(copy, {path: done.mask for path, done in cuts.items()}, plan)
 
 
 def require_finite_statistic(path: str, statistic: jax.Array) -> None:

@@ -12,14 +12,16 @@ from flax import nnx
 from curvjax.layers import layer_index, module_path
 from curvjax.models import parameters, submodules
 from curvjax.models.rebuilt import require_plain
-from curvjax.surgery.factorized_linear import FactorizedLinear
 
 Module = TypeVar("Module", bound=nnx.Module)
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """A module of which something can learn. trained: whether it does."""
+    """A module of which something can learn. trained: whether it does.
+
+    A class whose instances learn only once they are asked to, one by one, says so: `waits = True`.
+    """
 
     trained: bool
 
@@ -49,32 +51,6 @@ def train_only(model: Module, layers: Iterable[int]) -> Module:
         raise KeyError(msg)
     for path, learner in learners.items():
         learner.trained = layer_index(path) in chosen
-    return copy
-
-
-def train_factors(model: Module) -> Module:
-    """A copy of `model` whose factors learn, in their low-rank form; projections of full rank are frozen, as all else.
-
-    Args:
-      model: a model with factors, and without adapters or experts that would learn beside them.
-
-    Returns:
-      A new model; arrays are shared.
-
-    Raises:
-      ValueError: if the model has no factors, or something learns already.
-
-    Source: Jaiswal et al. (2024), arXiv 2407.11239: what WeLore cuts to low rank is what it fine-tunes.
-    """
-    copy = nnx.clone(model)
-    factors = [child for child in submodules(copy).values() if isinstance(child, FactorizedLinear)]
-    learning = [*_trained(model)]
-    if not factors or learning:
-        why = f"has {len(learning)} parameters that learn already, e.g. {learning[:3]}; start from one where none does"
-        msg = f"factors learn alone, and this model {why if factors else 'has no factors; factorise it first'}."
-        raise ValueError(msg)
-    for factor in factors:
-        factor.trained = True
     return copy
 
 
@@ -186,9 +162,9 @@ def _trained(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def _learners(model: nnx.Module) -> dict[str, Learner]:
-    """All but plain factors, which learn once they are asked to."""
+    """All but those that wait to be asked."""
     return {
         path: child
         for path, child in submodules(model).items()
-        if isinstance(child, Learner) and (child.trained or type(child) is not FactorizedLinear)
+        if isinstance(child, Learner) and (child.trained or not getattr(child, "waits", False))
     }

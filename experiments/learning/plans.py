@@ -18,10 +18,10 @@ from curvjax.runs.allocate import allocate
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.score import score
 from curvjax.runs.text import Text
-from curvjax.surgery.lora import adapters, merge_lora
+from curvjax.surgery.growing.lora import adapters, merge_lora
+from curvjax.surgery.growing.rerank import cut, truncated
+from curvjax.surgery.growing.starts import Looking, kernel_gradients, whitened_gradients
 from curvjax.surgery.projections import rebuilt
-from curvjax.surgery.rerank import cut, truncated
-from curvjax.surgery.starts import Looking, kernel_gradients, whitened_gradients
 
 Worth = dict[str, Float[np.ndarray, " r"]]
 Curvature = Literal["ggn", "kfac"]
@@ -41,6 +41,7 @@ PLANS = {
     "gain": Shared("gain"),
     "gain-kfac": Shared("gain", curvature="kfac"),
     "permuted": Shared("gain", control="permuted"),
+    "permuted-kfac": Shared("gain", curvature="kfac", control="permuted"),
     "gradient-norm": Shared("gradient-norm"),
     "gora": Shared("gora", rule="proportional"),
     "fim-lora": Shared("fim-lora", rule="proportional"),

@@ -22,9 +22,9 @@ from curvjax.records import machine, versions, write_json
 from curvjax.runs.adapt import load_adapter
 from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import lora_ranks
-from curvjax.surgery.lora import adapters
+from curvjax.surgery.growing.lora import adapters
+from curvjax.surgery.growing.rerank import cut, truncated
 from curvjax.surgery.projections import rebuilt
-from curvjax.surgery.rerank import cut, truncated
 from experiments.learning.run import FOLDER, Settings, apart, read, tested
 
 

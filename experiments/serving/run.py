@@ -35,7 +35,7 @@ from curvjax.models.demo import demonstration_files
 from curvjax.records import machine, versions, write_json
 from curvjax.storage import Format
 from curvjax.surgery import drop_layers, projections, quantization_plan, quantize_nearest
-from curvjax.surgery.structured import prune_channels
+from curvjax.surgery.shrinking.structured import prune_channels
 
 FOLDER = Path(__file__).parent
 

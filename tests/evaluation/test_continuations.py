@@ -10,8 +10,8 @@ from curvjax.data import common_beginning
 from curvjax.evaluation import EncodedPair, continuation_scores
 from curvjax.evaluation.continuations import _widths
 from curvjax.models import Decoder
-from curvjax.surgery.experts import add_experts
-from curvjax.surgery.lora import lora_parameters, with_lora_parameters
+from curvjax.surgery.growing.experts import add_experts
+from curvjax.surgery.growing.lora import lora_parameters, with_lora_parameters
 from tests.evaluation.plain import text_log_probabilities
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from curvjax.data import Document, pack
 from curvjax.evaluation import Targets, target_log_probabilities
 from curvjax.models import Decoder
-from curvjax.surgery.lora import add_lora, lora_parameters, with_lora_parameters
+from curvjax.surgery.growing.lora import add_lora, lora_parameters, with_lora_parameters
 from tests.compilations import compilations
 from tests.data.encoders import Characters
 from tests.evaluation.plain import batch_log_probabilities

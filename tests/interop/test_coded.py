@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from curvjax.interop import save_compressed_tensors, save_gguf, save_mlx
 from curvjax.models import load_hf, load_model, parameters
 from curvjax.surgery import decoded, dequantized, projections
-from curvjax.surgery.codes import Codes
+from curvjax.surgery.rounding.codes import Codes
 from tests.interop.coded_models import CONFIG, coded, decoder, widths_of
 from tests.models.gguf_files import metadata, write_gguf
 from tests.models.test_gguf import CONFIGS, checkpoint

@@ -10,7 +10,7 @@ from gguf import GGUFReader
 from curvjax.interop import save_gguf
 from curvjax.models import config_from_gguf, load_model, parameters, read_gguf
 from curvjax.surgery import dequantized, drop_layers, projections
-from curvjax.surgery.structured import prune_channels, prune_heads
+from curvjax.surgery.shrinking.structured import prune_channels, prune_heads
 from tests.interop.coded_models import coded
 from tests.models.families import FAMILIES
 from tests.models.gguf_files import converted, metadata, write_gguf

@@ -7,7 +7,7 @@ from gguf import GGUFReader
 from curvjax.interop import save_gguf_lora
 from curvjax.models import gguf_tensor
 from curvjax.surgery import count_lora, lora_ranks, merge_lora, projections
-from curvjax.surgery.dora import add_magnitudes
+from curvjax.surgery.growing.dora import add_magnitudes
 from tests.interop.problems import CONFIG, decoder, layer_ranks, with_adapters
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from curvjax.interop import save_nemotron
 from curvjax.models import Decoder
-from curvjax.surgery.structured import prune_channels, prune_heads
+from curvjax.surgery.shrinking.structured import prune_channels, prune_heads
 from tests.interop.coded_models import CONFIG, decoder
 
 WIDTHS = {1: 200, 10: 256, 11: 1}  # of 256 channels

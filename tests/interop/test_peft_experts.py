@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from curvjax.interop import load_peft, save_peft_experts
 from curvjax.surgery import add_experts, lora_parameters, mixtures, single_expert, with_lora_parameters
-from curvjax.surgery.lora import adapters
+from curvjax.surgery.growing.lora import adapters
 from tests.interop.problems import decoder, with_adapters
 
 Q1, UP10, ONE = "layers.1.self_attn.q_proj", "layers.10.mlp.up_proj", "layers.3.mlp.down_proj"

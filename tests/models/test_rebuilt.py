@@ -144,4 +144,4 @@ def test_a_name_is_given_once():
     other = type("LoRALinear", (nnx.Module,), {"__module__": "somewhere.else"})
     with pytest.raises(ValueError, match=r"there is a kind of module 'LoRALinear' already, of curvjax\.surgery\.lora"):
         rebuilt_module(other)
-    assert KINDS["LoRALinear"].__module__ == "curvjax.surgery.lora"
+    assert KINDS["LoRALinear"].__module__ == "curvjax.surgery.growing.lora"

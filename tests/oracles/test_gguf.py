@@ -15,7 +15,7 @@ from curvjax.models import gguf_rows, load_model
 from curvjax.models.demo import demonstration_files
 from curvjax.runs.export import ExportSettings, export_codes
 from curvjax.surgery import dequantized, drop_layers, projections
-from curvjax.surgery.structured import prune_channels, prune_heads
+from curvjax.surgery.shrinking.structured import prune_channels, prune_heads
 from tests.interop.coded_models import coded, logits
 from tests.interop.problems import layer_ranks, with_adapters
 from tests.interop.test_gguf_layers import CUT, smaller

@@ -14,7 +14,7 @@ from curvjax.interop import save_mlx, save_nemotron
 from curvjax.models import load_hf
 from curvjax.models.side_files import read_side_files
 from curvjax.runs.export import ExportSettings, export_codes
-from curvjax.surgery.structured import prune_channels
+from curvjax.surgery.shrinking.structured import prune_channels
 from tests.interop.coded_models import TOKENS, coded, decoder, logits, widths_of
 from tests.interop.test_nemotron import narrower
 from tests.models.families import FAMILIES, golden, tokens, weights, write_checkpoint

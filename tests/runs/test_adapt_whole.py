@@ -13,7 +13,7 @@ from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
 from curvjax.surgery import LISA, ALaST, FactorizedLinear, LoRA, Maestro, Upcycle
-from curvjax.surgery.ordered import ordered_linears
+from curvjax.surgery.factoring.ordered import ordered_linears
 from tests.runs.tiny import texts
 
 SETTINGS = TrainSettings(steps=4, rows=2, length=16, warmup=1, checkpoint_every=1, learning_rate=0.01)

@@ -27,7 +27,7 @@ from curvjax.runs.text import Text
 from curvjax.scores import Evidence
 from curvjax.scores.evidence import WIDTHS, Widths
 from curvjax.surgery import Nearest
-from curvjax.surgery.codes import decoded, nearest
+from curvjax.surgery.rounding.codes import decoded, nearest
 from curvjax.testing import dense_ggn, dense_matrix
 
 SETTINGS = ScoreSettings(

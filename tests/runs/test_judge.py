@@ -19,7 +19,7 @@ from curvjax.runs.objective import objective
 from curvjax.runs.rounds import DescendSettings
 from curvjax.runs.text import TextSettings, packed_text
 from curvjax.surgery import LoRA, Magnitude, Nearest, RSparse, Wanda
-from curvjax.surgery.codes import decoded, nearest
+from curvjax.surgery.rounding.codes import decoded, nearest
 from tests.runs.tiny import texts
 
 MUCH = TextSettings(tokens=32, length=16)

@@ -9,7 +9,7 @@ import curvjax as cj
 from curvjax.interop import save_peft
 from curvjax.models import Loaded
 from curvjax.surgery import add_lora, lora_parameters, lora_ranks, merge_lora, with_lora_parameters
-from curvjax.surgery.lora import adapters
+from curvjax.surgery.growing.lora import adapters
 from curvjax.testing import tiny_model
 from tests.runs.tiny import rows
 

@@ -19,9 +19,9 @@ from curvjax.surgery import (
     prune_magnitude,
 )
 from curvjax.surgery.prices import has_prices, mask_prices, masked
+from curvjax.surgery.pruning.wanda import wanda_mask
 from curvjax.surgery.second_moment import moments_of
 from curvjax.surgery.sequential import block_statistics, residual_streams
-from curvjax.surgery.wanda import wanda_mask
 from curvjax.testing import tiny_model, tiny_texts
 
 
