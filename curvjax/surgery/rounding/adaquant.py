@@ -18,15 +18,7 @@ from curvjax.layers import module_path
 from curvjax.models import Decoder, parameters, with_parameters
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.method import require_batch, surgery
-from curvjax.surgery.rounding.codes import (
-    Codes,
-    decoded,
-    finite,
-    grid,
-    nearest,
-    require_format,
-    straight_codes,
-)
+from curvjax.surgery.rounding.codes import Codes, decoded, finite, grid, require_format, straight_codes
 from curvjax.surgery.rounding.quantize import Nearest, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.second_moment import moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import edit_in_order, residual_streams
@@ -36,13 +28,11 @@ from curvjax.tick import Tick
 class Calibration(NamedTuple):
     """steps: of Adam. rate: its first, falling to zero linearly: in steps of the grid for weights, relative for scales.
 
-    A weight moves at most `rate` a step, so that `rate` steps / 2 is how far it can go. damping: share of H's mean
-    diagonal that is added to it, which makes up for few tokens.
+    A weight moves at most `rate` a step, so that `rate` steps / 2 is how far it can go.
     """
 
     steps: int = 100
     rate: float = 0.02
-    damping: float = 0.0
 
 
 DEFAULT = Calibration()
@@ -131,12 +121,12 @@ def adaquant(
 
     over moves V of the weights and the scales s of the groups, by Adam with the gradient 2 H (Q - W) in Q, which passes
     the rounding as if it were not there. It starts at the nearest grid, V = 0, whose zeros z stay, and ends at the best
-    Q that it passed: never above rounding to nearest, of H with its damping. For H the sum of x x' the error is
-    |W'X - Q'X|^2, so that a step looks at all tokens at once.
+    Q that it passed: never above rounding to nearest. For H the sum of x x' the error is |W'X - Q'X|^2, so that a step
+    looks at all tokens at once.
 
-    Ours differs from the published program, which has no damping, draws tokens for each step, moves weights, ranges and
-    zeros at rates of their own in absolute units (1e-5, 1e-3), gives a matrix one range, quantises the activations too,
-    compares with the outputs that the model had before any rounding, and keeps the last step.
+    Ours differs from the published program, which draws tokens for each step, moves weights, ranges and zeros at rates
+    of their own in absolute units (1e-5, 1e-3), gives a matrix one range, quantises the activations too, compares
+    with the outputs that the model had before any rounding, and keeps the last step.
 
     Args:
       kernel: `[in, out]`.
@@ -156,21 +146,16 @@ def adaquant(
     require_hessian(kernel, hessian)
     wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     moment = hessian.astype(wide.dtype)
-    moment += calibration.damping * jnp.mean(jnp.diagonal(moment)) * jnp.eye(len(moment), dtype=moment.dtype)
     groups = group_count(kernel.shape[0], form)
-    codes, scales, zeros = _descended(wide, moment, calibration, bits=bits, form=form, groups=groups)
+    codes, scales, zeros, least = _descended(wide, moment, calibration, bits=bits, form=form, groups=groups)
     found = finite(Codes(codes, scales, zeros, int(bits)))
-    rounded, start = (decoded(each, wide.dtype) for each in (found, nearest(wide, bits, form)))
-    error, least = (output_error(each - wide, hessian) for each in (rounded, start))
-    return Calibrated(found, rounded.astype(kernel.dtype), error, least)
+    rounded = decoded(found, wide.dtype)
+    return Calibrated(found, rounded.astype(kernel.dtype), output_error(rounded - wide, hessian), least)
 
 
 def _check(calibration: Calibration) -> None:
     if calibration.steps < 0 or not calibration.rate > 0:
         msg = f"steps must be at least 0 and the rate positive; got {calibration.steps} and {calibration.rate}."
-        raise ValueError(msg)
-    if not calibration.damping >= 0:
-        msg = f"damping must be at least 0, a share of the mean diagonal; got {calibration.damping}."
         raise ValueError(msg)
 
 
@@ -191,7 +176,7 @@ class _Best(NamedTuple):
 
 @jax.jit(static_argnames=("form", "groups"))  # bits and the calibration are traced: one compilation serves all
 def _descended(kernel, hessian, calibration, *, bits, form, groups):
-    """Codes, scales and zeros of the best point."""
+    """Codes, scales and zeros of the best point, and the error of the first."""
     grouped = kernel.reshape(groups, -1, kernel.shape[1])
     first, zeros = grid(grouped, bits, form)
     step, zero = first.astype(kernel.dtype)[:, None, :], zeros.astype(kernel.dtype)[:, None, :]
@@ -231,7 +216,7 @@ def _descended(kernel, hessian, calibration, *, bits, form, groups):
     begun = _Best(*error(start)[1])
     point, _, best = jax.lax.fori_loop(0, calibration.steps, move, (start, adam.init(start), begun))
     best = better(best, error(point)[1])
-    return best.codes, best.scales, zeros
+    return best.codes, best.scales, zeros, begun.error
 
 
 def _moments_and_sum(inputs: Float[Array, "N I"]) -> Float[Array, "J I"]:
@@ -259,33 +244,18 @@ class AdaQuant(Nearest):
     """Of the first step, in steps of the grid."""
     biases: bool = True
     """Biases, where there are any, make up for the mean of the error."""
-    damping: float = DEFAULT.damping
-    """Share of the mean diagonal of an input's second moments that is added to it."""
     rows: int = 4
     """Rows in memory at a time."""
 
-    def __post_init__(self) -> None:
-        """Refuse settings out of range, before a model is run."""
-        _check(self._calibration)
-
-    @property
-    def _calibration(self) -> Calibration:
-        return Calibration(self.steps, self.rate, self.damping)
-
     def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_adaquant`."""
-        rows = require_batch(self, batch)
+        rows, settings = require_batch(self, batch), Calibration(self.steps, self.rate)
         return quantize_adaquant(
-            model,
-            rows,
-            plan,
-            rows_at_once=self.rows,
-            calibration=self._calibration,
-            biases=self.biases,
-            progress=progress,
+            model, rows, plan, rows_at_once=self.rows, calibration=settings, biases=self.biases, progress=progress
         )
 
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """Calibrated to inputs of this second moment, without its bias; see `Stepwise`."""
         assert moment is not None
-        return kernel if amount == UNTOUCHED else adaquant(kernel, moment, amount, self.form, self._calibration).kernel
+        settings = Calibration(self.steps, self.rate)
+        return kernel if amount == UNTOUCHED else adaquant(kernel, moment, amount, self.form, settings).kernel

@@ -100,15 +100,6 @@ def test_no_steps_are_rounding_to_nearest():
     assert all(np.array_equal(a, b) for a, b in zip(found.codes, expected, strict=True))
 
 
-def test_damping_is_a_share_of_the_mean_diagonal_in_what_is_sought_and_not_in_what_is_said():
-    kernel, hessian = problem(2)
-    damped = hessian + 0.3 * jnp.mean(jnp.diagonal(hessian)) * jnp.eye(len(hessian))
-    found = adaquant(kernel, hessian, 3, FORM, QUICK._replace(damping=0.3))
-    assert jnp.array_equal(found.codes.codes, adaquant(kernel, damped, 3, FORM, QUICK).codes.codes)
-    assert not jnp.array_equal(found.codes.codes, adaquant(kernel, hessian, 3, FORM, QUICK).codes.codes)
-    assert np.isclose(found.error, error_of(kernel, found.kernel, hessian), rtol=1e-9)
-
-
 def test_it_comes_near_the_best_codes_of_all():
     """Two inputs that always fire together, on a grid of four points: 16 pairs of codes for each output."""
     hessian = jnp.array([[1.0, 0.9], [0.9, 1.0]])
@@ -150,10 +141,6 @@ def test_the_scale_of_the_inputs_does_not_matter_and_one_compilation_serves_all(
         ({"kernel": jnp.full((12, 10), jnp.inf)}, "scales are not finite"),
         ({"calibration": Calibration(-1)}, "steps must be at least 0 and the rate positive; got -1 and 0.02"),
         ({"calibration": Calibration(rate=0.0)}, "got 100 and 0.0"),
-        (
-            {"calibration": Calibration(damping=-0.1)},
-            "damping must be at least 0, a share of the mean diagonal; got -0.1",
-        ),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(change, match):
