@@ -247,9 +247,17 @@ class AdaQuant(Nearest):
     rows: int = 4
     """Rows in memory at a time."""
 
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before a model is run."""
+        _check(self._calibration)
+
+    @property
+    def _calibration(self) -> Calibration:
+        return Calibration(self.steps, self.rate)
+
     def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_adaquant`."""
-        rows, settings = require_batch(self, batch), Calibration(self.steps, self.rate)
+        rows, settings = require_batch(self, batch), self._calibration
         return quantize_adaquant(
             model, rows, plan, rows_at_once=self.rows, calibration=settings, biases=self.biases, progress=progress
         )
@@ -257,5 +265,4 @@ class AdaQuant(Nearest):
     def edited(self, kernel: Float[Array, "I O"], amount: int, moment: Float[Array, "I I"] | None) -> jax.Array:
         """Calibrated to inputs of this second moment, without its bias; see `Stepwise`."""
         assert moment is not None
-        settings = Calibration(self.steps, self.rate)
-        return kernel if amount == UNTOUCHED else adaquant(kernel, moment, amount, self.form, settings).kernel
+        return kernel if amount == UNTOUCHED else adaquant(kernel, moment, amount, self.form, self._calibration).kernel

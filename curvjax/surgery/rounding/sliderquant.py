@@ -387,9 +387,16 @@ class SliderQuant(Grids):
     rows: int = 4
     """Rows in a step, and in memory, at a time."""
 
+    def __post_init__(self) -> None:
+        """Refuse settings out of range, before a model is run."""
+        _check(self._slides)
+
+    @property
+    def _slides(self) -> Slides:
+        shares = tuple((stage + 1) / self.stages for stage in range(self.stages))
+        return Slides(ends=self.ends, size=self.size, shares=shares, steps=self.steps, rank=self.rank, seed=self.seed)
+
     def quantize(self, model: Decoder, batch: Batch | None, plan: QuantizationPlan, progress: Tick | None) -> Quantized:
         """By `quantize_sliding`."""
         rows = require_batch(self, batch)
-        shares = tuple((stage + 1) / self.stages for stage in range(self.stages))
-        slides = Slides(ends=self.ends, size=self.size, shares=shares, steps=self.steps, rank=self.rank, seed=self.seed)
-        return quantize_sliding(model, rows, plan, rows_at_once=self.rows, slides=slides, progress=progress)
+        return quantize_sliding(model, rows, plan, rows_at_once=self.rows, slides=self._slides, progress=progress)

@@ -246,6 +246,8 @@ def test_unusable_batches_settings_and_projections_are_refused(biased, batch, pl
         quantize_adaquant(biased, padding, plan, rows_at_once=5)
     with pytest.raises(ValueError, match="steps must be at least 0"):
         quantize_adaquant(biased, batch, plan, rows_at_once=5, calibration=Calibration(-1))
+    with pytest.raises(ValueError, match="the rate positive; got 100 and 0"):
+        AdaQuant(rate=0)
     path = "layers.1.self_attn.q_proj.kernel"
     broken = with_parameters(biased, parameters(biased) | {path: jnp.full((8, 8), jnp.inf)})
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_proj\.kernel: scales are not finite"):

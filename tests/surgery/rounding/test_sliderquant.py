@@ -227,6 +227,13 @@ def test_settings_that_cannot_be_are_refused(small, batch, plan, slides, match):
         quantize_sliding(small, batch, plan, rows_at_once=3, slides=slides)
 
 
+def test_settings_of_the_value_are_refused_before_a_model_is_read():
+    with pytest.raises(ValueError, match="the last is 1; got"):
+        SliderQuant(stages=0)
+    with pytest.raises(ValueError, match="steps at least 0; got"):
+        SliderQuant(steps=-1)
+
+
 def test_unusable_batches_and_models_are_refused(small, batch, plan):
     padding = Batch(*(jnp.zeros_like(array) for array in batch))
     with pytest.raises(ValueError, match="all 30 tokens of the batch are padding"):
