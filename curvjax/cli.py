@@ -28,6 +28,8 @@ COMMANDS = {
     "report": ("outcomes.Report", "a run directory as one page, figures and a summary"),
     "methods": ("budgets.Methods", "all scores, rules, programs and methods, with their sources"),
 }
+RESUMING = ("run", "score", "descend", "adapt")
+"""Those that keep on disk what is done."""
 DESCRIPTION = (
     "Which layers of a language model deserve capacity, how much, and can you prove it? Certified curvature-adjusted "
     "gains, convex budgets, model surgery."
@@ -47,8 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"curvjax: {text}", file=sys.stderr)
         raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        text = str(error).splitlines()[0] if str(error) else "an array was too large"
+        print(f"curvjax: out of memory: {text}; take fewer --rows at a time, or a smaller --length.", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("curvjax: stopped; the same command goes on from here.", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if given[0] in RESUMING else ""
+        print(f"curvjax: stopped{goes_on}.", file=sys.stderr)
         raise SystemExit(130) from None
 
 

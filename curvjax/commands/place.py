@@ -22,12 +22,12 @@ def require_place(command: Any) -> None:
     if default.suffix and out.is_dir():
         msg = f"--out {out} is a directory; give the file to write, such as {out / default.name}."
         raise ValueError(msg)
-    above = [*out.parents] if default.suffix else [out, *out.parents]
-    there = next((each for each in above if each.exists()), Path())
+    whole = out.resolve()
+    there = next(each for each in (whole, *whole.parents)[bool(default.suffix) :] if each.exists())
     if not there.is_dir():
         msg = f"--out {out} needs a directory where {there} is a file; give another place."
         raise ValueError(msg)
-    written = out if out.is_file() else there
-    if not os.access(written, os.W_OK):
-        msg = f"--out {out}: {written} is not to be written to; give another place."
-        raise PermissionError(msg)
+    for written in (there, *([out] if out.is_file() else [])):  # a file is written beside its place, then put there
+        if not os.access(written, os.W_OK):
+            msg = f"--out {out}: {written} is not to be written to; give another place."
+            raise PermissionError(msg)

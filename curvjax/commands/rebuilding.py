@@ -11,7 +11,7 @@ from curvjax.commands.printed import rebuilt_lines, tell
 from curvjax.commands.scoring import Argument, Flat
 from curvjax.data import read_documents
 from curvjax.interop import require_new
-from curvjax.models import Loaded, is_checkpoint, save_hf
+from curvjax.models import Loaded, config_to_hf, is_checkpoint, require_checkpoint_place, save_hf
 from curvjax.records import Allocation
 from curvjax.runs.adapt import ADAPTERS, TrainSettings, adapt
 from curvjax.runs.depth import DEPTH_PLANS, Dropped
@@ -72,6 +72,7 @@ class Rebuild:
         """Run the command."""
         method: Any = self.surgery  # ty: ignore[missing-attribute] added by `with_choices`
         require_new(self.out)
+        require_checkpoint_place(self.out)
         allocation = Allocation.load(self.allocation)
         allocation.require_target(method.targets, need=f"{method.name} needs")
         if self.drop and self.drop_count:
@@ -198,6 +199,8 @@ class Adapt:
         documents = read_documents(self.data)
         with bars() as progress:
             loaded = open_model(self.model, begin_of_text=self.reading.begin_of_text)
+            if self.merge:
+                config_to_hf(loaded.config)  # refuses a model that no such directory can hold
             settings, out = self.settings, self.out
             found = adapt(loaded, allocation, method, documents, settings, out, optimizer=by, progress=progress)
         for line in rebuilt_lines(found):

@@ -19,8 +19,11 @@ def read_documents(source: str) -> list[Document]:
         (`read_task`, `question_document`).
 
     Raises:
-      ValueError: if a `demo:` or `task:` name is unknown.
+      ValueError: if the source is empty, or a `demo:` or `task:` name unknown.
     """
+    if not source:
+        msg = "the name of a text is empty; give a file, a directory, demo:NAME or task:NAME."
+        raise ValueError(msg)
     scheme, colon, name = source.partition(":")
     if scheme not in {"demo", "task"} or not colon:
         return read_path(Path(source))

@@ -16,4 +16,5 @@ from curvjax.evaluation.perplexity import Perplexity as Perplexity
 from curvjax.evaluation.perplexity import perplexity as perplexity
 from curvjax.evaluation.scoring import TargetLogProbabilities as TargetLogProbabilities
 from curvjax.evaluation.scoring import Targets as Targets
+from curvjax.evaluation.scoring import require_positions as require_positions
 from curvjax.evaluation.scoring import target_log_probabilities as target_log_probabilities

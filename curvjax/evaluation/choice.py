@@ -102,7 +102,7 @@ def encode_choices(model: Decoder, tokenizer: Encoder, questions: Sequence[Quest
                 )
                 raise ValueError(msg)
             what = f"question {question.id!r}, with all that stands before it,"
-            require_positions(model, len(ids) - 1, what=what)
+            require_positions(model.config, len(ids) - 1, what=what)
             pairs.append(pair)
     return pairs
 

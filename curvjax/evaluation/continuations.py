@@ -66,7 +66,7 @@ def continuation_scores(
         msg = f"each of {len(pairs)} pairs needs a token of context and one to predict, and there must be a pair."
         raise ValueError(msg)
     texts = [(*pair.context, *pair.continuation[:-1]) for pair in pairs]
-    require_positions(model, max(map(len, texts)), what="a context and its continuation")
+    require_positions(model.config, max(map(len, texts)), what="a context and its continuation")
     sizes = _widths(texts, length)
     parts = [np.flatnonzero(sizes == width) for width in np.unique(sizes)]
     placed = [share_prefixes([texts[i] for i in part], length=int(sizes[part[0]])) for part in parts]

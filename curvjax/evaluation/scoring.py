@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch, SharedRows, microbatches
-from curvjax.models import Decoder
+from curvjax.models import Decoder, DecoderConfig
 from curvjax.models.attention import Branches
 from curvjax.tick import Tick
 
@@ -50,7 +50,7 @@ def target_log_probabilities(
     Raises:
       ValueError: if a text is longer than the model was made for, or `rows_at_once` is below 1.
     """
-    require_positions(model, 1 + int(rows.positions.max()), what="a document")
+    require_positions(model.config, 1 + int(rows.positions.max()), what="a document")
     count = rows.tokens.shape[0]
     rows_at_once = min(rows_at_once, count)
     outer = nnx.clone(model)
@@ -72,14 +72,14 @@ def target_log_probabilities(
     return TargetLogProbabilities(scores[0], scores[1] > 0)
 
 
-def require_positions(model: Decoder, tokens: int, *, what: str) -> None:
+def require_positions(config: DecoderConfig, tokens: int, *, what: str) -> None:
     """Refuse what is longer than the model was made for; `what` begins the sentence, "a document".
 
     Raises:
       ValueError: if `tokens` are more than its `max_positions`.
     """
-    if tokens > model.config.max_positions:
-        msg = f"{what} of {tokens} tokens, but the model takes at most {model.config.max_positions}: cut it shorter."
+    if tokens > config.max_positions:
+        msg = f"{what} of {tokens} tokens, but the model takes at most {config.max_positions}: cut it shorter."
         raise ValueError(msg)
 
 

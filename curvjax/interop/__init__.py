@@ -4,6 +4,7 @@ from curvjax.interop.coded import CodedExport as CodedExport
 from curvjax.interop.compressed_tensors import save_compressed_tensors as save_compressed_tensors
 from curvjax.interop.folder import new_folder as new_folder
 from curvjax.interop.folder import require_new as require_new
+from curvjax.interop.folder import require_placeable as require_placeable
 from curvjax.interop.gguf import save_gguf as save_gguf
 from curvjax.interop.gguf_lora import save_gguf_lora as save_gguf_lora
 from curvjax.interop.mlx import save_mlx as save_mlx

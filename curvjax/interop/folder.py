@@ -1,5 +1,6 @@
 """A new folder of files that another program will read, written whole or not at all."""
 
+import os
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -34,8 +35,26 @@ def require_new(directory: str | Path) -> None:
 
     Raises:
       FileExistsError: if `directory` holds anything.
+      PermissionError: if it cannot be put in its place, see `require_placeable`.
     """
     directory = Path(directory).resolve()
+    require_placeable(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         msg = f"{directory} is not empty; name a new folder for the export, or remove this one."
         raise FileExistsError(msg)
+
+
+def require_placeable(directory: str | Path) -> None:
+    """Do nothing if a folder that is written elsewhere can be given the name `directory`.
+
+    Raises:
+      PermissionError: if the folder above it is not to be written to, or it is a mount point or the folder one is in.
+    """
+    directory = Path(directory).resolve()
+    above = next(each for each in directory.parents if each.exists())
+    if not os.access(above, os.W_OK):
+        msg = f"{directory}: {above} is not to be written to; give another place."
+        raise PermissionError(msg)
+    if directory.exists() and (directory == Path.cwd() or directory.is_mount()):
+        msg = f"{directory} is where you are, or where a disk is mounted, and cannot be replaced; name a folder in it."
+        raise PermissionError(msg)

@@ -116,12 +116,16 @@ def save_peft(model: Decoder, directory: str | Path, *, base: str, rank_stabilis
 
     Raises:
       FileExistsError: if `directory` holds anything.
-      ValueError: if the model has no adapters, or one is more than B A, or its family fuses projections (GPT-2).
+      ValueError: if the model has no adapters, or one is more than B A, or its family fuses projections (GPT-2), or
+        its layers differ in size.
     """
     found = {path: linear for path, linear in projections(model).items() if isinstance(linear, LoRALinear)}
     other = [f"{path} ({type(linear).__name__})" for path, linear in found.items() if type(linear) is not LoRALinear]
     if other:
         msg = f"only plain LoRA adapters are written; merge the {len(other)} others, e.g. {other[:3]}."
+        raise ValueError(msg)
+    if model.config.per_layer:
+        msg = "PEFT loads adapters into transformers' models, which have layers alike; this model's differ in size."
         raise ValueError(msg)
     adapters = {stored_module(model.config, path): linear for path, linear in found.items()}
     ranks = {name: adapter.lora_a.shape[1] for name, adapter in adapters.items()}

@@ -9,6 +9,7 @@ from curvjax.models.checkpoint import is_checkpoint as is_checkpoint
 from curvjax.models.checkpoint import load_arrays as load_arrays
 from curvjax.models.checkpoint import load_checkpoint as load_checkpoint
 from curvjax.models.checkpoint import model_description as model_description
+from curvjax.models.checkpoint import require_checkpoint_place as require_checkpoint_place
 from curvjax.models.checkpoint import save_arrays as save_arrays
 from curvjax.models.checkpoint import save_checkpoint as save_checkpoint
 from curvjax.models.config import DecoderConfig as DecoderConfig

@@ -43,12 +43,25 @@ def save_arrays(arrays: Mapping[str, jax.Array], directory: str | Path, *, descr
 
     Raises:
       FileExistsError: if `directory` exists.
+      ValueError: if no checkpoint can lie there.
     """
+    require_checkpoint_place(directory)
     directory = Path(directory).resolve()
     if directory.exists():
         msg = f"{directory} exists; choose a new directory, or remove this one."
         raise FileExistsError(msg)
     ocp.save(str(directory), dict(arrays), custom_metadata=dict(description))
+
+
+def require_checkpoint_place(directory: str | Path) -> None:
+    """Do nothing if a checkpoint can lie at `directory`: to be asked before long work.
+
+    Raises:
+      ValueError: if the path has a bracket, with which orbax writes what it does not find again.
+    """
+    if "[" in str(directory := Path(directory).resolve()):
+        msg = f"{directory}: no checkpoint can be written below a name with '['; choose another."
+        raise ValueError(msg)
 
 
 def load_arrays(directory: str | Path, *, schema: str, dtype: DTypeLike | None = None) -> Checkpoint:
@@ -199,8 +212,8 @@ def _read(directory: Path, shapes: dict[str, jax.ShapeDtypeStruct] | None) -> An
     try:
         found = ocp.metadata(str(directory)) if shapes is None else ocp.load(str(directory), shapes)
         damaged = shapes is None and not isinstance(found.metadata, dict)
-    except (ValueError, OSError, KeyError) as error:
-        msg = f"{directory}: damaged checkpoint: {error}."
+    except Exception as error:  # what lies below orbax raises this very class where a file is short or gone
+        msg = f"{directory}: damaged checkpoint: {str(error).splitlines()[0][:300]}."
         raise ValueError(msg) from error
     if damaged:  # orbax logs what is wrong and goes on
         msg = f"{directory}: damaged checkpoint: the list of its arrays cannot be read."

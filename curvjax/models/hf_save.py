@@ -1,5 +1,6 @@
 """A decoder written as a Hugging Face directory, whole or not at all."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -14,13 +15,15 @@ from safetensors.numpy import save_file
 
 from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder, abstract_decoder
+from curvjax.models.hf_files import json_object
 from curvjax.models.hf_names import place, prefix, stored_module
 from curvjax.models.parameters import parameter_shapes, parameters
 from curvjax.models.side_files import SideFiles, hf_entries, in_dtype, stored_dtype
 from curvjax.models.tokenizer import Tokenizer, save_tokenizer
 
 _HEAD = "lm_head.weight"
-_MARK = "saved_by_curvjax"  # in config.json, the files of the save: a directory of only these may be replaced
+_CONFIG = "config.json"
+_MARK = "saved_by_curvjax"  # in config.json, SHA-256 of the save's files: other programs keep the entry, not the files
 
 
 def save_hf(
@@ -38,7 +41,8 @@ def save_hf(
     """Write `model` as config.json and safetensors that `load_hf` and transformers load with equal logits.
 
     The directory is written under a hidden name beside its place and then renamed, so that it is never there in part.
-    An earlier one by this function is replaced; it lies under the hidden name until the new one is in its place.
+    An earlier one by this function is replaced, if its files are still as they were written; it lies under the hidden
+    name until the new one is in its place.
 
     Args:
       model: a plain decoder: adapters are merged, parameters have their original shapes.
@@ -54,7 +58,7 @@ def save_hf(
       described: what config.json is to say where `entries` say the rest, such as sizes of layers; None: the model's.
 
     Raises:
-      FileExistsError: if `directory` holds files that this function did not write.
+      FileExistsError: if `directory` holds files that this function did not write, or that changed since.
       ValueError: if the model is not what its config says, or the config's family cannot express it.
     """
     directory, beside = Path(directory).resolve(), beside or SideFiles()
@@ -76,34 +80,68 @@ def save_hf(
             shutil.copyfile(file, new / Path(file).name)
         for file in new.glob("*.safetensors"):  # the library lets only their owner read them
             file.chmod(new.stat().st_mode & 0o666)
-        names = sorted({"config.json", *(file.name for file in new.iterdir())})
-        _write_json(new / "config.json", config | {_MARK: names})
+        _write_json(new / _CONFIG, config)
+        digests = {file.relative_to(new).as_posix(): _digest(file) for file in sorted(new.rglob("*")) if file.is_file()}
+        _write_json(new / _CONFIG, config | {_MARK: digests})
         _put(new, directory, Path(scratch) / "old")
 
 
 def require_replaceable(directory: str | Path) -> None:
-    """Do nothing if `save_hf` may write to `directory`: it is new, empty, or an earlier save.
+    """Do nothing if `save_hf` may write to `directory`: it is new, empty, or an earlier save that nobody changed.
+
+    Args:
+      directory: of whose files, if it is an earlier save, every byte is read.
 
     Raises:
-      FileExistsError: if `directory` holds files that `save_hf` did not write.
+      FileExistsError: if `directory` holds files that `save_hf` did not write, or that changed since: a model that
+        another program trained on and saved still has the entries of its config.json.
     """
     directory = Path(directory).resolve()
     if not directory.exists():
         return
-    found = {file.name for file in directory.iterdir()} if directory.is_dir() else {directory.name}
-    strange = sorted(found - _saved_files(directory / "config.json"))
+    mark = _mark(directory / _CONFIG)
+    if isinstance(mark, list):
+        msg = (
+            f"{directory} bears the mark of an earlier version, which does not tell whether its files are still those "
+            f"that were saved; choose an empty or a new directory."
+        )
+        raise FileExistsError(msg)
+    strange = _strange(directory, mark if isinstance(mark, dict) else {})
     if strange:
-        msg = f"{directory} holds what save_hf did not write, {strange[:3]}; choose an empty or a new directory."
+        msg = (
+            f"{directory} holds what save_hf did not write, {strange[:3]}, or what changed since; "
+            f"choose an empty or a new directory."
+        )
         raise FileExistsError(msg)
 
 
-def _saved_files(config: Path) -> set[str]:
-    """The files of an earlier save; none where `config` was not written by one."""
+def _mark(config: Path) -> Any:
+    """What an earlier save says of its files; None where `config` was not written by one."""
     try:
-        entries = json.loads(config.read_text(encoding="utf-8"))
+        return json_object(config).get(_MARK)
     except (OSError, ValueError):
-        return set()
-    return set(entries.get(_MARK, ())) if isinstance(entries, dict) else set()
+        return None
+
+
+def _strange(directory: Path, digests: Mapping[str, Any]) -> list[str]:
+    """What in `directory` a save with these `digests` did not write; where it wrote all, what changed since."""
+    if not directory.is_dir():
+        return [directory.name]
+    folders = {"", *(name.partition("/")[0] for name in digests if "/" in name)}  # none lies deeper
+    inside = [directory / folder for folder in folders if (directory / folder).is_dir()]
+    found = {path.relative_to(directory).as_posix(): path for folder in inside for path in folder.iterdir()}
+    files = {name: path for name, path in found.items() if not (path.is_dir() and name in folders)}
+    added = [name for name, path in files.items() if name not in digests or not path.is_file()]
+    return sorted(added or [name for name, path in files.items() if _digest(path) != digests[name]])
+
+
+def _digest(file: Path) -> str:
+    """SHA-256; of config.json, that of its entries without the mark, which cannot hold its own."""
+    if file.name == _CONFIG:
+        entries = {key: value for key, value in json_object(file).items() if key != _MARK}
+        return hashlib.sha256(_text(entries).encode()).hexdigest()
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _dtype_entries(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -191,7 +229,11 @@ def _write_shard(tensors: Mapping[str, np.ndarray], file: Path, names: list[str]
 
 
 def _write_json(file: Path, entries: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    file.write_text(_text(entries), encoding="utf-8")
+
+
+def _text(entries: Mapping[str, Any]) -> str:
+    return json.dumps(entries, indent=2) + "\n"
 
 
 def _put(new: Path, directory: Path, old: Path) -> None:

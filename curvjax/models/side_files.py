@@ -18,8 +18,9 @@ import numpy as np
 
 from curvjax.models.config import DecoderConfig
 from curvjax.models.decoder import Decoder
-from curvjax.models.hf_config import config_from_hf, config_to_hf
-from curvjax.models.hf_files import file_tensors
+from curvjax.models.hf_config import MULTIMODAL, config_from_hf, config_to_hf
+from curvjax.models.hf_defaults import HARMLESS
+from curvjax.models.hf_files import stored_tensors
 from curvjax.models.hf_names import place, plain_name, prefix
 from curvjax.models.parameters import parameters, with_parameters
 from curvjax.models.tokenizer import Tokenizer, tokenizer_config
@@ -45,6 +46,8 @@ _NOT_CARRIED = {  # entries of config.json, once layers or channels went
     "rope_parameters",  # v5's form of two entries that are written
     "layer_types",  # one for each layer; written where layers differ
 }
+_OF_BOTH = ("tie_word_embeddings", "eos_token_id")  # of a multimodal model: what is outside counts for its text
+_HEAD, _TABLE = "lm_head.weight", "embed_tokens.embedding"
 _LAYER = re.compile(r"\.\d+\.")
 _TEMPLATE = "tokenizer.chat_template"
 _GGUF_TOKENS = {
@@ -80,16 +83,23 @@ def read_side_files(directory: str | Path, config: DecoderConfig) -> SideFiles:
       config: what it says of the model.
 
     Returns:
-      Files as they are, whole; links are followed.
+      Files as they are, whole; links are followed. Dtypes are those of the files that `load_hf` reads, and of no others
+      that lie there.
+
+    Raises:
+      FileNotFoundError: if there are no weights, or a shard is absent.
+      ValueError: if they are pickled, a file is damaged, or the index does not tell what the shards hold.
     """
     directory = Path(directory)
     paths = sorted({path for pattern in FILES for path in directory.glob(pattern) if path.is_file()})
     files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
     entries = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    stored = {plain_name(name).removeprefix(prefix(config)): at.dtype for name, at in stored_tensors(directory).items()}
+    if config.tied and _HEAD in stored:  # either copy of the one table
+        stored.setdefault(place(config, _TABLE).name, stored[_HEAD])
     found: dict[str, set[str]] = {}
-    for file in sorted(directory.glob("model*.safetensors")):
-        for name, tensor in file_tensors(file).items():
-            found.setdefault(_kind(plain_name(name).removeprefix(prefix(config))), set()).add(tensor.dtype)
+    for name, dtype in stored.items():
+        found.setdefault(_kind(name), set()).add(dtype)
     one = {name: dtypes.pop() for name, dtypes in found.items() if len(dtypes) == 1}
     return SideFiles(files, entries, {name: _DTYPES[dtype] for name, dtype in one.items() if dtype in _DTYPES})
 
@@ -171,6 +181,7 @@ def hf_entries(config: DecoderConfig, beside: SideFiles) -> dict[str, Any]:
 
     Those of the beside where they still say what the model is. Where layers or channels went, those of `config_to_hf`,
     and with them every entry of the beside that these do not take the place of: token ids, dtype, dropout, versions.
+    Of a multimodal model, whose text decoder alone is written, they are those of the text decoder.
 
     Args:
       config: of the model to write.
@@ -183,17 +194,30 @@ def hf_entries(config: DecoderConfig, beside: SideFiles) -> dict[str, Any]:
       ValueError: if the family has no way to say what `config` says.
     """
     written = config_to_hf(config)
-    if "model_type" in beside.config and config_from_hf(beside.config) == config:
-        known = beside.config.get("architectures") or []
+    before = _text_entries(beside.config)
+    if "model_type" in before and config_from_hf(before) == config:
+        known = before.get("architectures") or []
         own = {} if set(written["architectures"]) & set(known) else {"architectures": written["architectures"]}
-        return {key: value for key, value in beside.config.items() if key != "auto_map"} | own
-    carried = {key: value for key, value in beside.config.items() if key not in _NOT_CARRIED}
+        return {key: value for key, value in before.items() if key != "auto_map"} | own
+    carried = {key: value for key, value in before.items() if key not in _NOT_CARRIED}
     entries = carried | written
     if config_from_hf(entries) != config:
         lost = sorted(carried.keys() - written.keys())
         msg = f"config.json cannot say what the model is beside the entries that its beside had: {lost}."
         raise ValueError(msg)
     return entries
+
+
+def _text_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """`entries`, of a multimodal model those of its text decoder, with what says outside how it was made and is run.
+
+    The tensors that are written bear a text model's names: under the multimodal type transformers would find none.
+    """
+    if entries.get("model_type") != MULTIMODAL:
+        return dict(entries)
+    about = {key: value for key, value in entries.items() if key in HARMLESS and value is not None}
+    both = {key: entries[key] for key in _OF_BOTH if key in entries}
+    return {**(entries.get("text_config") or {}), **about, **both, "model_type": "gemma3_text"}
 
 
 def stored_dtype(config: DecoderConfig, path: str, beside: SideFiles) -> str | None:

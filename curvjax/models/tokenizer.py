@@ -246,8 +246,11 @@ def _add_named_tokens(directory: Path, config: Mapping[str, Any], backend: token
     declared, named = config.get("added_tokens_decoder"), dict(config)
     if declared is None:
         named |= _json(directory / "special_tokens_map.json")
-        specials = {_content(named[key]) for key in _NAMED if named.get(key)}
+        specials = [_content(named[key]) for key in _NAMED if named.get(key)]  # whatever they are: none may be hashed
         added = _json(directory / "added_tokens.json")
+        if strange := {token: number for token, number in added.items() if not isinstance(number, int | str)}:
+            msg = f"{directory / 'added_tokens.json'}: tokens need whole numbers; got {strange}."
+            raise ValueError(msg)
         declared = {
             number: {"content": token, "special": token in specials, "normalized": token not in specials}
             for token, number in added.items()
@@ -291,11 +294,15 @@ def _special_id(directory: Path, config: Mapping[str, Any], backend: tokenizers.
     """The id of `bos_token` or `eos_token`; the first of several."""
     token = _content(config.get(key) or _json(directory / "special_tokens_map.json").get(key))
     if token is not None:
+        if not isinstance(token, str):
+            msg = f"{directory}: {key} is {token!r}; a tokenizer's files name it by its text."
+            raise ValueError(msg)
         return backend.token_to_id(token)
     for name in ("generation_config.json", "config.json"):
         number = _json(directory / name).get(f"{key}_id")
         if number is not None:
-            return number[0] if isinstance(number, list) else number
+            several = number if isinstance(number, list) else [number]
+            return several[0] if several else None
     return None
 
 

@@ -134,7 +134,14 @@ class Allocation(Value):
 
     @property
     def shares(self) -> Float[np.ndarray, " K"]:
-        """`[K]` amount / size: of sparsities, the share of each unit's weights that goes."""
+        """`[K]` amount / size: of sparsities, the share of each unit's weights that goes.
+
+        Raises:
+          ValueError: if a unit does not say its size.
+        """
+        if bare := [unit.name for unit in self.units if not unit.size]:
+            msg = f"units of the allocation say no size, e.g. {bare[:3]}; allocate again."
+            raise ValueError(msg)
         return np.asarray([unit.amount / unit.size for unit in self.units], np.float64)
 
     @property

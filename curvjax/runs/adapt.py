@@ -12,9 +12,9 @@ from curvjax.models import Decoder, Loaded, is_checkpoint, load_arrays, rebuilt_
 from curvjax.records import Allocation, Rebuilt, plain
 from curvjax.runs.progress import Progress, labelled, silent
 from curvjax.runs.rebuild import rebuild, save
-from curvjax.runs.text import Text, text_origin
+from curvjax.runs.text import Text, require_known, text_origin
 from curvjax.surgery import SURGERIES, LoRA, Restoring, Surgery, require_learning, trained_parameters
-from curvjax.training import OPTIMIZERS, Optimizer, TrainCost, described, fit
+from curvjax.training import OPTIMIZERS, Optimizer, TrainCost, described, fit, require_ranges
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
 ADAPTERS = LoRA(start="gradient")
@@ -68,6 +68,11 @@ class TrainSettings:
     order_seed: int = 1
     """Of the order of rows, of the documents held out, and of the rows that a start looks at."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, before a model is run."""
+        given = asdict(self) | {"rows_per_step": self.rows, "seed": self.order_seed}
+        require_ranges({name: value for name, value in given.items() if name not in ("select_every", "patience")})
+
 
 def adapt(
     loaded: Loaded,
@@ -110,6 +115,8 @@ def adapt(
     _require_own(directory)
     progress(label, 0, settings.steps)  # the first step compiles: show the bar before it
     training, selection = _batches(loaded, documents, settings)
+    if selection is not None:  # refused by `fit` too, after the start
+        require_ranges(asdict(settings) | {"rows_per_step": settings.rows})
     text = _start_text(loaded, documents, training, settings) if method.reads_text else None
     born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
     lesson = learning.lesson(born)
@@ -200,7 +207,9 @@ def _batches(loaded: Loaded, documents: list[Document], settings: TrainSettings)
     """Rows to train on, and to select on where documents are held out for that."""
     held = settings.selection
     if not held:
-        return packed_rows(documents, loaded.tokenizer, length=settings.length), None
+        training = packed_rows(documents, loaded.tokenizer, length=settings.length)
+        require_known(training.batch, loaded)
+        return training, None
     if not 0 < held < len(documents):
         msg = f"selection must be from 0 to {len(documents) - 1}, it leaves something to train on; got {held}."
         raise ValueError(msg)
@@ -209,6 +218,8 @@ def _batches(loaded: Loaded, documents: list[Document], settings: TrainSettings)
     training, selection = (
         packed_rows(part, loaded.tokenizer, length=settings.length) for part in (splits.calibration, splits.selection)
     )
+    for part in (training, selection):
+        require_known(part.batch, loaded)
     return training, selection.batch
 
 

@@ -211,6 +211,9 @@ def read_all(
         msg = "nothing to evaluate on: name at least one text or task."
         raise ValueError(msg)
     documents = {source: read_documents(source) for source in texts}
+    if shots < 0:
+        msg = f"shots must be at least 0; got {shots}."
+        raise ValueError(msg)
     return documents, {name: _asked(read_task(name), settings, shots) for name in tasks}
 
 

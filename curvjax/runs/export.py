@@ -13,6 +13,7 @@ from curvjax.interop import (
     peft_config,
     pruning_recipe,
     require_new,
+    require_placeable,
     save_compressed_tensors,
     save_gguf,
     save_gguf_lora,
@@ -85,6 +86,24 @@ class ExportSettings:
             raise ValueError(msg)
 
 
+READ_BY: dict[str, tuple[str, ...]] = {
+    "base": ("peft-config", "peft", *get_args(Experts)),
+    "projections": get_args(Config),
+    "alpha": get_args(Config),
+    "scaling": get_args(Config),
+    "method": ("recipe",),
+    "group": get_args(Plan),
+    "symmetric": get_args(Plan),
+    "serve": ("compressed-tensors",),
+    "gguf": ("gguf",),
+    "round_to": ("nemotron-nas",),
+    "usage": ("peft-merged",),
+    "usage_tokens": ("peft-merged",),
+    "merged_rank": ("peft-merged",),
+}
+"""The kinds of files that a setting goes into."""
+
+
 def export(
     source: str,
     to: Kind,
@@ -121,6 +140,7 @@ def export(
         )
         raise ValueError(msg)
     require_options(to, settings)
+    require_placeable(directory)
     (require_replaceable if to in ("safetensors", "mlx", "compressed-tensors", "nemotron-nas") else require_new)(
         directory
     )
@@ -160,14 +180,12 @@ def require_options(to: str, settings: ExportSettings) -> None:
     Raises:
       ValueError: if one does not, or is missing.
     """
-    if settings.serve != "any" and to != "compressed-tensors":
-        msg = f"--serve goes with compressed-tensors; not with {to}."
-        raise ValueError(msg)
-    if settings.round_to and to != "nemotron-nas":
-        msg = f"--round-to goes with nemotron-nas; not with {to}."
-        raise ValueError(msg)
-    if bool(settings.gguf) != (to == "gguf"):
-        msg = f"--gguf goes with gguf, which needs it: the file that the model was read from; not with {to}."
+    for name, kinds in READ_BY.items():
+        if to not in kinds and getattr(settings, name) != getattr(ExportSettings(), name):
+            msg = f"--{name.replace('_', '-')} goes with {', '.join(kinds)}; not with {to}."
+            raise ValueError(msg)
+    if to == "gguf" and not settings.gguf:
+        msg = "gguf needs --gguf: the file that the model was read from."
         raise ValueError(msg)
 
 

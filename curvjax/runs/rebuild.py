@@ -7,7 +7,18 @@ from pathlib import Path
 from curvjax.allocation import Bits, Program
 from curvjax.interop import new_folder
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, require_decoder, rounded_as_stored, save_hf
+from curvjax.models import (
+    Decoder,
+    Loaded,
+    config_to_hf,
+    model_hash,
+    parameters,
+    rebuilt_modules,
+    require_decoder,
+    rounded_as_stored,
+    save_hf,
+    with_parameters,
+)
 from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.allocate import program_of
 from curvjax.runs.progress import Progress, labelled, silent
@@ -176,9 +187,14 @@ def realised(found: Rebuilt, allocation: Allocation) -> float:
 
 
 def save_forms(model: Decoder, loaded: Loaded, directory: str | Path, *, checkpoint: bool = True) -> Saved:
-    """The model in the forms that can hold it, with the values that the dtypes of the original can hold; see `save`."""
+    """The model in the forms that can hold it, with the values that the dtypes of the original can hold; see `save`.
+
+    What a rebuilt module stands on may lack what it adds, and is no weight of the original: it is kept as it is.
+    """
     directory, tokenizer, beside = Path(directory), loaded.tokenizer, loaded.beside
-    model = rounded_as_stored(model, beside)
+    inside = tuple(f"{path}." for path in rebuilt_modules(model))
+    own = {path: value for path, value in parameters(model).items() if path.startswith(inside)}
+    model = with_parameters(model, parameters(rounded_as_stored(model, beside)) | own)
     dense, only_here = _dense(model)
     if dense is not None:
         save_hf(dense, directory, tokenizer=tokenizer, beside=beside)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from curvjax.data import Batch, Document, Packed, documents_hash, packed_rows, read_documents, sample, split_documents
+from curvjax.evaluation import require_positions
 from curvjax.models import Loaded, require_decoder
 from curvjax.records import TextOrigin
 
@@ -98,7 +99,7 @@ def packed_text(documents: Sequence[Document], loaded: Loaded, settings: TextSet
         msg = f"{len(documents)} documents fill {count} rows of {length} tokens; {rows} are needed."
         raise ValueError(msg)
     found = found.first(rows)
-    _require_known(found.batch, loaded, length)
+    require_known(found.batch, loaded)
     return Text(found.batch, text_origin(found, loaded, documents, source=source), tuple(documents))
 
 
@@ -198,7 +199,12 @@ def changed(settings: Settings | type[Settings], changes: Mapping[str, Any]) -> 
     return settings(**changes) if isinstance(settings, type) else replace(settings, **changes)
 
 
-def _require_known(batch: Batch, loaded: Loaded, length: int) -> None:
+def require_known(batch: Batch, loaded: Loaded) -> None:
+    """Do nothing if the model has the tokens and the positions of these rows.
+
+    Raises:
+      ValueError: if it lacks one.
+    """
     config, ids = loaded.config, np.concatenate([batch.tokens, batch.targets])
     if not 0 <= ids.min() <= ids.max() < config.vocab_size:
         msg = (
@@ -206,6 +212,4 @@ def _require_known(batch: Batch, loaded: Loaded, length: int) -> None:
             "the tokenizer belongs to another model."
         )
         raise ValueError(msg)
-    if config.rope is None and batch.positions.max() >= config.max_positions:
-        msg = f"rows of {length} tokens need as many positions; the model has learned {config.max_positions}."
-        raise ValueError(msg)
+    require_positions(config, 1 + int(batch.positions.max()), what="a document")

@@ -3,6 +3,7 @@
 from curvjax.training.fit import Fitted as Fitted
 from curvjax.training.fit import TrainCost as TrainCost
 from curvjax.training.fit import fit as fit
+from curvjax.training.fit import require_ranges as require_ranges
 from curvjax.training.optimizers import LAMB as LAMB
 from curvjax.training.optimizers import OPTIMIZERS as OPTIMIZERS
 from curvjax.training.optimizers import AdamW as AdamW

@@ -20,6 +20,7 @@ from curvjax.models import Decoder, parameters, with_parameters
 from curvjax.surgery import (
     Draw,
     Regularizer,
+    lora_parameters,
     train_paths,
     train_whole,
     trained_parameters,
@@ -158,9 +159,9 @@ def fit(
     if selection is not None:
         settings |= {"select_every": select_every, "patience": patience}
     settings = recipe._asdict() | {"optimizer": described(by)} | settings
-    _require_ranges(settings | {"checkpoint_every": checkpoint_every}, len(rows))
+    require_ranges(settings | {"checkpoint_every": checkpoint_every}, len(rows))
     _require_parts(rows_per_step, accumulate, settings["devices"])
-    _require_content(model, selection)
+    _require_content(model, selection, dropout)
     if tensorboard:
         _require_events(directory)
     width = None if precision is None else jnp.dtype(precision).name
@@ -260,7 +261,16 @@ def _counted(batch: Batch) -> Int[np.ndarray, " R"]:
     return np.flatnonzero(np.asarray(batch.weights).sum(axis=1) > 0)
 
 
-def _require_ranges(settings: Mapping[str, Any], counted: int) -> None:
+def require_ranges(settings: Mapping[str, Any], counted: float = math.inf) -> None:
+    """Do nothing if what `fit` is told lies in its ranges.
+
+    Args:
+      settings: of `fit`, by name; with `steps` and `rows_per_step`.
+      counted: rows with a token that counts, where they are known.
+
+    Raises:
+      ValueError: naming those that do not.
+    """
     ranges = {  # least and greatest allowed
         "steps": (1, math.inf),
         "rows_per_step": (1, counted),
@@ -268,7 +278,7 @@ def _require_ranges(settings: Mapping[str, Any], counted: int) -> None:
         "checkpoint_every": (1, math.inf),
         "select_every": (1, settings["steps"]),
         "patience": (1, math.inf),
-        "seed": (0, math.inf),
+        "seed": (0, 2**32 - 1),
         "learning_rate": (0, sys.float_info.max),
         "weight_decay": (0, sys.float_info.max),
         "clip": (sys.float_info.min, math.inf),
@@ -281,7 +291,8 @@ def _require_ranges(settings: Mapping[str, Any], counted: int) -> None:
         if name in settings and not low <= settings[name] <= high
     ]
     if wrong:
-        msg = f"settings out of range: {'; '.join(wrong)} (of the rows, {counted} have a token that counts)."
+        known = f" (of the rows, {counted} have a token that counts)" if math.isfinite(counted) else ""
+        msg = f"settings out of range: {'; '.join(wrong)}{known}."
         raise ValueError(msg)
 
 
@@ -297,9 +308,12 @@ def _require_parts(rows_per_step: int, accumulate: int, devices: int) -> None:
         raise ValueError(msg)
 
 
-def _require_content(model: Decoder, selection: Batch | None) -> None:
+def _require_content(model: Decoder, selection: Batch | None, dropout: float) -> None:
     if not trained_parameters(model):
         msg = "the model has no adapters to train, nor experts; add them first, with add_lora or upcycle."
+        raise ValueError(msg)
+    if dropout and not lora_parameters(model):
+        msg = f"dropout is of what adapters receive, and this model has none; got {dropout}, leave it out."
         raise ValueError(msg)
     if selection is not None and not len(_counted(selection)):
         msg = f"none of the {selection.tokens.shape[0]} selection rows has a token that counts; give others, or None."

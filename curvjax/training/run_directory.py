@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from orbax.checkpoint import v1 as ocp
 
 from curvjax.data import Batch
-from curvjax.models import arrays_hash, submodules, weights_hash
+from curvjax.models import arrays_hash, require_checkpoint_place, submodules, weights_hash
 from curvjax.surgery import LoRALinear, Router, lora_parameters, lora_ranks, projections, trained_parameters
 from curvjax.training.event_files import EventFiles
 from curvjax.training.selection import Looks
@@ -53,6 +53,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path, identity: dict[str, Any], *, tensorboard: bool = False):
+        require_checkpoint_place(path)
         self.path = Path(path).absolute()
         self.path.mkdir(parents=True, exist_ok=True)
         _claim(self.path / "run.json", identity)
@@ -83,12 +84,12 @@ class RunDirectory:
           What to go on from.
 
         Raises:
-          ValueError: if metrics of what came before the checkpoint are gone.
+          ValueError: if the checkpoint is damaged, or metrics of what came before it are gone.
         """
         latest, found = self._checkpoints.latest, beginning
         if latest is not None:
             beside: Any = self._checkpoints.metadata(latest).custom_metadata or {}
-            found = self._checkpoints.load(latest, redrawn(beginning, tuple(beside.get("layers", ()))))
+            found = self._loaded(latest, redrawn(beginning, tuple(beside.get("layers", ()))))
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         if len(lines) < found.lines:
             msg = f"{self._metrics} has {len(lines)} lines, fewer than the {found.lines} of the checkpoint beside it."
@@ -98,6 +99,13 @@ class RunDirectory:
             for line in lines[: found.lines]:
                 self._events.add(json.loads(line))
         return found
+
+    def _loaded(self, latest: Any, like: Snapshot) -> Snapshot:
+        try:
+            return self._checkpoints.load(latest, like)
+        except Exception as error:  # as of checkpoints of models
+            msg = f"{self.path}: the checkpoint of the training is damaged; remove the directory, to begin anew."
+            raise ValueError(msg) from error
 
     def log(self, metrics: Mapping[str, int | float]) -> None:
         """Append the metrics of one step or look as a line of JSON."""

@@ -102,3 +102,8 @@ def test_directory_of_mixed_kinds_is_refused(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": "a"}')
     with pytest.raises(ValueError, match=r"mixed kinds of documents, .*'text': 1, 'JSON lines': 1"):
         read_path(tmp_path)
+
+
+def test_a_text_without_a_name_is_not_the_directory_one_is_in():
+    with pytest.raises(ValueError, match="the name of a text is empty; give a file"):
+        read_documents("")

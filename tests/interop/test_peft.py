@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import re
@@ -192,6 +193,13 @@ def test_adapters_that_are_more_than_two_matrices_are_refused(model, tmp_path):
     gated = rebuilt(model, {MODULES[0]: lambda base: Gated(base, np.zeros((32, 1)), np.zeros((1, 32)), scale=1.0)})
     with pytest.raises(ValueError, match=rf"only plain LoRA adapters.*{MODULES[0]} \(Gated\)"):
         save_peft(gated, tmp_path / "adapter", base="base")
+
+
+def test_layers_that_differ_in_size_are_refused(tmp_path):
+    apart = dataclasses.replace(CONFIG, intermediate_sizes=(48,) * 11 + (40,))
+    adapted = with_adapters(decoder(apart), {"layers.1.mlp.up_proj": 2})
+    with pytest.raises(ValueError, match="this model's differ in size"):
+        save_peft(adapted, tmp_path / "out", base="base")
 
 
 def test_fused_projections_are_refused(tmp_path):

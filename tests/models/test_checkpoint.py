@@ -154,6 +154,21 @@ class TestArrays:
         with pytest.raises(ValueError, match="saved: damaged checkpoint: "):
             load_arrays(saved, schema="curvjax.model/1")
 
+    def test_whatever_reading_arrays_raises_is_said_in_one_line(self, saved, monkeypatch):
+        def short(*_):  # as where a part of them is cut off
+            msg = "NOT_FOUND: opening\nand 180 lines"
+            raise Exception(msg)
+
+        monkeypatch.setattr("curvjax.models.checkpoint.ocp.load", short)
+        with pytest.raises(ValueError, match=r"saved: damaged checkpoint: NOT_FOUND: opening\.$"):
+            load_arrays(saved, schema="curvjax.model/1")
+
+    def test_a_place_where_a_checkpoint_is_not_found_again_is_refused(self, model, tokenizer, tmp_path):
+        for name in ("[4bit]", "[4bit]/below", "a[b"):
+            with pytest.raises(ValueError, match=r"no checkpoint can be written below a name with '\['"):
+                save_checkpoint(model, tmp_path / name, tokenizer=tokenizer)
+        assert not list(tmp_path.iterdir())
+
     def test_a_description_that_is_not_json_is_refused(self, saved):
         (saved / "_CHECKPOINT_METADATA").write_text("{")
         with pytest.raises(ValueError, match=r"saved: schema None, expected 'curvjax\.model/1'"):

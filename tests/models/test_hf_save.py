@@ -6,9 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from curvjax.models import Decoder, config_from_hf, load_hf, parameters, save_hf, weights_hash, with_parameters
+from curvjax.models import (
+    Decoder,
+    SideFiles,
+    config_from_hf,
+    load_hf,
+    parameters,
+    save_hf,
+    weights_hash,
+    with_parameters,
+)
 from curvjax.models.tokenizer import Tokenizer, load_tokenizer
 from tests.models.families import FAMILIES, golden, weights, write_checkpoint
 
@@ -83,6 +92,85 @@ def test_a_file_that_someone_added_to_a_save_is_not_lost(tiny, tmp_path):
     with pytest.raises(FileExistsError, match=r"holds what save_hf did not write, \['notes.txt'\]"):
         save_hf(tiny, tmp_path / "model")
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+
+
+def retrain(directory):
+    """As another program trains on: other weights of the same shapes; it keeps config.json with the entry of ours."""
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def describe_otherwise(directory):
+    entries = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(entries | {"transformers_version": "5.0.0"}))
+
+
+def add_template(directory):
+    (directory / "additional_chat_templates" / "mine.jinja").write_text("mine")
+
+
+def link_elsewhere(directory):
+    (directory / "merges.txt").unlink()
+    (directory / "merges.txt").symlink_to("nowhere")
+
+
+def put_a_folder_there(directory):
+    (directory / "merges.txt").unlink()
+    (directory / "merges.txt").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (retrain, "model.safetensors"),
+        (describe_otherwise, "config.json"),
+        (add_template, "additional_chat_templates/mine.jinja"),
+        (link_elsewhere, "merges.txt"),
+        (put_a_folder_there, "merges.txt"),
+    ],
+)
+def test_a_save_that_someone_changed_is_left_alone(tiny, tmp_path, change, name):
+    beside = SideFiles({"additional_chat_templates/tools.jinja": b"{{ tools }}", "merges.txt": b"#version: 0.2"})
+    directory = tmp_path / "model"
+    save_hf(tiny, directory, beside=beside)
+    save_hf(tiny, directory, beside=beside)
+    change(directory)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=rf"did not write, \['{name}'\], or what changed since; choose an empty"):
+        save_hf(tiny, directory, beside=beside)
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+def test_config_json_laid_out_otherwise_says_the_same(tiny, tmp_path):
+    save_hf(tiny, tmp_path / "model")
+    entries = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(entries))
+    save_hf(tiny, tmp_path / "model", shard_bytes=1000)
+    assert (tmp_path / "model" / "model.safetensors.index.json").is_file()
+
+
+def test_a_save_of_an_earlier_version_is_left_alone(tiny, tmp_path):
+    save_hf(tiny, tmp_path / "model")
+    entries = json.loads((tmp_path / "model" / "config.json").read_text())
+    listed = entries | {"saved_by_curvjax": sorted(entries["saved_by_curvjax"])}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(listed))
+    before = files(tmp_path / "model")
+    with pytest.raises(FileExistsError, match=r"bears the mark of an earlier version, .*; choose an empty or a new"):
+        save_hf(tiny, tmp_path / "model")
+    assert files(tmp_path / "model") == before
+
+
+@pytest.mark.parametrize("name", ["/etc/hosts", "../other/x", "model.safetensors"])
+def test_a_mark_that_is_made_up_replaces_nothing(tiny, tmp_path, name):
+    for directory in (tmp_path / "model", tmp_path / "other"):
+        directory.mkdir()
+        (directory / "x").write_text("mine")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"saved_by_curvjax": {"config.json": 1, name: None}}))
+    before = files(tmp_path / "model")
+    with pytest.raises(FileExistsError, match="holds what save_hf did not write"):
+        save_hf(tiny, tmp_path / "model")
+    assert files(tmp_path / "model") == before
 
 
 def test_a_file_in_the_way_is_left_alone(tiny, tmp_path):

@@ -24,6 +24,7 @@ from curvjax.models.side_files import (
     described_side_files,
     hf_entries,
     in_dtype,
+    read_side_files,
     side_files_description,
     side_files_from_gguf,
 )
@@ -104,6 +105,42 @@ def test_every_tensor_goes_back_into_the_dtype_it_was_stored_in(original, loaded
     assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
+def in_shards(tensors, directory, stem):
+    """Two shards of these names, every other tensor in each, and the index that tells which."""
+    placed = {name: f"{stem}-0000{1 + place % 2}-of-00002.safetensors" for place, name in enumerate(tensors)}
+    for file in set(placed.values()):
+        save_file({name: value for name, value in tensors.items() if placed[name] == file}, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+
+
+@pytest.mark.parametrize("stem", ["model", "pytorch_model", "ckpt"])
+def test_dtypes_are_those_of_the_shards_that_the_index_names(loaded, tmp_path, stem):
+    tensors = load_file(saved(loaded, tmp_path / "model") / "model.safetensors")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    in_shards(tensors, tmp_path / "model", stem)
+    assert read_side_files(tmp_path / "model", loaded.config).dtypes == loaded.beside.dtypes
+
+
+def test_files_that_are_not_loaded_have_no_say_in_dtypes(loaded, tmp_path):
+    directory = saved(loaded, tmp_path / "model")
+    wide = {name: value.astype(np.float32) for name, value in load_file(directory / "model.safetensors").items()}
+    save_file(wide, directory / "model.fp32.safetensors")
+    (directory / "model-00001-of-00002.safetensors").write_bytes(b"damaged")
+    assert load_model(directory).beside.dtypes == loaded.beside.dtypes
+
+
+@pytest.mark.parametrize(
+    ("family", "table"), [("gemma2", "model.embed_tokens.weight"), ("gpt2", "transformer.wte.weight")]
+)
+def test_a_tied_table_stored_as_the_head_keeps_its_dtype(tmp_path, family, table):
+    stored = {name: value.astype(jnp.bfloat16) for name, value in weights(family, golden(family).shapes).items()}
+    moved = {"lm_head.weight" if name == table else name: value for name, value in stored.items()}
+    write_checkpoint(tmp_path / "model", FAMILIES[family], moved)
+    (tmp_path / "model" / "tokenizer.json").write_text(backend().to_str())
+    after = load_file(saved(load_model(tmp_path / "model"), tmp_path / "copy") / "model.safetensors")
+    assert {name: value.dtype for name, value in after.items()} == dict.fromkeys(stored, jnp.bfloat16)
+
+
 def test_files_may_be_read_by_whoever_may_read_the_directory(loaded, tmp_path):
     modes = {path.name: path.stat().st_mode & 0o777 for path in saved(loaded, tmp_path / "copy").glob("*.*")}
     assert modes["model.safetensors"] == modes["config.json"]
@@ -141,6 +178,66 @@ def test_config_says_what_the_model_is_after_layers_went_in_every_family(family,
     assert config_from_hf(written) == shallow
     assert written["attention_dropout"] == 0.25
     assert written["pad_token_id"] == entries["pad_token_id"]
+
+
+AROUND = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "vision_config": {"hidden_size": 16, "model_type": "siglip_vision_model"},
+    "image_token_index": 60,
+    "mm_tokens_per_image": 4,
+    "eos_token_id": [2, 5],
+    "pad_token_id": None,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0",
+    "unheard_of": 1,
+}
+
+
+@pytest.mark.parametrize("style", ["v4", "v5"])
+@pytest.mark.filterwarnings("ignore:.*nothing here knows them. unheard_of")
+def test_a_multimodal_models_config_becomes_that_of_its_text_decoder(style):
+    text = (FAMILIES["gemma3"] if style == "v4" else golden("gemma3").config) | {"attention_dropout": 0.25}
+    text |= {"torch_dtype": "float32", "auto_map": {"AutoConfig": "x.Y"}}
+    beside = SideFiles(config=AROUND | {"text_config": text})
+    config = config_from_hf(beside.config)
+    outside = {"eos_token_id": [2, 5], "torch_dtype": "bfloat16", "transformers_version": "4.50.0"}
+    expected = text | outside | {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    written = hf_entries(config, beside)
+    assert written == {key: value for key, value in expected.items() if key != "auto_map"}
+    assert config_from_hf(written) == config
+    shallow = dataclasses.replace(config, num_layers=3, windowed=config.windowed[-3:])
+    written = hf_entries(shallow, beside)
+    assert config_from_hf(written) == shallow
+    assert not written.keys() & (AROUND.keys() - expected.keys() | {"text_config", "auto_map"})
+    kept = outside | {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "attention_dropout": 0.25}
+    assert {key: written[key] for key in kept} == kept
+    assert written["pad_token_id"] == 0
+
+
+@pytest.mark.parametrize("text", [{}, {"text_config": None}])
+def test_what_is_outside_a_text_decoder_takes_no_place_of_its_defaults(text):
+    entries = AROUND | text | {"vocab_size": 8, "bos_token_id": 7}
+    with pytest.warns(UserWarning, match=r"nothing here knows them. unheard_of, vocab_size, bos_token_id"):
+        config = config_from_hf(entries)
+    written = hf_entries(config, SideFiles(config=entries))
+    assert config_from_hf(written) == config
+    assert (config.vocab_size, config.bos_token_id) == (262208, 2)
+    assert written["model_type"] == "gemma3_text"
+
+
+def test_a_multimodal_models_text_decoder_is_saved_as_a_model_of_its_own(tmp_path):
+    stored = weights("gemma3", golden("gemma3").shapes)
+    named = {name.replace("model.", "model.language_model.", 1): value for name, value in stored.items()}
+    named["model.vision_tower.embeddings.weight"] = np.ones((2, 2), np.float32)
+    write_checkpoint(tmp_path / "all", {"model_type": "gemma3", "text_config": FAMILIES["gemma3"]}, named)
+    (tmp_path / "all" / "tokenizer.json").write_text(backend().to_str())
+    with pytest.warns(UserWarning, match="only the text decoder is read"):
+        loaded = load_model(tmp_path / "all")
+    directory = saved(loaded, tmp_path / "text")
+    assert json.loads((directory / "config.json").read_text())["model_type"] == "gemma3_text"
+    assert load_file(directory / "model.safetensors").keys() == stored.keys()
+    assert weights_hash(load_model(directory).model) == weights_hash(loaded.model)
 
 
 def test_an_origin_is_json_and_comes_back():

@@ -232,6 +232,7 @@ class TestDirectory:
             ({"tokenizer_config.json": {"bos_token": "<s>", "eos_token": {"content": "</s>"}}}, (1, 2)),
             ({"generation_config.json": {"bos_token_id": 1, "eos_token_id": [2, 0]}}, (1, 2)),
             ({"config.json": {"bos_token_id": 0, "eos_token_id": 1}}, (0, 1)),
+            ({"config.json": {"bos_token_id": 0, "eos_token_id": []}}, (0, None)),
             (
                 {"generation_config.json": {"eos_token_id": 0}, "tokenizer_config.json": {"eos_token": "</s>"}},
                 (None, 2),
@@ -260,10 +261,16 @@ class TestDirectory:
             '{"added_tokens_decoder": {"x": "<a>"}}': r"tokenizer_config\.json, or .* describe no tokens: invalid lit",
             '{"added_tokens_decoder": ["<a>"]}': r"tokenizer_config\.json, or .* describe no tokens",
             '{"eos_token": {"id": 3}}': r"tokenizer_config\.json, or .* describe no tokens",
+            '{"eos_token": ["</s>"]}': r"eos_token is \['</s>'\]; a tokenizer's files name it by its text",
+            '{"bos_token": 1}': "bos_token is 1; a tokenizer's files name it by its text",
         }.items():
             (tmp_path / "tokenizer_config.json").write_text(content)
             with pytest.raises(ValueError, match=message):
                 load_tokenizer(tmp_path)
+        (tmp_path / "tokenizer_config.json").unlink()
+        (tmp_path / "added_tokens.json").write_text('{"<a>": [64]}')
+        with pytest.raises(ValueError, match=r"added_tokens\.json: tokens need whole numbers; got .*<a>"):
+            load_tokenizer(tmp_path)
 
     def test_a_vocabulary_larger_than_the_model_is_refused_with_both_numbers(self, tokenizer):
         assert fitted_tokenizer(tokenizer, vocab_size=64, source="model").encode("!") == [3]

@@ -236,6 +236,9 @@ def test_an_allocation_adds_up():
     assert value.spent == 18.0
     np.testing.assert_array_equal(value.shares, [0.25, 0.5])
     assert value.realised(17.0).budget.realised == 17.0
+    bare = replace(value, units=(replace(value.units[0], size=0), value.units[1]))
+    with pytest.raises(ValueError, match=r"units of the allocation say no size, e\.g\. \['layers\.0'\]"):
+        _ = bare.shares
     assert not value.certificate.unique
     assert replace(value.certificate, certified=2).unique
     value.require_target({"rank", "experts"}, need="adapting needs")

@@ -180,7 +180,8 @@ def test_an_allocation_of_another_target_is_refused(loaded, gains, tmp_path):
 
 
 def test_a_method_that_does_not_say_what_learns_is_refused(loaded, gains, tmp_path):
-    with pytest.raises(ValueError, match=r"magnitude does not say what .* learns .*; methods that do: upcycle, lora, "):
+    known = r"magnitude does not say what .* learns .*; methods that do: factorize, maestro, upcycle, lora, "
+    with pytest.raises(ValueError, match=known):
         adapt(loaded, allocate(gains, Sparsity(0.5)), Magnitude(), texts(4), SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -269,7 +270,7 @@ def test_starts_look_at_training_rows_and_at_no_others(loaded, allocation, tmp_p
         return uniform_start
 
     monkeypatch.setattr(LoRA, "_start", start)
-    settings = replace(SETTINGS, selection=2, start_rows=1)
+    settings = replace(SETTINGS, selection=2, select_every=1, start_rows=1)
     made = adapt(loaded, given(allocation, {UP10: 2}), LoRA(start="gradient"), texts(6), settings, tmp_path)
     whole, (rows,) = pack(texts(6), loaded.tokenizer, length=16), seen
     assert rows.tokens.shape == (1, 16)
@@ -345,3 +346,27 @@ def test_the_optimiser_is_the_one_named_with_the_settings_given(loaded, allocati
         adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, optimizer="lamb"), tmp_path, optimizer=AdamW())
     with pytest.raises(ValueError, match=r"unknown optimizers: sgd; there are adamw"):
         adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, optimizer="sgd"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"steps": 0}, "steps from 1 to inf, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate from 0"),
+        ({"accumulate": 9, "rows": 4}, "accumulate from 1 to 4, got 9"),
+        ({"order_seed": -1}, "seed from 0 to 4294967295, got -1"),
+        ({"order_seed": 10**20}, "seed from 0 to 4294967295"),
+    ],
+)
+def test_settings_out_of_range_are_refused_where_they_are_made(changes, match):
+    with pytest.raises(ValueError, match=match):
+        TrainSettings(**changes)
+
+
+@pytest.mark.parametrize("selection", [0, 2])
+def test_documents_longer_than_the_model_takes_are_refused_before_a_start(loaded, allocation, tmp_path, selection):
+    short = loaded._replace(config=replace(loaded.config, max_positions=8))
+    settings = replace(SETTINGS, selection=selection, select_every=1)
+    with pytest.raises(ValueError, match="a document of 14 tokens, but the model takes at most 8"):
+        adapt(short, allocation, LoRA(), texts(4), settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -112,6 +112,11 @@ def test_too_many_examples_are_refused_before_anything_is_computed(evaluated, mo
         evaluated(tasks=("sciq",), shots=11)
 
 
+def test_examples_below_none_are_refused(evaluated):
+    with pytest.raises(ValueError, match="shots must be at least 0; got -1"):
+        evaluated(tasks=(), shots=-1)
+
+
 def test_an_adapter_changes_what_is_evaluated_and_is_named(evaluated, loaded, gains, tmp_path, monkeypatch):
     monkeypatch.setattr(adapting, "fit", stand_in_fit)
     allocation = allocate(gains, Ranks(2.0), rule="uniform")

@@ -19,7 +19,7 @@ from curvjax.testing import CONFIG, tiny_model
 from tests.runs.test_export import LAYER_RANKS, configuration, of
 from tests.runs.tiny import rows
 
-SETTINGS = ExportSettings(symmetric=True)
+SETTINGS, GRIDS = ExportSettings(), ExportSettings(symmetric=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_a_plan_of_widths_names_every_projection_with_and_without_the_model(
     bits, model_directory, tmp_path, program, file
 ):
     path = str(bits.save(tmp_path / "bits.json"))
-    export(path, program, SETTINGS, tmp_path / "without")
-    export(path, program, SETTINGS, tmp_path / "with", model=str(model_directory))
+    export(path, program, GRIDS, tmp_path / "without")
+    export(path, program, GRIDS, tmp_path / "with", model=str(model_directory))
     text = (tmp_path / "without" / file).read_text()
     assert text == (tmp_path / "with" / file).read_text()
     plan = json.loads(text)
@@ -66,8 +66,8 @@ def test_projections_that_an_allocation_leaves_out_are_left_as_they_are(loaded, 
 def test_tensor_types_are_those_of_the_gguf_file(bits, model_directory, tmp_path):
     path = str(bits.save(tmp_path / "bits.json"))
     with pytest.raises(ValueError, match=r"names of tensors in a GGUF file follow from the model.*--model"):
-        export(path, "tensor-types", SETTINGS, tmp_path / "out")
-    export(path, "tensor-types", SETTINGS, tmp_path / "out", model=str(model_directory))
+        export(path, "tensor-types", GRIDS, tmp_path / "out")
+    export(path, "tensor-types", GRIDS, tmp_path / "out", model=str(model_directory))
     lines = (tmp_path / "out" / "tensor_types.txt").read_text().splitlines()
     assert len(lines) == 7 * 12
     assert r"^blk\.10\.ffn_up\.weight$=q8_0" in lines
@@ -77,7 +77,7 @@ def test_tensor_types_are_those_of_the_gguf_file(bits, model_directory, tmp_path
 def test_a_plan_of_widths_needs_widths(loaded, tmp_path):
     sparsities = of(loaded, "sparsity", {"layers.1": 3}, size=16)
     with pytest.raises(ValueError, match="of sparsity; qwix needs target 'bits'"):
-        export(str(sparsities.save(tmp_path / "s.json")), "qwix", SETTINGS, tmp_path / "out")
+        export(str(sparsities.save(tmp_path / "s.json")), "qwix", GRIDS, tmp_path / "out")
 
 
 def test_axolotl_takes_the_ranks_of_a_peft_config(loaded, tmp_path):
@@ -136,12 +136,15 @@ def test_every_form_of_codes_is_reached_by_its_name(quantised, tmp_path, monkeyp
 def test_options_of_another_form_are_refused(quantised, bits, tmp_path):
     with pytest.raises(ValueError, match="--serve goes with compressed-tensors; not with mlx"):
         cj.save(quantised, tmp_path / "out", format="mlx", serve="vllm")
-    with pytest.raises(ValueError, match=r"--gguf goes with gguf, which needs it.*not with peft"):
+    with pytest.raises(ValueError, match="--gguf goes with gguf; not with peft"):
         cj.save(quantised, tmp_path / "out", format="peft", gguf="base.gguf")
-    with pytest.raises(ValueError, match="--gguf goes with gguf, which needs it"):
+    with pytest.raises(ValueError, match="gguf needs --gguf: the file"):
         export("nowhere", "gguf", SETTINGS, tmp_path / "out")
     with pytest.raises(ValueError, match="--round-to goes with nemotron-nas; not with mlx"):
         cj.save(quantised, tmp_path / "out", format="mlx", round_to=256)
+    for name, value in {"group": 32, "symmetric": True, "alpha": 7.0, "base": "foo", "method": "wanda"}.items():
+        with pytest.raises(ValueError, match=f"--{name} goes with .*; not with compressed-tensors"):
+            export("nowhere", "compressed-tensors", replace(SETTINGS, **{name: value}), tmp_path / "out")
     with pytest.raises(ValueError, match="an allocation is written beside the format 'curvjax' only"):
         cj.save(quantised, tmp_path / "out", format="mlx", allocation=bits)
     assert not list(tmp_path.iterdir())

@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from curvjax.allocation import Bits, Experts, Ranks, Sparsity
 from curvjax.interop import require_new
-from curvjax.models import all_arrays, load_model, model_hash, parameters
+from curvjax.layers import within_layer
+from curvjax.models import all_arrays, load_model, model_hash, parameters, save_hf
+from curvjax.models.side_files import SideFiles
 from curvjax.records import Allocation, Rebuilt, UnitAmount
 from curvjax.runs.allocate import allocate
 from curvjax.runs.open import open_model
 from curvjax.runs.rebuild import rebuild, save, without_layers
+from curvjax.runs.score import score
 from curvjax.surgery import (
     GPTQ,
     SURGERIES,
@@ -24,6 +28,7 @@ from curvjax.surgery import (
     Upcycle,
     Wanda,
     load_masks,
+    projections,
 )
 from tests.runs.tiny import rows
 
@@ -300,6 +305,38 @@ def test_a_folder_with_anything_in_it_is_refused_before_any_work(tmp_path):
     (tmp_path / "precious").touch()
     with pytest.raises(FileExistsError, match="is not empty; name a new folder"):
         require_new(tmp_path)
+
+
+def test_a_folder_that_cannot_be_put_in_its_place_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(PermissionError, match="is where you are, or where a disk is mounted"):
+        require_new(".")
+    monkeypatch.chdir(tmp_path)
+    require_new("here")
+    monkeypatch.setattr("pathlib.Path.is_mount", lambda path: path == tmp_path / "here")
+    with pytest.raises(PermissionError, match="is where you are, or where a disk is mounted"):
+        require_new("here")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match=f"{tmp_path} is not to be written to"):
+        require_new("there/below")
+
+
+def test_a_start_that_took_from_the_weights_is_saved_as_it_computes(loaded, tmp_path):
+    """In float32: what is left of a weight of bfloat16 is no number of bfloat16."""
+    beside = SideFiles(
+        {}, {}, {f"layers.*.{within_layer(path)}.weight": "bfloat16" for path in projections(loaded.model)}
+    )
+    save_hf(loaded.model, tmp_path / "base", tokenizer=loaded.tokenizer, beside=beside)
+    base = load_model(tmp_path / "base")
+    assert set(base.beside.dtypes.values()) > {"bfloat16"}
+    ranks = allocate(score(base, rows(base), "erk"), Ranks(2.0))
+    tuned = rebuild(base, ranks, LoRA(start="principal"))
+    saved = save(tuned, tmp_path / "tuned")
+    tokens = rows(base).batch.tokens
+    exact = base.model(tokens)
+    for found in (open_model(saved.checkpoint).model, load_model(saved.directory).model):
+        assert jnp.abs(found(tokens) - exact).max() < 1e-4 * jnp.abs(exact).max()
 
 
 @pytest.mark.parametrize("of", ["stored", "file"])

@@ -70,10 +70,11 @@ def test_tokens_that_the_model_lacks_are_refused_with_their_numbers(loaded, by):
         rows(loaded._replace(tokenizer=Shifted(loaded.tokenizer, by)), texts(2))
 
 
-def test_rows_longer_than_the_learned_positions_are_refused(loaded):
-    learned = loaded._replace(config=replace(loaded.config, rope=None, max_positions=8))
-    with pytest.raises(ValueError, match="rows of 16 tokens need as many positions; the model has learned 8"):
-        rows(learned)
+@pytest.mark.parametrize("changes", [{"rope": None}, {}])
+def test_documents_longer_than_the_model_was_made_for_are_refused(loaded, changes):
+    short = loaded._replace(config=replace(loaded.config, max_positions=8, **changes))
+    with pytest.raises(ValueError, match="a document of 14 tokens, but the model takes at most 8"):
+        rows(short)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from curvjax.training import fit
 from curvjax.training import step as step_module
 from tests.compilations import compilations
 
-from .conftest import RANKS
+from .conftest import RANKS, tiny_decoder
 
 SETTINGS = {"steps": 12, "rows_per_step": 2, "seed": 1, "learning_rate": 0.05, "warmup": 2}
 
@@ -82,6 +82,30 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(model, batch, fitted, tm
     # stopped while reporting a step: the checkpoint of that step is there already
     assert steps == list(range(stop // 3 * 3 + 1, 13))
     assert [line["step"] for line in metrics(tmp_path)] == list(range(12))
+
+
+def test_a_damaged_checkpoint_is_said_with_what_to_do(model, batch, tmp_path, monkeypatch):
+    fit(model, batch, **SETTINGS, directory=tmp_path)
+
+    def short(*_):
+        msg = "OUT_OF_RANGE"
+        raise Exception(msg)
+
+    monkeypatch.setattr("orbax.checkpoint.v1.training.Checkpointer.load", short)
+    with pytest.raises(ValueError, match="the checkpoint of the training is damaged; remove the directory"):
+        fit(model, batch, **SETTINGS, directory=tmp_path)
+
+
+def test_a_directory_in_which_checkpoints_are_not_found_again_is_refused(model, batch, tmp_path):
+    with pytest.raises(ValueError, match=r"no checkpoint can be written below a name with '\['"):
+        fit(model, batch, **SETTINGS, directory=tmp_path / "[x]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dropout_of_nothing_is_refused(batch):
+    plain = tiny_decoder(2)
+    with pytest.raises(ValueError, match="dropout is of what adapters receive, and this model has none; got 0"):
+        fit(plain, batch, **(SETTINGS | {"dropout": 0.5}), learns=["layers.0.mlp.up_proj.kernel"])
 
 
 def test_a_finished_run_is_not_run_again(model, batch, fitted, tmp_path):
@@ -202,7 +226,7 @@ def test_rows_without_a_counted_token_are_never_drawn(model, batch, tmp_path):
         ({"rows_per_step": 0}, "rows_per_step from 1 to 5, got 0"),
         ({"accumulate": 3}, "accumulate from 1 to 2, got 3"),
         ({"rows_per_step": 5, "accumulate": 2}, "2 does not divide 5"),
-        ({"seed": -1}, "seed from 0 to inf, got -1"),
+        ({"seed": -1}, "seed from 0 to 4294967295, got -1"),
         ({"warmup": 12}, "warmup must be from 0 to 11"),
         ({"learning_rate": float("nan")}, "learning_rate from 0 to .*, got nan"),
         ({"learning_rate": float("inf")}, "learning_rate from 0 to .*, got inf"),
