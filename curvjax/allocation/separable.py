@@ -208,7 +208,9 @@ def _in_scale(curve: Curve, problem: SeparableProblem) -> Solution:
     best = amounts(dual)  # of the Lagrangian
     gap = objective - _objective(curve, problem, best) - dual * jnp.sum(cost * (best - amount))
     missed = jnp.maximum(spent - budget, least - spent) / jnp.where(budget > 0, budget, 1.0)
-    residual = jnp.maximum(_stationarity(curve, problem, amount, dual), jnp.maximum(missed, 0.0))
+    # where the lower bounds take the whole budget nothing can move, however steep the curves are there
+    still = jnp.where(floor >= budget, 0.0, _stationarity(curve, problem, amount, dual))
+    residual = jnp.maximum(still, jnp.maximum(missed, 0.0))
     valid = _valid(problem) & jnp.isfinite(objective)
     held = jnp.where(amount <= lower, -1, jnp.where(amount >= upper * (1 - 1e-12), 1, 0)).astype(jnp.int32)
     result = Solution(

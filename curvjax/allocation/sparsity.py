@@ -1,5 +1,6 @@
 """`Sparsity`: the pruning program over shares of weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
@@ -7,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from curvjax.allocation.budget import BudgetConstraint
+from curvjax.allocation.inputs import with_rounding
 from curvjax.allocation.program import Posed, Whole, chosen, frozen_units, program, tied_units
 from curvjax.allocation.programs import SparsityProgram
 from curvjax.allocation.pruning import allocate_sparsity
@@ -89,6 +91,13 @@ class Sparsity:
             return counted(at(q, self.budget).amount)
 
         at(np.ones(len(units)), self.budget)  # refuses a share beyond max_sparsity
+        reach = int(np.floor(with_rounding(most * size)).sum())
+        if not self.pattern and round(total) > reach:
+            msg = (
+                f"a budget of {self.budget:g} is {round(total):,} weights, of which whole ones within max_sparsity are "
+                f"{reach:,}; take at most {math.floor(1e6 * reach / float(size.sum())) / 1e6:g}."
+            )
+            raise ValueError(msg)
         return Posed(
             cost=np.ones(len(units)),
             maximum=most * size,

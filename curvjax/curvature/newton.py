@@ -33,6 +33,8 @@ def newton_steps(state: Lanczos, basis: Iterable[Any], damping: Float[np.ndarray
     20(5), for several shifts.
     """
     matrix, count = state.matrix, int(state.matrix.count)
+    if not count:  # g = 0: nothing was multiplied
+        return [jax.tree.map(jnp.zeros_like, state.current)] * len(damping)
     diagonal, coupling = (np.asarray(x, np.float64)[:count] for x in (matrix.diagonal, matrix.coupling))
     small = np.diag(diagonal) + np.diag(coupling[:-1], 1) + np.diag(coupling[:-1], -1)
     start = float(matrix.norm) * np.eye(count)[:, 0]

@@ -83,8 +83,9 @@ class StepPromise(NamedTuple):
 
     @property
     def kept(self) -> Float[np.ndarray, " n"]:
-        """The share of the promise found in the loss; may be negative, or above 1."""
-        return np.asarray([found.mean for found in self.decrease]) / self.promised
+        """The share of the promise found in the loss; may be negative, or above 1; NaN where nothing was promised."""
+        found = np.asarray([found.mean for found in self.decrease])
+        return np.divide(found, self.promised, out=np.full_like(found, np.nan), where=self.promised != 0)
 
 
 def forward_streams(model: LayeredModel, batches: Iterable[Any]) -> list[Streams]:

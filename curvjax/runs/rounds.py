@@ -1,5 +1,6 @@
 """Rounds of measured prices, and where each goes: mirror steps over shares [M23], exchanges over ladders [M24]."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,10 +76,18 @@ class Memory:
         self._known: dict[str, Any] = kept["known"] if kept.get("key") == key else {}
 
     def __call__(self, what: str, at: Any, compute: Callable[[], Any]) -> Any:
-        """What `what` is at these amounts, in JSON's types, from before or from `compute()`."""
+        """What `what` is at these amounts, in JSON's types, from before or from `compute()`.
+
+        Raises:
+          ValueError: if it is one number, and not finite.
+        """
         name = f"{what} {digest(at)}"
         if name not in self._known:
-            self._known[name] = plain(compute())
+            found = compute()
+            if isinstance(found, float) and not math.isfinite(found):
+                msg = f"{what} is {found} at a model that was looked at; what was measured before is kept."
+                raise ValueError(msg)
+            self._known[name] = plain(found)
             if self._path is not None:
                 write_json(self._path, {"key": self._key, "known": self._known})
         return self._known[name]

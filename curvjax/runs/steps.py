@@ -61,7 +61,7 @@ def with_choice(rows: Sequence[UnitScore], settings: ScoreSettings) -> list[Unit
     steps = [row.gain.steps for row in rows if row.gain is not None]
     damping, kept, fresh = (
         np.asarray([[value(step) for step in unit] for unit in steps], np.float64)
-        for value in (lambda step: step.bracket.damping, lambda step: step.kept, lambda step: step.fresh)
+        for value in (lambda step: step.bracket.damping, _kept, _fresh)
     )
     places = _places(damping, kept, fresh, settings)
     return [_chosen(row, place, settings) for row, place in zip(rows, places, strict=True)]
@@ -81,12 +81,25 @@ def chosen_gains(found: Sequence[UnitGain], settings: ScoreSettings) -> Chosen:
         middle = [0.5 * (gain.lower[0] + gain.upper[0]) for gain in gains]
         return Chosen(np.asarray(middle), np.asarray([gain.damping[0] for gain in gains]))
     steps = [unit.steps for unit in found if unit.steps is not None]
-    damping, kept = np.stack([step.gain.damping for step in steps]), np.stack([step.kept for step in steps])
-    fresh = np.asarray([[each.mean for each in step.fresh or ()] for step in steps])
+    damping = np.stack([step.gain.damping for step in steps])
+    recorded = [unit_steps(step) for step in steps]
+    kept, fresh = (np.asarray([[of(step) for step in unit] for unit in recorded], np.float64) for of in (_kept, _fresh))
     places = _places(damping, kept, fresh, settings)
     middles = np.stack([0.5 * (step.gain.lower + step.gain.upper) for step in steps])
     at = (np.arange(len(steps)), places)
     return Chosen(middles[at], damping[at])
+
+
+def _kept(step: Step) -> float:
+    """The share of the promise that was kept, for the choice: NaN without a bracket, all where nothing was promised."""
+    if step.bracket.lower is None or step.bracket.upper is None:
+        return np.nan
+    return np.inf if step.promised == 0 else step.kept
+
+
+def _fresh(step: Step) -> float:
+    """The decrease on fresh tokens, for the choice: NaN without a bracket."""
+    return np.nan if step.fresh is None or np.isnan(step.bracket.middle) else step.fresh
 
 
 def _places(

@@ -315,3 +315,18 @@ def test_a_file_has_room_for_its_widths_beside_what_has_none():
 def test_bits_that_cannot_be_stored_or_reached_are_refused_with_numbers(settings, match):
     with pytest.raises(ValueError, match=match):
         Bits(**{"budget": 4.0, "budget_of": "stored"} | settings).pose(STORED)
+
+
+def test_a_share_that_whole_weights_do_not_reach_is_refused_with_the_largest_that_they_do():
+    units = [UnitShape(f"layers.{k}", k, {f"layers.{k}.mlp.up_proj": (5, 5)}) for k in range(3)]
+    with pytest.raises(ValueError, match=r"0\.95 is 71 weights, of which whole ones .* are 69; take at most 0\.92"):
+        Sparsity(0.95).pose(units)
+    posed = Sparsity(0.92).pose(units)
+    assert posed.whole(np.ones(3)).amount.tolist() == [23, 23, 23]
+
+
+@pytest.mark.parametrize("utility", ["log", "power", "saturating"])
+def test_a_budget_at_the_minimum_leaves_all_units_there(utility):
+    posed = Ranks(1, utility=utility).pose(LAYERS)
+    assert posed.whole(Q).amount.tolist() == [1] * len(LAYERS)
+    assert posed.solve(Q).residual <= 1e-12

@@ -9,6 +9,7 @@ from curvjax.data import Document, read_documents, split_documents
 from curvjax.layers import UnitShape
 from curvjax.models import load_model, parameters
 from curvjax.records import Allocation, Descent, read_json
+from curvjax.runs import descend as descending
 from curvjax.runs import rounds
 from curvjax.runs.allocate import allocate
 from curvjax.runs.descend import DescendSettings, descend
@@ -157,6 +158,21 @@ def test_texts_that_share_documents_ties_and_other_units_are_refused(found, shal
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=r"need iterations|need rate in"):
         DescendSettings(**change)
+
+
+def test_a_loss_that_is_not_finite_ends_the_descent_and_is_not_kept(found, shallow, parts, tmp_path, monkeypatch):
+    original, calls = descending.perplexity, []
+
+    def faulty(*given, **named):
+        calls.append(1)
+        result = original(*given, **named)
+        return result._replace(nll=float("nan")) if len(calls) == 2 else result
+
+    monkeypatch.setattr(descending, "perplexity", faulty)
+    with pytest.raises(ValueError, match="nll is nan at a model that was looked at; what was measured before is kept"):
+        descend(shallow, *parts, PROGRAM, None, SETTINGS, directory=tmp_path)
+    monkeypatch.setattr(descending, "perplexity", original)
+    assert descend(shallow, *parts, PROGRAM, None, SETTINGS, directory=tmp_path).iterates == found.iterates
 
 
 def test_a_price_that_is_not_finite_names_unit_and_step(shallow, parts, monkeypatch):

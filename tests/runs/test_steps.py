@@ -11,10 +11,11 @@ from curvjax.models.layered import layered_model
 from curvjax.records import Scores
 from curvjax.runs import score as scoring
 from curvjax.runs.measure import ScoreSettings, scored_units
+from curvjax.runs.promise import promise
 from curvjax.runs.score import score
 from curvjax.runs.steps import with_choice
-from curvjax.runs.text import packed_text
-from curvjax.testing import dense_gain, dense_matrix
+from curvjax.runs.text import TextSettings, packed_text
+from curvjax.testing import dense_gain, dense_matrix, tiny_model
 from tests.runs.tiny import ROWS, texts
 
 RADII = (0.01, 0.002, 0.0001)
@@ -129,6 +130,36 @@ def test_where_nothing_keeps_enough_the_shortest_step_is_chosen_and_shown(tried)
     (row, _) = chosen(with_steps(tried, [(0.1, 0.0)] * 3, [(0.9, 0.0)] * 3), policy="promise")
     assert row.gain.chosen.damping == row.gain.steps[-1].bracket.damping
     assert row.gain.steps[-1].kept == 0.1
+
+
+def test_a_step_without_a_bracket_is_not_chosen_and_a_unit_that_promises_nothing_does_not_choose(tried):
+    made = with_steps(tried, [(1.1, 0.9), (0.9, 0.2), (1.0, 0.1)], [(0.0, 0.0)] * 3)
+    first, second = made.units
+    open_steps = [
+        replace(step, bracket=replace(step.bracket, lower=None, status="negative_curvature")) if place == 0 else step
+        for place, step in enumerate(first.gain.steps)
+    ]
+    still = [replace(step, promised=0.0, decrease=0.0, fresh=0.0) for step in second.gain.steps]
+    rows = [
+        replace(row, gain=replace(row.gain, steps=tuple(steps)))
+        for row, steps in ((first, open_steps), (second, still))
+    ]
+    for policy in ("promise", "held-out"):
+        found = chosen(replace(made, units=tuple(rows)), policy=policy, common=True)
+        assert [row.gain.chosen.damping for row in found] == [row.gain.steps[1].bracket.damping for row in rows]
+
+
+def test_units_without_a_gradient_have_no_gain_and_leave_the_choice_to_others():
+    """Documents of two tokens: queries and keys of the only token that is predicted from do not matter."""
+    model, settings = tiny_model(layers=2), TextSettings(tokens=64, length=16)
+    text = packed_text(texts(100, words=2), model, settings, source="texts")
+    for changes in ({}, {"curvature": "kfac"}):
+        found = score(model, text, settings=replace(SETTINGS, granularity="module", policy="auto", **changes))
+        gains = {unit.name: (unit.lower, unit.upper, unit.gain.chosen.status) for unit in found.units}
+        assert gains["layers.0.self_attn.q_proj"] == gains["layers.1.self_attn.k_proj"] == (0.0, 0.0, "converged")
+        assert gains["layers.0.self_attn.v_proj"][0] > 0
+    made = promise(model, text, 0.001, replace(SETTINGS, granularity="module"))
+    assert all(np.isfinite(unit.promised) for unit in made.units)
 
 
 @pytest.mark.parametrize(
