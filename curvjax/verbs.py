@@ -27,6 +27,7 @@ from curvjax.runs.rebuild import Saved, rebuild
 from curvjax.runs.rebuild import save as save_forms
 from curvjax.runs.rerank import rerank
 from curvjax.runs.score import score as _score
+from curvjax.runs.stored_names import require_stored_names
 from curvjax.runs.text import Text, TextSettings, changed, read, with_validation
 from curvjax.runs.transfer import transfer
 from curvjax.scores import SCORES
@@ -330,6 +331,7 @@ def save(
         return Path(directory)
     require_options(format, settings)
     if format == "peft":
+        require_stored_names(rebuilt.source)
         require_own_weights(rebuilt.model, rebuilt.source, source=rebuilt.method)
         save_peft(rebuilt.model, directory, base=rebuilt.source.name)
         return Path(directory)

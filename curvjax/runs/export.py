@@ -32,7 +32,14 @@ from curvjax.runs.adapt import ADAPTER_SCHEMA, adapted_model, load_adapter
 from curvjax.runs.export_experts import MergedAdapter, export_merged
 from curvjax.runs.export_plans import export_axolotl, export_lora_rules, export_widths
 from curvjax.runs.open import open_model
-from curvjax.runs.stored_names import Family, amounts_of_projections, family_of, ordered_units, stored_unit
+from curvjax.runs.stored_names import (
+    Family,
+    amounts_of_projections,
+    family_of,
+    ordered_units,
+    require_stored_names,
+    stored_unit,
+)
 from curvjax.storage import Format
 from curvjax.surgery import SCALES, by_projection, dense_equivalent, projections
 
@@ -319,6 +326,7 @@ def export_peft(loaded: Loaded, adapter: str | Path, settings: ExportSettings, d
       ValueError: if the adapter belongs to other weights or changes them (PiSSA, LoRA-GA), is more than B A, or the
         model's family fuses projections (GPT-2).
     """
+    require_stored_names(loaded)
     adapted = load_adapter(loaded, adapter)
     model = adapted.model
     require_own_weights(model, loaded, source=adapter)
@@ -347,6 +355,7 @@ def export_experts(
       FileExistsError: if `directory` holds anything.
       ValueError: if the adapter belongs to other weights or has no mixtures, or the text is too short.
     """
+    require_stored_names(loaded)
     adapted = load_adapter(loaded, adapter)
     stabilised = adapted.settings.get("scaling") == "rank-stabilised"
     base = settings.base or loaded.name

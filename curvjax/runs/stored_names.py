@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import Loaded
+from curvjax.models.hf_config import MULTIMODAL
 from curvjax.models.hf_names import module_order, stored_layer, stored_module
 from curvjax.records import Allocation, UnitAmount
 
@@ -15,13 +16,29 @@ class Family(NamedTuple):
     projections: tuple[str, ...]
 
 
+def require_stored_names(loaded: Loaded) -> None:
+    """Do nothing if the modules of the directory that a model was read from have the names of its family.
+
+    Raises:
+      ValueError: of a multimodal model, in which the text decoder's modules have others.
+    """
+    if loaded.beside.config.get("model_type") == MULTIMODAL:
+        msg = (
+            f"{loaded.name} is a multimodal model, in which the text decoder's modules have other names: export it to "
+            "safetensors, and take that directory for the base."
+        )
+        raise ValueError(msg)
+
+
 def family_of(allocation: Allocation, loaded: Loaded | None) -> Family:
     """The family of an allocation's model.
 
     Raises:
-      ValueError: if `loaded` is another model, or the allocation does not say and there is no `loaded`.
+      ValueError: if `loaded` is another model or a multimodal one, or the allocation does not say and there is no
+        `loaded`.
     """
     if loaded is not None:
+        require_stored_names(loaded)
         allocation.origin.require_model(loaded.sha256, source="the allocation")
         return Family(loaded.origin.family, loaded.origin.projections)
     model = allocation.origin.model

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import curvjax as cj
+from curvjax.allocation import Ranks
 from curvjax.interop import PeftAdapter, load_peft
 from curvjax.layers import layer_index
 from curvjax.models import load_model, parameters, save_hf
@@ -12,6 +13,7 @@ from curvjax.records import Allocation, Budget, Origin, Rebuilt, Size, UnitAmoun
 from curvjax.runs import adapt as adapting
 from curvjax.runs import export as exporting
 from curvjax.runs.adapt import TrainSettings, adapt
+from curvjax.runs.allocate import allocate
 from curvjax.runs.export import (
     ExportSettings,
     export,
@@ -21,9 +23,10 @@ from curvjax.runs.export import (
     export_recipe,
     export_safetensors,
 )
+from curvjax.runs.score import score
 from curvjax.surgery import LoRA, LoRAMixture, drop_layers, merge_experts, merge_lora
 from tests.runs.stand_ins import stand_in_fit
-from tests.runs.tiny import texts, write_texts
+from tests.runs.tiny import rows, texts, write_texts
 
 SETTINGS = ExportSettings()
 LAYER_RANKS = [2, 1, 2, 1, 1, 0, 1, 2, 1, 2, 3, 4]  # layers 1, 10 and 11 differ
@@ -403,3 +406,16 @@ def test_a_model_is_not_written_over_other_files(loaded, tmp_path):
         export_safetensors(loaded, None, tmp_path)
     save_hf(loaded.model, tmp_path / "out")
     export_safetensors(loaded, None, tmp_path / "out")
+
+
+def test_names_of_a_multimodal_model_are_refused(loaded, tmp_path):
+    """Its text decoder's modules lie below language_model; adapters and plans would fit none of them."""
+    whole = loaded._replace(beside=loaded.beside._replace(config={"model_type": "gemma3"}))
+    ranks = allocate(score(loaded, rows(loaded), "erk"), Ranks(2.0))
+    with pytest.raises(ValueError, match=r"is a multimodal model, .* export it to safetensors, and take that"):
+        export_peft(whole, tmp_path / "adapter", ExportSettings(), tmp_path / "out")
+    with pytest.raises(ValueError, match="is a multimodal model"):
+        export_peft_config(ranks, ExportSettings(), tmp_path / "out", loaded=whole)
+    with pytest.raises(ValueError, match="is a multimodal model"):
+        cj.save(cj.rebuild(whole, ranks, LoRA()), tmp_path / "out", format="peft")
+    assert not list(tmp_path.iterdir())
