@@ -142,6 +142,8 @@ def test_what_is_not_plain_is_refused_by_place_and_kind(made, kind):
 
 def test_a_name_is_given_once():
     other = type("LoRALinear", (nnx.Module,), {"__module__": "somewhere.else"})
-    with pytest.raises(ValueError, match=r"there is a kind of module 'LoRALinear' already, of curvjax\.surgery\.lora"):
+    with pytest.raises(
+        ValueError, match=r"there is a kind of module 'LoRALinear' already, of curvjax\.surgery\.growing\.lora"
+    ):
         rebuilt_module(other)
     assert KINDS["LoRALinear"].__module__ == "curvjax.surgery.growing.lora"
