@@ -5,6 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from curvjax.interop import require_makeable
+
 
 def require_place(command: Any) -> None:
     """Refuses an --out that could not be written once the work is done.
@@ -22,12 +24,7 @@ def require_place(command: Any) -> None:
     if default.suffix and out.is_dir():
         msg = f"--out {out} is a directory; give the file to write, such as {out / default.name}."
         raise ValueError(msg)
-    whole = out.resolve()
-    there = next(each for each in (whole, *whole.parents)[bool(default.suffix) :] if each.exists())
-    if not there.is_dir():
-        msg = f"--out {out} needs a directory where {there} is a file; give another place."
-        raise ValueError(msg)
-    for written in (there, *([out] if out.is_file() else [])):  # a file is written beside its place, then put there
-        if not os.access(written, os.W_OK):
-            msg = f"--out {out}: {written} is not to be written to; give another place."
-            raise PermissionError(msg)
+    require_makeable(out.parent if default.suffix else out)  # a file is written beside its place, then put there
+    if out.is_file() and not os.access(out, os.W_OK):
+        msg = f"--out {out} is not to be written to; give another place."
+        raise PermissionError(msg)

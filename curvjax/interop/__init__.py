@@ -3,6 +3,7 @@
 from curvjax.interop.coded import CodedExport as CodedExport
 from curvjax.interop.compressed_tensors import save_compressed_tensors as save_compressed_tensors
 from curvjax.interop.folder import new_folder as new_folder
+from curvjax.interop.folder import require_makeable as require_makeable
 from curvjax.interop.folder import require_new as require_new
 from curvjax.interop.folder import require_placeable as require_placeable
 from curvjax.interop.gguf import save_gguf as save_gguf

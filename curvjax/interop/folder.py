@@ -44,17 +44,32 @@ def require_new(directory: str | Path) -> None:
         raise FileExistsError(msg)
 
 
+def require_makeable(directory: str | Path) -> None:
+    """Do nothing if files can be made in `directory`, or it itself below the nearest folder above that is there.
+
+    Raises:
+      ValueError: if a file lies where a directory is needed.
+      PermissionError: if what is there is not to be written to.
+    """
+    directory = Path(directory).resolve()
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    if not there.is_dir():
+        msg = f"{directory} needs a directory where {there} is a file; give another place."
+        raise ValueError(msg)
+    if not os.access(there, os.W_OK):
+        msg = f"{directory}: {there} is not to be written to; give another place."
+        raise PermissionError(msg)
+
+
 def require_placeable(directory: str | Path) -> None:
     """Do nothing if a folder that is written elsewhere can be given the name `directory`.
 
     Raises:
+      ValueError: if a file lies where a directory is needed.
       PermissionError: if the folder above it is not to be written to, or it is a mount point or the folder one is in.
     """
     directory = Path(directory).resolve()
-    above = next(each for each in directory.parents if each.exists())
-    if not os.access(above, os.W_OK):
-        msg = f"{directory}: {above} is not to be written to; give another place."
-        raise PermissionError(msg)
+    require_makeable(directory.parent)
     if directory.exists() and (directory == Path.cwd() or directory.is_mount()):
         msg = f"{directory} is where you are, or where a disk is mounted, and cannot be replaced; name a folder in it."
         raise PermissionError(msg)

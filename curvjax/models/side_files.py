@@ -23,6 +23,7 @@ from curvjax.models.hf_defaults import HARMLESS
 from curvjax.models.hf_files import stored_tensors
 from curvjax.models.hf_names import place, plain_name, prefix
 from curvjax.models.parameters import parameters, with_parameters
+from curvjax.models.rebuilt import rebuilt_modules
 from curvjax.models.tokenizer import Tokenizer, tokenizer_config
 
 FILES = (  # by pattern: what turns text and messages into ids, and what writing of text starts from
@@ -226,10 +227,13 @@ def stored_dtype(config: DecoderConfig, path: str, beside: SideFiles) -> str | N
 
 
 def rounded_as_stored(model: Decoder, beside: SideFiles) -> Decoder:
-    """A copy of `model` with the values that its parameters have once stored in the dtypes of `beside`."""
-    values = parameters(model)
+    """A copy of `model` with the values that its parameters have once stored in the dtypes of `beside`.
+
+    What a rebuilt module stands on may lack what it adds, and is no weight of the original: it is kept as it is.
+    """
+    values, inside = parameters(model), tuple(f"{path}." for path in rebuilt_modules(model))
     for path, value in values.items():
-        known = path.rpartition(".")[2] in _LEAVES
+        known = path.rpartition(".")[2] in _LEAVES and not path.startswith(inside)
         dtype = stored_dtype(model.config, path, beside) if known else None
         if dtype is not None and dtype != value.dtype:
             values[path] = jnp.asarray(in_dtype(np.asarray(value), dtype), value.dtype)

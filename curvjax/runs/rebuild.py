@@ -12,12 +12,9 @@ from curvjax.models import (
     Loaded,
     config_to_hf,
     model_hash,
-    parameters,
-    rebuilt_modules,
     require_decoder,
     rounded_as_stored,
     save_hf,
-    with_parameters,
 )
 from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.allocate import program_of
@@ -187,14 +184,9 @@ def realised(found: Rebuilt, allocation: Allocation) -> float:
 
 
 def save_forms(model: Decoder, loaded: Loaded, directory: str | Path, *, checkpoint: bool = True) -> Saved:
-    """The model in the forms that can hold it, with the values that the dtypes of the original can hold; see `save`.
-
-    What a rebuilt module stands on may lack what it adds, and is no weight of the original: it is kept as it is.
-    """
+    """The model in the forms that can hold it, with the values that the dtypes of the original can hold; see `save`."""
     directory, tokenizer, beside = Path(directory), loaded.tokenizer, loaded.beside
-    inside = tuple(f"{path}." for path in rebuilt_modules(model))
-    own = {path: value for path, value in parameters(model).items() if path.startswith(inside)}
-    model = with_parameters(model, parameters(rounded_as_stored(model, beside)) | own)
+    model = rounded_as_stored(model, beside)
     dense, only_here = _dense(model)
     if dense is not None:
         save_hf(dense, directory, tokenizer=tokenizer, beside=beside)

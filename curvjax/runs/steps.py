@@ -92,7 +92,7 @@ def chosen_gains(found: Sequence[UnitGain], settings: ScoreSettings) -> Chosen:
 
 def _kept(step: Step) -> float:
     """The share of the promise that was kept, for the choice: NaN without a bracket, all where nothing was promised."""
-    if step.bracket.lower is None or step.bracket.upper is None:
+    if np.isnan(step.bracket.middle):
         return np.nan
     return np.inf if step.promised == 0 else step.kept
 

@@ -82,6 +82,7 @@ from curvjax.surgery.lesson import require_learning as require_learning
 from curvjax.surgery.method import SURGERIES as SURGERIES
 from curvjax.surgery.method import Surgery as Surgery
 from curvjax.surgery.method import surgery as surgery
+from curvjax.surgery.projections import apply_masks as apply_masks
 from curvjax.surgery.projections import by_projection as by_projection
 from curvjax.surgery.projections import layer_projections as layer_projections
 from curvjax.surgery.projections import projections as projections
@@ -89,7 +90,6 @@ from curvjax.surgery.pruning.magnitude import Magnitude as Magnitude
 from curvjax.surgery.pruning.magnitude import magnitude_mask as magnitude_mask
 from curvjax.surgery.pruning.magnitude import prune_magnitude as prune_magnitude
 from curvjax.surgery.pruning.masks import Pruned as Pruned
-from curvjax.surgery.pruning.masks import apply_masks as apply_masks
 from curvjax.surgery.pruning.masks import load_masks as load_masks
 from curvjax.surgery.pruning.masks import save_masks as save_masks
 from curvjax.surgery.pruning.pattern import Pattern as Pattern

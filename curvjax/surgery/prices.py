@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from curvjax.data import Batch
 from curvjax.layers import Unit, module_path
-from curvjax.models import Decoder, parameters, with_parameters
+from curvjax.models import Decoder, parameters
 from curvjax.surgery.method import SURGERIES, Surgery, require_target
+from curvjax.surgery.projections import apply_masks
 
 
 class Order(NamedTuple):
@@ -130,13 +131,14 @@ def by_matrix(score: Float[Array, "I O"]) -> Int[Array, "I O"]:
 
 def masked(model: Decoder, order: Order, shares: Mapping[str, float]) -> Decoder:
     """The model whose weights with a place below share x length are zero; `shares` by kernel path."""
-    values = parameters(model)
-    stays = {
-        path: order.place[path] >= jnp.round(share * order.length[path])
-        for path, share in shares.items()
-        if path in order.place
-    }
-    return with_parameters(model, values | {path: jnp.where(here, values[path], 0) for path, here in stays.items()})
+    return apply_masks(
+        model,
+        {
+            path: order.place[path] >= jnp.round(share * order.length[path])
+            for path, share in shares.items()
+            if path in order.place
+        },
+    )
 
 
 def by_masks(

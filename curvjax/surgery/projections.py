@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from curvjax.layers import Unit, layer_index, module_path
@@ -112,3 +113,30 @@ def linear_with(kernel: jax.Array, bias: nnx.Param | None) -> Linear:
     inputs, outputs = kernel.shape
     empty = nnx.eval_shape(lambda: Linear(inputs, outputs, bias=bias is not None, rngs=Undrawn(), dtype=kernel.dtype))
     return with_parameters(empty, {"kernel": kernel} | ({} if bias is None else {"bias": bias[...]}))
+
+
+def apply_masks(module: Module, masks: Mapping[str, jax.Array]) -> Module:
+    """A copy of `module` with zeros where a mask is False; all else is shared.
+
+    Args:
+      module: a decoder, or a part of one.
+      masks: `parameter path -> bool array` of the parameter's shape.
+
+    Returns:
+      A new module.
+
+    Raises:
+      KeyError: if a path is not in the module.
+      ValueError: if a mask is not boolean or not of the parameter's shape.
+    """
+    values = parameters(module)
+    unknown = sorted(masks.keys() - values.keys())
+    if unknown:
+        msg = f"masks name {len(unknown)} parameters that the model lacks, e.g. {unknown[:3]}."
+        raise KeyError(msg)
+    for path, mask in masks.items():
+        if mask.shape != values[path].shape or mask.dtype != bool:
+            msg = f"mask of {path} must be bool of shape {values[path].shape}; got {mask.dtype} of shape {mask.shape}."
+            raise ValueError(msg)
+    masked = {path: jnp.where(mask, values[path], jnp.zeros((), values[path].dtype)) for path, mask in masks.items()}
+    return with_parameters(module, values | masked)

@@ -9,8 +9,7 @@ from curvjax.models import parameters, with_parameters
 from curvjax.runs import besa
 from curvjax.runs.besa import learned_shares
 from curvjax.surgery import Magnitude
-from curvjax.surgery.projections import kernel_units
-from curvjax.surgery.pruning.masks import apply_masks
+from curvjax.surgery.projections import apply_masks, kernel_units
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from curvjax.data import Batch
 from curvjax.models import Decoder, parameters, require_plain, with_parameters
 from curvjax.records import Rebuilt
 from curvjax.surgery.method import Counts, Surgery, account
+from curvjax.surgery.projections import apply_masks
 from curvjax.surgery.pruning.pattern import Pattern
 from curvjax.surgery.pruning.sparsity import (
     Amount,
@@ -54,33 +55,6 @@ class PrunedKernel(NamedTuple):
 
     kernel: Float[Array, "I O"]
     mask: Bool[Array, "I O"]
-
-
-def apply_masks(module: Module, masks: Mapping[str, jax.Array]) -> Module:
-    """A copy of `module` with zeros where a mask is False; all else is shared.
-
-    Args:
-      module: a decoder, or a part of one.
-      masks: `parameter path -> bool array` of the parameter's shape.
-
-    Returns:
-      A new module.
-
-    Raises:
-      KeyError: if a path is not in the module.
-      ValueError: if a mask is not boolean or not of the parameter's shape.
-    """
-    values = parameters(module)
-    unknown = sorted(masks.keys() - values.keys())
-    if unknown:
-        msg = f"masks name {len(unknown)} parameters that the model lacks, e.g. {unknown[:3]}."
-        raise KeyError(msg)
-    for path, mask in masks.items():
-        if mask.shape != values[path].shape or mask.dtype != bool:
-            msg = f"mask of {path} must be bool of shape {values[path].shape}; got {mask.dtype} of shape {mask.shape}."
-            raise ValueError(msg)
-    masked = {path: jnp.where(mask, values[path], jnp.zeros((), values[path].dtype)) for path, mask in masks.items()}
-    return with_parameters(module, values | masked)
 
 
 def pruned(model: Decoder, masks: dict[str, jax.Array], plan: SparsityPlan) -> Pruned:
