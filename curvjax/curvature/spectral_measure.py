@@ -68,7 +68,7 @@ def spectral_gain(spectrum: SpectralMeasure, policy: Policy, *, rtol: float = 1e
       A `Gain` of no iterations. Never raises on values: read `status`.
     """
     damping = policy(spectrum)
-    moves = spectrum.norm > 0  # of nothing, over an eigenvalue and a damping of 0, there is no quotient
+    moves = spectrum.norm != 0  # of nothing, over an eigenvalue and a damping of 0, there is no quotient
     value, step = (jnp.where(moves, x, 0.0) for x in (spectrum.value(damping), spectrum.step_norm(damping)))
     largest = spectrum.largest_eigenvalue()
     slack = spectrum.rounding * (largest * step**2 + value)
