@@ -104,6 +104,7 @@ class Bits:
         least = 0.0 if menu.extra is None else float(menu.extra[:, 0].sum())
         if self.budget_of != "weights":
             self._require_reach(menu, total, beside)
+        most = np.full(size.shape, float(widths.max()))
         energy = np.asarray([unit.norm**2 / (2 * unit.parameters) if self.energy else 1.0 for unit in units])
 
         def choice(value: np.ndarray) -> tuple[Whole, Any]:
@@ -115,8 +116,8 @@ class Bits:
 
         return Posed(
             cost=size,
-            maximum=np.full(size.shape, float(widths.max())),
-            budget=BudgetConstraint(size, total - least, np.full(size.shape, float(widths.max()))),
+            maximum=most,
+            budget=BudgetConstraint(size, min(total - least, float(size @ most)), most),
             requested=total,
             unit={"weights": "bits", "stored": "bits with scales and zeros", "file": "bytes"}[self.budget_of],
             meaning="fall of the relaxed objective per further bit",

@@ -41,7 +41,7 @@ class Posed(NamedTuple):
     where none do. ties: `[K]` groups of units that receive the same, or None. at: the continuous program at another
     budget, traceable; None where there is none. paper: the program as Theorem 4 speaks of it [M18], or None. remark:
     what cancels [M13], [M17]. menu: what units choose from, for plans and searches, or None. beside: what the budget
-    that was asked for holds beside all this, such as bytes of embeddings.
+    that was asked for holds beside all this, such as bytes of embeddings. positive: whether no q may be 0.
     """
 
     cost: Float[np.ndarray, " K"]
@@ -62,6 +62,7 @@ class Posed(NamedTuple):
     scale: float | Num[np.ndarray, " K"] = 1.0
     menu: Menu | None = None
     beside: float = 0.0
+    positive: bool = False
 
     def spent(self, amount: Num[np.ndarray, " K"]) -> float:
         """What whole amounts take of the budget."""

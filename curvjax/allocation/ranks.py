@@ -47,7 +47,7 @@ class Ranks:
     """Mean rank or number of experts, weighted by cost."""
     _: KW_ONLY
     minimum: int = 1
-    """Least of each unit; a rank of 0 lets a unit go without an adapter."""
+    """Least of each unit, 0: it may go without; published rules share out from nothing where `allowed` is not set."""
     allowed: tuple[int, ...] = ()
     """Amounts to choose from, e.g. 4 8 16; nothing: any."""
     frozen: tuple[str, ...] = ()

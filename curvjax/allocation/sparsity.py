@@ -119,6 +119,7 @@ class Sparsity:
             remark="The total is fixed, so that storage price and penalty weight cancel: only scores, kappa and bounds "
             "count.",
             scale=size,
+            positive=True,
         )
 
     def _patterns(self, size: np.ndarray, most: np.ndarray, groups: np.ndarray | None, harm: Any) -> Whole:

@@ -15,6 +15,7 @@ from curvjax.runs.rebuild import rebuild, save
 from curvjax.runs.text import Text, require_known, text_origin
 from curvjax.surgery import SURGERIES, LoRA, Restoring, Surgery, require_learning, trained_parameters
 from curvjax.training import OPTIMIZERS, Optimizer, TrainCost, described, fit, require_ranges
+from curvjax.training.devices import row_mesh
 
 ADAPTER_SCHEMA = "curvjax.adapter/3"
 ADAPTERS = LoRA(start="gradient")
@@ -71,7 +72,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Refuse what is out of range, before a model is run."""
         given = asdict(self) | {"rows_per_step": self.rows, "seed": self.order_seed}
-        require_ranges({name: value for name, value in given.items() if name not in ("select_every", "patience")})
+        unread = () if self.selection else ("select_every", "patience")
+        require_ranges({name: value for name, value in given.items() if name not in unread})
 
 
 def adapt(
@@ -113,10 +115,9 @@ def adapt(
     learning = require_learning(method)
     directory, by = Path(directory), _named(optimizer, settings.optimizer)
     _require_own(directory)
+    row_mesh(settings.devices)  # refused by `fit` too, after the start
     progress(label, 0, settings.steps)  # the first step compiles: show the bar before it
     training, selection = _batches(loaded, documents, settings)
-    if selection is not None:  # refused by `fit` too, after the start
-        require_ranges(asdict(settings) | {"rows_per_step": settings.rows})
     text = _start_text(loaded, documents, training, settings) if method.reads_text else None
     born = rebuild(loaded, allocation, method, text, progress=progress, label=f"{label}: start")
     lesson = learning.lesson(born)

@@ -160,7 +160,6 @@ def fit(
         settings |= {"select_every": select_every, "patience": patience}
     settings = recipe._asdict() | {"optimizer": described(by)} | settings
     require_ranges(settings | {"checkpoint_every": checkpoint_every}, len(rows))
-    _require_parts(rows_per_step, accumulate, settings["devices"])
     _require_content(model, selection, dropout)
     if tensorboard:
         _require_events(directory)
@@ -262,7 +261,7 @@ def _counted(batch: Batch) -> Int[np.ndarray, " R"]:
 
 
 def require_ranges(settings: Mapping[str, Any], counted: float = math.inf) -> None:
-    """Do nothing if what `fit` is told lies in its ranges.
+    """Do nothing if what `fit` is told lies in its ranges, and the rows of a step can be parted.
 
     Args:
       settings: of `fit`, by name; with `steps` and `rows_per_step`.
@@ -294,16 +293,14 @@ def require_ranges(settings: Mapping[str, Any], counted: float = math.inf) -> No
         known = f" (of the rows, {counted} have a token that counts)" if math.isfinite(counted) else ""
         msg = f"settings out of range: {'; '.join(wrong)}{known}."
         raise ValueError(msg)
-
-
-def _require_parts(rows_per_step: int, accumulate: int, devices: int) -> None:
-    if rows_per_step % accumulate:
-        msg = f"accumulate must divide rows_per_step; {accumulate} does not divide {rows_per_step}."
+    rows, accumulate, devices = settings["rows_per_step"], settings.get("accumulate", 1), settings.get("devices") or 1
+    if rows % accumulate:
+        msg = f"accumulate must divide rows_per_step; {accumulate} does not divide {rows}."
         raise ValueError(msg)
-    if rows_per_step // accumulate % devices:
+    if rows // accumulate % devices:
         msg = (
             f"the number of devices must divide the rows of a microbatch; {devices} does not divide "
-            f"{rows_per_step // accumulate}, rows_per_step / accumulate."
+            f"{rows // accumulate}, rows_per_step / accumulate."
         )
         raise ValueError(msg)
 

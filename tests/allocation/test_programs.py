@@ -330,3 +330,12 @@ def test_a_budget_at_the_minimum_leaves_all_units_there(utility):
     posed = Ranks(1, utility=utility).pose(LAYERS)
     assert posed.whole(Q).amount.tolist() == [1] * len(LAYERS)
     assert posed.solve(Q).residual <= 1e-12
+
+
+@pytest.mark.parametrize(("budget", "widths"), [(18.0, [16, 8, 8]), (40.0, [16, 16, 16])])
+def test_a_rule_spends_no_more_stored_bits_than_the_largest_widths_hold(budget, widths):
+    posed = Bits(budget, budget_of="stored", allowed=(4, 8, 16)).pose(STORED)
+    assert posed.budget.mean == min(budget - 0.375, 16.0)
+    found = posed.rounded(RULES["uniform"].of(np.ones(3), posed.budget))
+    assert posed.spent(found.amount) <= budget * sum(a * b for a, b in SIDES)
+    assert found.amount.tolist() == widths

@@ -149,7 +149,7 @@ def test_documents_held_out_are_those_that_are_selected_by(loaded, allocation, t
 @pytest.mark.parametrize("count", [4, 5, -1])
 def test_a_selection_that_leaves_nothing_to_train_on_is_refused(loaded, allocation, tmp_path, count):
     with pytest.raises(ValueError, match=rf"selection must be from 0 to 3, .*; got {count}"):
-        adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, selection=count), tmp_path)
+        adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, selection=count, select_every=1), tmp_path)
     assert not (tmp_path / "training").exists()
 
 
@@ -370,3 +370,22 @@ def test_documents_longer_than_the_model_takes_are_refused_before_a_start(loaded
     with pytest.raises(ValueError, match="a document of 14 tokens, but the model takes at most 8"):
         adapt(short, allocation, LoRA(), texts(4), settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"selection": 2, "select_every": 3}, "select_every from 1 to 2, got 3"),
+        ({"rows": 3, "accumulate": 2}, "2 does not divide 3"),
+        ({"rows": 4, "devices": 3}, "3 does not divide 4"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_a_model_is_run(given, match):
+    with pytest.raises(ValueError, match=match):
+        replace(SETTINGS, **given)
+
+
+def test_devices_that_are_not_there_are_refused_before_the_start(loaded, allocation, tmp_path, monkeypatch):
+    monkeypatch.setattr("curvjax.runs.adapt.rebuild", pytest.fail)
+    with pytest.raises(ValueError, match="devices must be from 1 to 1"):
+        adapt(loaded, allocation, LoRA(), texts(4), replace(SETTINGS, rows=64, devices=64), tmp_path)

@@ -429,3 +429,11 @@ def test_the_best_are_those_of_the_controls_scores():
 def test_places_that_are_not_there_are_refused(program, where, message):
     with pytest.raises(ValueError, match=message):
         allocate(tiny_scores(SCORES), program, **where)
+
+
+def test_a_bracket_that_reaches_zero_has_no_certificate_where_removing_would_be_free(gains):
+    first, *others = gains.units
+    reaching = replace(gains, units=(replace(first, lower=0.0), *others))
+    assert allocate(gains, Sparsity(0.5)).certificate is not None
+    assert allocate(reaching, Sparsity(0.5)).certificate is None
+    assert allocate(reaching, Ranks(3)).certificate is not None
