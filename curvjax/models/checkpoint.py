@@ -85,7 +85,8 @@ def load_arrays(directory: str | Path, *, schema: str, dtype: DTypeLike | None =
     stored = _read(directory, None)
     found = stored.custom_metadata.get("schema") if isinstance(stored.custom_metadata, dict) else None
     if found != schema:
-        msg = f"{directory}: schema {found!r}, expected {schema!r}."
+        told = f"{found!r}" if found else f"None, as another program leaves, or damage to {_MARK}"
+        msg = f"{directory}: schema {told}, expected {schema!r}."
         raise ValueError(msg)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {
