@@ -11,7 +11,8 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from curvjax.models import config_from_hf, load_hf
+from curvjax.models import config_from_hf, load_hf, save_hf
+from curvjax.models.side_files import read_side_files
 from tests.models.families import FAMILIES, weights, write_checkpoint
 from tests.oracles.reference import logits
 
@@ -169,7 +170,7 @@ def test_what_transformers_refuses_is_refused_by_name(family, change, message, t
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_text_decoder_of_a_multimodal_gemma_is_read(tied, tmp_path):
+def test_the_text_decoder_of_a_multimodal_gemma_is_read_and_leaves_as_one(tied, tmp_path):
     text = {"num_hidden_layers": 3, "sliding_window": 5, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     entries = {
@@ -186,3 +187,6 @@ def test_the_text_decoder_of_a_multimodal_gemma_is_read(tied, tmp_path):
         found = load_hf(tmp_path)
     assert (found.config.architecture, found.config.tied, found.config.eos_token_ids) == ("gemma3_text", tied, (1, 5))
     np.testing.assert_allclose(np.asarray(found.model(TOKENS)), expected, atol=2e-4, rtol=0)
+    saved = tmp_path / "saved"
+    save_hf(found.model, saved, beside=read_side_files(tmp_path, found.config))
+    np.testing.assert_allclose(logits(saved, TOKENS), expected, atol=2e-4, rtol=0)
