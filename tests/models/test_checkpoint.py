@@ -171,5 +171,5 @@ class TestArrays:
 
     def test_a_description_that_is_not_json_is_refused(self, saved):
         (saved / "_CHECKPOINT_METADATA").write_text("{")
-        with pytest.raises(ValueError, match=r"saved: schema None, as .* damage to _CHECK.*, expected 'curvjax\.model/1'"):
+        with pytest.raises(ValueError, match=r"schema None, .* damage to _CHECK.*, expected 'curvjax\.model/1'"):
             load_arrays(saved, schema="curvjax.model/1")
