@@ -91,20 +91,12 @@ def torch_rival(record: dict[str, Any]) -> list[Row]:
     ours = sum(row["ours"]["wall"] for row in record["layers"])
     what = f"gains of {len(record['layers'])} layers, {record['settings']['gap']:.0%} gap, speed"
     versions = next(iter(record["rivals"].values()))["versions"]
-    rows = [
-        at_least(what, 1, record[f"{route}_over_ours"]["wall"], ours=f"{ours:.1f} s", rival=f"PyTorch, {route}")
-        for route in record["rivals"]
-    ]
-    rows += [
-        at_least(
-            f"{what}, its set-up free",
-            None,
-            record[f"{route}_less_setup_over_ours"]["wall"],
-            ours=f"{ours:.1f} s",
-            rival=f"PyTorch, {route}",
-        )
-        for route in record["rivals"]
-    ]
+    rows = []
+    for bar, name, key in ((1, what, "over_ours"), (None, f"{what}, its set-up free", "less_setup_over_ours")):
+        for route, rival in record["rivals"].items():
+            ratio, threads = record[f"{route}_{key}"], rival["threads"]
+            told = f"PyTorch, {route}, {threads} thread{'s' * (threads > 1)} ({ratio['cpu']:.1f} x in core time)"
+            rows.append(at_least(name, bar, ratio["wall"], ours=f"{ours:.1f} s", rival=told))
     gradient = record["torch_gradient_over_ours"]["wall"]
     return [*rows, Row("one gradient, speed", "", "", f"PyTorch {versions['torch']}", speed(gradient))]
 

@@ -4,7 +4,7 @@
 
 Two CPU cores, about 25 minutes; goes on where it was stopped. SmolLM2-135M, all layers, 256 calibration tokens of
 SQuAD, Newton steps of 2 to 0.05% of |theta_k| tried on these tokens and on 512 of other documents. Expected: layer 0
-raises the loss at 2%, where it promises 4.4 nats, and every layer keeps three quarters at 0.1%. What could refute it:
+raises the loss at 2%, where it promises nats, and every layer keeps three quarters at 0.1%. What could refute it:
 gains at 2% that order the layers as the decreases do; decreases on fresh tokens as large as on those of calibration.
 """
 

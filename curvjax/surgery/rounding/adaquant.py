@@ -18,7 +18,16 @@ from curvjax.layers import module_path
 from curvjax.models import Decoder, parameters, with_parameters
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.method import require_batch, surgery
-from curvjax.surgery.rounding.codes import Codes, decoded, finite, grid, require_format, straight_codes
+from curvjax.surgery.rounding.codes import (
+    Codes,
+    decoded,
+    finite,
+    grid,
+    require_format,
+    stored_scale,
+    straight_codes,
+    straight_scale,
+)
 from curvjax.surgery.rounding.quantize import Nearest, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.second_moment import moments_of, output_error, require_hessian
 from curvjax.surgery.sequential import edit_in_order, residual_streams
@@ -185,9 +194,8 @@ def _descended(kernel, hessian, calibration, *, bits, form, groups):
     def rounded(point):
         """Q with gradients that pass the rounding, its codes and scales."""
         whole = step * jnp.exp(point.logs)
-        scale = jnp.maximum(whole.astype(form.scales), jnp.finfo(form.scales).tiny)
-        # rounded as it is stored, but not its gradient: float16 ends at 65504, and Adam never gets over an infinity
-        held = whole + jax.lax.stop_gradient(scale.astype(kernel.dtype) - whole)
+        scale = stored_scale(whole, form)
+        held = straight_scale(scale, whole)
         scaled = grouped / held + point.moves * (step / held)
         code = straight_codes(scaled, zero, bits)
         return ((code - zero) * held).reshape(kernel.shape), code, scale[:, 0, :]

@@ -92,15 +92,37 @@ def grid(
     As in the published program, but where no weight of a column is negative its symmetric grid starts at zero and yet
     puts code 0 at -2^(bits - 1), so that it cuts off the upper half of the range. Ours is symmetric always.
     """
-    scale, low = _scaled(weights, bits, form, clip)
+    scale, low, _ = _scaled(weights, bits, form, clip)
     return scale, _zeros(scale, low, bits, form)
+
+
+def straight_grid(
+    weights: Float[Array, "*n I O"],
+    bits: int | Int[Array, ""],
+    form: Format,
+    *,
+    clip: tuple[Array | float, Array | float],
+) -> tuple[Array, Array, Array]:
+    """`grid`, and between scale and zero the scale as `straight_scale` has it, in the dtype of the weights."""
+    scale, low, whole = _scaled(weights, bits, form, clip)
+    return scale, straight_scale(scale, whole), _zeros(scale, low, bits, form)
+
+
+def straight_scale(stored: Array, whole: Array) -> Array:
+    """Scales as they are stored, in the dtype of the `whole` ones, with a gradient as if they had not been rounded.
+
+    A gradient in float16 would end at 65504, be 0 below 6e-8, and Adam never gets over an infinity.
+    """
+    return whole + jax.lax.stop_gradient(stored.astype(whole.dtype) - whole)
 
 
 # Compiled for each shape, not each operation and width; in parts, since within a program XLA may leave out the rounding
 # of a scale to float16.
 @jax.jit(static_argnames="form")
-def _scaled(weights: Array, bits: int | Array, form: Format, clip: tuple[Array | float, ...]) -> tuple[Array, Array]:
-    """Scale and least weight of each column."""
+def _scaled(
+    weights: Array, bits: int | Array, form: Format, clip: tuple[Array | float, ...]
+) -> tuple[Array, Array, Array]:
+    """Scale, least weight, and the scale before it was rounded, of each column."""
     low = clip[0] * jnp.minimum(jnp.min(weights, axis=-2), 0.0)
     high = clip[1] * jnp.maximum(jnp.max(weights, axis=-2), 0.0)
     if form.symmetric:
@@ -108,8 +130,13 @@ def _scaled(weights: Array, bits: int | Array, form: Format, clip: tuple[Array |
         low = -high
     empty = high == low
     low, high = jnp.where(empty, -1.0, low), jnp.where(empty, 1.0, high)
-    scale = ((high - low) / (2**bits - 1)).astype(form.scales)
-    return jnp.maximum(scale, jnp.finfo(form.scales).tiny), low
+    whole = (high - low) / (2**bits - 1)
+    return stored_scale(whole, form), low, whole
+
+
+def stored_scale(whole: Array, form: Format) -> Array:
+    """In the type of stored scales, above 0."""
+    return jnp.maximum(whole.astype(form.scales), jnp.finfo(form.scales).tiny)
 
 
 @jax.jit(static_argnames="form")

@@ -22,7 +22,7 @@ from curvjax.layers import layer_index, layer_prefix, within_layer
 from curvjax.models import Block, Decoder, parameters, with_parameters
 from curvjax.storage import UNTOUCHED, Format, group_count
 from curvjax.surgery.method import require_batch, surgery
-from curvjax.surgery.rounding.codes import Codes, finite, grid, straight_codes
+from curvjax.surgery.rounding.codes import Codes, finite, straight_codes, straight_grid
 from curvjax.surgery.rounding.quantize import Grids, QuantizationPlan, Quantized, quantized
 from curvjax.surgery.sequential import Stream, after, residual_streams
 from curvjax.tick import Tick
@@ -191,8 +191,9 @@ def rounded_kernel(
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
     moved = kernel.astype(wide) + jnp.matmul(learned.left, learned.right, precision="highest").astype(wide)
     grouped = moved.reshape(learned.low.shape[0], -1, kernel.shape[1])
-    scales, zeros = grid(grouped, bits, form, clip=(jax.nn.sigmoid(learned.low), jax.nn.sigmoid(learned.high)))
-    scale, zero = (each.astype(wide)[:, None, :] for each in (scales, zeros))
+    reach = jax.nn.sigmoid(learned.low), jax.nn.sigmoid(learned.high)
+    scales, held, zeros = straight_grid(grouped, bits, form, clip=reach)
+    scale, zero = held[:, None, :], zeros.astype(wide)[:, None, :]
     codes = straight_codes(grouped / scale, zero, bits)
     rounded = ((codes - zero) * scale).reshape(kernel.shape)
     inside = jnp.arange(kernel.shape[0])[:, None] < jnp.ceil(share * kernel.shape[0])

@@ -136,6 +136,21 @@ def test_gradients_pass_the_rounding_and_stop_beyond_the_grid(seed):
     assert not np.any(found.right)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_gradients_of_scales_stored_as_float16_are_those_of_float32(size):
+    """Beyond 65504 they would be infinite in float16, and 0 below 6e-8."""
+    kernel, _ = problem(1)
+    kernel, learned = kernel.astype(jnp.float32), jax.tree.map(lambda x: x.astype(jnp.float32), drawn(kernel, 1))
+    G = jnp.asarray(size * np.random.default_rng(9).normal(size=kernel.shape), jnp.float32)
+
+    def gradient(scales):
+        form = Format(4, symmetric=False, scales=scales)
+        return jax.grad(lambda x: jnp.sum(G * rounded_kernel(kernel, x, 3, share=1.0, form=form).kernel))(learned)
+
+    for found, expected in zip(gradient("float16"), gradient("float32"), strict=True):
+        assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
 def test_the_whole_range_without_a_correction_is_rounding_to_nearest():
     kernel, _ = problem(1)
     whole = Learned(jnp.full((3, 10), 40.0), jnp.full((3, 10), 40.0), jnp.ones((12, 2)), jnp.zeros((2, 10)))
