@@ -62,7 +62,9 @@ def hessian_slopes(
 
         w'Hz ~ (|w| / sqrt(P)) sum over signs a, b of a b R(theta + eps (a u + b z)) / (4 eps^2),  u = w sqrt(P) / |w|
 
-    so that both steps are of one length, P the unit's parameters. Zero where the kernels are.
+    so that both steps are of one length, P the unit's parameters. Zero where the kernels are. In float32 losses are
+    off by some 1e-7 R, which the division by 4 eps^2 makes 1e-7 R |w| / (4 eps^2 sqrt(P)): beside small slopes that
+    counts, and a longer step leaves the parabola instead.
     """
     eps, found = settings.step, np.zeros((len(units), settings.directions))
     for k, place in _places(model, parts, units):
@@ -86,10 +88,19 @@ def slope_keys(seed: int, unit: int, directions: int) -> Array:
 
 
 def _places(model: LayeredModel, parts: Sequence[Any], units: Sequence[Unit]) -> Iterator[tuple[int, _Place]]:
+    # in at least float32: in bfloat16 steps so short would be lost in the weights, and their effect in the losses
+    model = model._replace(blocks=[_wide(block) for block in model.blocks], outer=_wide(model.outer))
     for layer, streams in streams_before(model, parts):
         for k, unit in enumerate(units):
             if unit.index == layer:
                 yield k, _Place(model, layer, *unit_parameters(model, unit), streams, parts)
+
+
+def _wide(weights: Any) -> Any:
+    def wide(x: Array) -> Array:
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(wide, weights)
 
 
 def _directions(place: _Place, unit: int, settings: ScoreSettings) -> Iterator[Mapping[str, Array]]:

@@ -44,8 +44,8 @@ def ecoflap_first(evidence: Evidence) -> Float[Array, " K"]:
     Returns:
       `[K]`, larger: keep more. A mean, so that the size of a unit does not decide.
 
-    Source: Sung, Yoon & Bansal (2024), "ECoFLaP", arXiv 2310.02998; its program averages g^2 over batches
-    (`obd_avg`), ours squares the gradient of the mean loss, which is what the evidence holds.
+    Source: Sung, Yoon & Bansal (2024), "ECoFLaP", arXiv 2310.02998, and `obd_avg` of its program, a mean
+    over weights too; g is the gradient of the mean loss, which is what the evidence holds.
     """
     require_evidence("ecoflap-first", evidence, "kernels", "gradients")
     found = (matrices("ecoflap-first", evidence, unit, "kernels", "gradients") for unit in evidence.units)

@@ -1,5 +1,6 @@
 """LSA: layers that half of their weights can leave at little error are taken to be the important ones."""
 
+import math
 from functools import partial
 
 import jax
@@ -61,7 +62,7 @@ def least_error(
     weights = jnp.pad(kernel, ((0, empty), (0, 0))).T.reshape(outputs, count, group)
     energy = jnp.pad(moment, ((0, empty), (0, empty))).reshape(count, group, count, group)
     sizes = [min(group, inputs - first) for first in range(0, inputs, group)]
-    sizes, goes = jnp.asarray(sizes), jnp.asarray([int(share * size) for size in sizes])
+    sizes, goes = jnp.asarray(sizes), jnp.asarray([math.floor(share * size + 1e-9) for size in sizes])
     place = jnp.arange(group)[None, :]
 
     def remove_group(carry, n):

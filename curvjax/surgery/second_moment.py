@@ -54,7 +54,7 @@ def inverse_root(
 
     Args:
       hessian: `[in, in]` symmetric, finite.
-      dead: inputs that never fire: their diagonal counts as one.
+      dead: inputs that never fire: their diagonal counts as the mean of the others', so that no unit of H matters.
       damping: the first share tried; tenfold, up to three times, while H is not positive definite.
 
     Returns:
@@ -129,8 +129,9 @@ def visited(
 @jax.jit
 def _upper(hessian, dead, share):
     """The inverse of a Cholesky factor taken from the end."""
-    diagonal = jnp.where(dead, 1.0, jnp.diagonal(hessian))
-    damped = hessian + jnp.diag(jnp.where(dead, 1.0, 0.0) + share * jnp.mean(diagonal)).astype(hessian.dtype)
+    live = jnp.sum(jnp.where(dead, 0.0, jnp.diagonal(hessian))) / jnp.maximum(jnp.sum(~dead), 1)
+    mean = jnp.where(live > 0, live, 1.0)
+    damped = hessian + jnp.diag(jnp.where(dead, mean, 0.0) + share * mean).astype(hessian.dtype)
     lower = jnp.linalg.cholesky(damped[::-1, ::-1])
     identity = jnp.eye(hessian.shape[0], dtype=hessian.dtype)
     return jnp.triu(jax.scipy.linalg.solve_triangular(lower, identity, lower=True)[::-1, ::-1])

@@ -509,3 +509,20 @@ def test_rounding_leaves_levels_of_each_output(bits):
     assert np.abs(levels).max() == pytest.approx(2 ** (bits - 1) - 1)
     assert np.all(np.abs(rounded - kernel) <= step / 2 * (1 + 1e-9))
     assert not rounded[:, 2].any()
+
+
+def test_slopes_of_a_model_in_bfloat16_are_those_of_its_weights_in_float32(decoder, texts, units):
+    narrow = {path: value.astype(jnp.bfloat16) for path, value in parameters(decoder).items()}
+    found, expected = (
+        measure_evidence(
+            with_parameters(decoder, {path: value.astype(dtype) for path, value in narrow.items()}),
+            texts[0],
+            units,
+            ["slopes", "hessian_slopes"],
+            SETTINGS,
+        ).evidence
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert np.array_equal(found.slopes, expected.slopes)
+    assert np.array_equal(found.hessian_slopes, expected.hessian_slopes)
+    assert found.hessian_slopes.any()

@@ -81,6 +81,13 @@ def test_uncorrelated_inputs_leave_the_smallest_weights_to_go():
     np.testing.assert_allclose(found, [0.75, 0.25], rtol=1e-12)
 
 
+def test_a_share_that_is_whole_loses_no_weight_by_rounding():
+    kernel = np.random.default_rng(1).normal(size=(100, 1))
+    smallest = np.sort(kernel**2, axis=0)[:29].sum()  # 0.29 * 100 is a little less than 29
+    found = least_error(jnp.asarray(kernel), jnp.eye(100), share=0.29, group=100)
+    np.testing.assert_allclose(found, smallest, rtol=1e-12)
+
+
 @pytest.mark.parametrize("settings", [{"share": -0.1}, {"share": 1.1}, {"share": float("nan")}, {"group": 0}])
 def test_shares_and_groups_out_of_range_are_refused(evidence, settings):
     with pytest.raises(ValueError, match="need a share from 0 to 1 and groups of at least 1 input; got"):

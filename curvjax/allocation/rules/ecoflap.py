@@ -14,7 +14,8 @@ def ecoflap(q: Num[ArrayLike, " K"], budget: BudgetConstraint) -> Float[ArrayLik
         weight_k (1 - x_k) = min(weight_k (1 - maximum_k) + c q_k, weight_k),   c such that weight @ x = total
 
     Args:
-      q: `[K]` non-negative importance of each block *as a whole*, the sum over its weights; larger keeps more.
+      q: `[K]` non-negative importance of each block, larger keeps more: published with its weights' mean (`obd_avg`, as
+        the score `ecoflap-first`) or sum; with the sum larger blocks keep more.
       budget: sizes of the blocks, weights to remove, and the largest share of each block (published with S + 0.1).
 
     Returns:

@@ -9,7 +9,7 @@ Shang, Song, Wu, Yan, Sun, "ASVD: Activation-aware Singular Value Decomposition 
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -249,15 +249,18 @@ def sizes_of(inputs: Float[Array, "N I"]) -> Float[Array, " I"]:
 def saving_ranks(model: Decoder, ranks: Mapping[str, int]) -> dict[str, int]:
     """Those of `ranks` at which two factors hold fewer numbers than the kernel: r (in + out) < in out.
 
-    At any other the kernel itself is smaller, and exact.
+    At any other, also above the smaller side, the kernel itself is smaller, and exact.
 
     Raises:
       KeyError: if a path is not in the model.
       TypeError: if a path is not a `Linear`.
-      ValueError: if a rank is out of range, or a projection has an adapter.
+      ValueError: if a rank is no whole number of at least 1, or a projection has an adapter.
     """
-    _check(model, ranks)
-    shapes = {path: linear.kernel.shape for path, linear in select(model, ranks).items()}
+    shapes = {path: linear.kernel.shape for path, linear in _plain(model, ranks).items()}
+    for path, rank in ranks.items():
+        if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
+            msg = f"{path}: a rank must be a whole number of at least 1; got {rank!r}."
+            raise ValueError(msg)
     return {path: ranks[path] for path, shape in shapes.items() if ranks[path] * sum(shape) < math.prod(shape)}
 
 
@@ -338,11 +341,17 @@ def _named(path: str, cut: Callable[[], KernelFactors]) -> KernelFactors:
         raise ValueError(msg) from error
 
 
-def _check(model: Decoder, ranks: Mapping[str, int]) -> None:
-    for path, linear in select(model, ranks).items():
+def _plain(model: Decoder, paths: Iterable[str]) -> dict[str, Linear]:
+    linears = select(model, paths)
+    for path, linear in linears.items():
         if type(linear) is not Linear:
             msg = f"{path} is a {type(linear).__name__}; merge its adapter before factorising."
             raise ValueError(msg)
+    return linears
+
+
+def _check(model: Decoder, ranks: Mapping[str, int]) -> None:
+    for path, linear in _plain(model, ranks).items():
         try:
             _require_rank(linear.kernel.shape, ranks[path])
         except ValueError as error:

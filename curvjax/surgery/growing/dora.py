@@ -24,7 +24,8 @@ Module = TypeVar("Module", bound=nnx.Module)
 class DoRALinear(LoRALinear):
     """y = x (V magnitude / |V|) + bias, V = W + scale A B, |V| by column. magnitude: `[out]`, begins as |V|.
 
-    Dropout acts on the adapter's input alone, as in the published program.
+    Dropout acts on the adapter's input alone. The published program's acts on that of W too, in what magnitude / |V|
+    changes: y = x W + (magnitude / |V| - 1) drop(x) W + magnitude / |V| scale drop(x) A B.
     """
 
     def __init__(self, adapter: LoRALinear):

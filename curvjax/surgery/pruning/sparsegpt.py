@@ -107,13 +107,13 @@ def sparsegpt(
     Ours differs from the published program in the counts: it compares with `<=` and so removes at least one weight per
     block more than asked. Here blocks share the exact total by size, weights that are zero already are the first to go
     and stay zero, and of an input that never fires no more goes than its block's share, so that counts hold; the
-    published program zeroes all of it.
+    published program zeroes all of it. Damping is that of `inverse_root`, in any unit of H.
 
     Args:
       kernel: `[in, out]`; the paper's W transposed.
       hessian: `[in, in]` second moment of the inputs, on any scale, symmetric.
       amount: zeros wanted in all, at least the number there are; or N:M; a run with more than N keeps them.
-      block: inputs between two lazy updates.
+      block: inputs between two lazy updates; of N:M, whole runs, of which there is one at least.
       damping: share of the mean diagonal added to it; tenfold, up to three times, while H is not positive definite.
 
     Returns:
@@ -121,15 +121,17 @@ def sparsegpt(
       that sufficed.
 
     Raises:
-      ValueError: if shapes do not fit, `amount` is out of range, a setting is not positive, M does not divide inputs
-        and block, or H is not finite or indefinite beyond the largest damping.
+      ValueError: if shapes do not fit, `amount` is out of range, a setting is not positive, M does not divide the
+        inputs, or H is not finite or indefinite beyond the largest damping.
     """
     _check(kernel, hessian, amount, block=block, damping=damping)
     wide, block = jnp.promote_types(kernel.dtype, jnp.float32), min(block, kernel.shape[0])
     dead = jnp.diagonal(hessian) == 0
     factor, used = inverse_root(hessian.astype(wide), dead, damping)
     if isinstance(amount, Pattern):
-        counts, every = [amount.zeros] * -(-kernel.shape[0] // block), amount.every
+        every = amount.every
+        block = max(block // every, 1) * every
+        counts = [amount.zeros] * -(-kernel.shape[0] // block)
     else:
         counts, every = _block_counts(np.asarray(kernel == 0), amount, block), 0
     swept, mask = _swept(kernel.astype(wide), dead, factor, jnp.asarray(counts, jnp.int32), block=block, every=every)
@@ -144,8 +146,8 @@ def _check(kernel: jax.Array, hessian: jax.Array, amount: int | Pattern, *, bloc
         msg = f"block and damping must be positive; got {block} and {damping}."
         raise ValueError(msg)
     if isinstance(amount, Pattern):
-        if not 0 <= amount.zeros <= amount.every or inputs % amount.every or block % amount.every:
-            msg = f"the pattern {amount} needs inputs and blocks in whole runs of M; got {inputs} and {block}."
+        if not 0 <= amount.zeros <= amount.every or inputs % amount.every:
+            msg = f"the pattern {amount} needs N up to M, and inputs in whole runs of M; got {inputs}."
             raise ValueError(msg)
     elif not (zeros := int(jnp.sum(kernel == 0, dtype=jnp.int32))) <= amount <= kernel.size:
         msg = f"zeros asked for must be from {zeros}, those there are, to {inputs * outputs}, all; got {amount}."

@@ -99,7 +99,7 @@ def quantize_adaquant(
         bias = held.get(f"{module_path(path)}.bias") if biases else None
         moment, mean = sums[:-1] / count, sums[-1] / count
         if bias is not None:
-            moment -= jnp.outer(mean, mean)
+            moment = about_mean(moment, mean)
         try:
             found = adaquant(kernel, moment, plan.bits[path], plan.form, calibration)
         except ValueError as error:
@@ -230,6 +230,12 @@ def _descended(kernel, hessian, calibration, *, bits, form, groups):
 def _moments_and_sum(inputs: Float[Array, "N I"]) -> Float[Array, "J I"]:
     """Sum of x x' over tokens, and as a last row the sum of x."""
     return jnp.concatenate([moments_of(inputs), jnp.sum(inputs, axis=0, keepdims=True)])
+
+
+def about_mean(moment: Float[Array, "I I"], mean: Float[Array, " I"]) -> Float[Array, "I I"]:
+    """The second moment about the mean, and on its diagonal what rounding may have lost of it: no error is negative."""
+    lost = 4 * jnp.finfo(moment.dtype).eps * jnp.trace(moment)
+    return moment - jnp.outer(mean, mean) + lost * jnp.eye(len(mean), dtype=moment.dtype)
 
 
 @surgery

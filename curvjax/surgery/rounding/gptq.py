@@ -118,9 +118,10 @@ def gptq(
     An input that never fires becomes zero. A group's grid is fitted to its weights as they are when its first input is
     visited, as the paper has it; with `act_order` to the weights at the start, so that a group stays one of neighbours.
 
-    Ours differs from the published program in three places. It fits the grid of a group that starts within a block to
+    Ours differs from the published program in four places. It fits the grid of a group that starts within a block to
     weights without the moves of that block; here a block ends where a group does. Without groups its grid sees the
-    weights of inputs that never fire, which become zero anyway; ours does not. And see `grid`.
+    weights of inputs that never fire, which become zero anyway; ours does not. Its damping counts them as one in the
+    mean, so that the unit of H matters; see `inverse_root`. And see `grid`.
 
     Args:
       kernel: `[in, out]`; the paper's W transposed.

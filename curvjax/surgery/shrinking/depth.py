@@ -9,12 +9,13 @@ from collections.abc import Collection
 
 from curvjax.layers import layer_index, layer_prefix
 from curvjax.models import Decoder, DecoderConfig, abstract_decoder, parameters, require_plain, with_parameters
+from curvjax.surgery.shrinking.structured import with_channels, with_kv_heads
 
 
 def drop_layers(model: Decoder, dropped: Collection[int]) -> Decoder:
     """A copy of `model` without some layers, the others renumbered from 0 in their order; arrays are shared.
 
-    What the config says for each layer (windows, sizes) goes along with the layer.
+    What the config says for each layer (windows, sizes) goes along with it; layers left alike are a plain model's.
 
     Args:
       model: a plain decoder.
@@ -74,6 +75,8 @@ def _remaining(config: DecoderConfig, stay: list[int]) -> DecoderConfig:
     config = dataclasses.replace(
         config, num_layers=len(stay), windowed=windowed, intermediate_sizes=sizes, kv_heads=heads
     )
+    config = with_channels(config, sizes) if sizes else config
+    config = with_kv_heads(config, heads) if heads else config
     if any(windowed):
         return config
     return dataclasses.replace(config, window=None, windowed=())  # config.json cannot say a window that no layer has

@@ -54,7 +54,7 @@ def prune_channels(model: Decoder, energies: Mapping[str, jax.Array], removed: M
         kept[layer] = stay = _best(score, sizes[layer])
         values |= _columns(values, [f"{layer}.mlp.{name}" for name in ("gate_proj", "up_proj")], stay)
         values |= _rows(values, f"{layer}.mlp.down_proj", stay)
-    config = _with_channels(model.config, tuple(sizes.values()))
+    config = with_channels(model.config, tuple(sizes.values()))
     return Shrunk(with_parameters(abstract_decoder(config), values), kept)
 
 
@@ -89,7 +89,7 @@ def prune_heads(model: Decoder, energies: Mapping[str, jax.Array], removed: Mapp
         values |= _columns(values, [f"{layer}.self_attn.q_proj"], queries)
         values |= _columns(values, [f"{layer}.self_attn.{name}" for name in ("k_proj", "v_proj")], keys)
         values |= _rows(values, f"{layer}.self_attn.o_proj", queries)
-    config = _with_kv_heads(config, tuple(sizes.values()))
+    config = with_kv_heads(config, tuple(sizes.values()))
     return Shrunk(with_parameters(abstract_decoder(config), values), kept)
 
 
@@ -147,13 +147,15 @@ def _rows(values: Mapping[str, jax.Array], path: str, stay: np.ndarray) -> dict[
     return {f"{path}.kernel": jnp.take(values[f"{path}.kernel"], stay, axis=0)}
 
 
-def _with_channels(config: DecoderConfig, sizes: tuple[int, ...]) -> DecoderConfig:
+def with_channels(config: DecoderConfig, sizes: tuple[int, ...]) -> DecoderConfig:
+    """Layers with so many channels each; where all have as many, that is the model's number."""
     if len(set(sizes)) > 1:
         return dataclasses.replace(config, intermediate_sizes=sizes)
     return dataclasses.replace(config, intermediate_size=sizes[0], intermediate_sizes=())
 
 
-def _with_kv_heads(config: DecoderConfig, sizes: tuple[int, ...]) -> DecoderConfig:
+def with_kv_heads(config: DecoderConfig, sizes: tuple[int, ...]) -> DecoderConfig:
+    """Layers with so many key heads each, and their query heads; where all have as many, that is the model's number."""
     if len(set(sizes)) > 1:
         return dataclasses.replace(config, kv_heads=sizes)
     heads = config.num_heads // config.num_kv_heads * sizes[0]

@@ -50,11 +50,11 @@ class DCTAdamW:
 
         S = G Q;   c = the r columns of S of largest l1 norm;   g = S_c
         m <- beta1 m R + (1 - beta1) g,   v <- beta2 v R + (1 - beta2) g^2,   R = Q_c(before)' Q_c
-        theta <- theta - rate (m / (sqrt(v) + eps) Q_c' + decay theta)
+        theta <- theta - rate (M / (sqrt(V) + eps) Q_c' + decay theta),   M = m / (1 - beta1^t),  V = v / (1 - beta2^t)
 
-    R, of entries 0 and 1, keeps the moments of columns that stay and starts those of new ones at zero. With
-    `error_feedback` G is the gradient and all that was left out of earlier ones. State: two moments of r / m of each
-    matrix, its r columns, and with feedback a matrix of its size. Vectors take AdamW's step.
+    t counts steps. R, of entries 0 and 1, keeps the moments of columns that stay and starts those of new ones at zero.
+    With `error_feedback` G is the gradient and all that was left out of earlier ones. State: two moments of r / m of
+    each matrix, its r columns, and with feedback a matrix of its size. Vectors take AdamW's step.
 
     Example:
       >>> import curvjax as cj

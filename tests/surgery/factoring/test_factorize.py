@@ -307,5 +307,7 @@ def test_asvd_scales_by_what_each_projection_receives_from_cut_layers(model, bat
 def test_ranks_that_save_nothing_are_told_apart(model):
     ranks = {"layers.1.mlp.up_proj": 4, "layers.10.mlp.up_proj": 5, "layers.11.self_attn.q_proj": 4}  # 4.8, 4.8, 4
     assert saving_ranks(model, ranks) == {"layers.1.mlp.up_proj": 4}
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj: a rank must be a whole number from 1 to 8"):
-        saving_ranks(model, {"layers.1.mlp.up_proj": 9})
+    assert saving_ranks(model, {"layers.1.mlp.up_proj": 9, "layers.2.mlp.up_proj": 4}) == {"layers.2.mlp.up_proj": 4}
+    for rank in (0, 4.0, True):
+        with pytest.raises(ValueError, match=rf"layers\.1\.mlp\.up_proj: a rank .* of at least 1; got {rank}"):
+            saving_ranks(model, {"layers.1.mlp.up_proj": rank})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from curvjax.models import Decoder, parameters, weights_hash
-from curvjax.surgery import ExpertMLP, add_lora, upcycle
+from curvjax.models import Decoder, parameters, weights_hash, with_parameters
+from curvjax.surgery import ExpertMLP, Upcycle, add_lora, upcycle
 from tests.surgery.conftest import CONFIG
 
 KEY = jax.random.key(1)
@@ -92,3 +92,15 @@ def test_layers_that_cannot_grow_are_refused(model, grown):
     plain = Decoder(dataclasses.replace(CONFIG, num_layers=1, gated_mlp=False), rngs=nnx.Rngs(1))
     with pytest.raises(ValueError, match=r"layers\.0\.mlp has no gate"):
         upcycle(plain, {"layers.0": 2}, key=KEY)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_logits_that_move_by_more_than_rounding_are_refused(model, batch, monkeypatch, dtype):
+    small = with_parameters(model, {path: value.astype(dtype) for path, value in parameters(model).items()})
+    asked = {"layers.1": 2}
+    assert Upcycle()(small, asked, batch).evidence["moved"] < 0.1
+    other = {path: -value if "down_proj" in path else value for path, value in parameters(small).items()}
+    begun = upcycle(with_parameters(small, other), asked, key=KEY)
+    monkeypatch.setattr("curvjax.surgery.growing.upcycle.upcycle", lambda *_, **__: begun)
+    with pytest.raises(ValueError, match=r"logits of the mixtures differ from the model's by .* of the largest"):
+        Upcycle()(small, asked, batch)

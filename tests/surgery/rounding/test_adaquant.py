@@ -18,6 +18,7 @@ from curvjax.surgery import (
     quantization_plan,
     quantize_adaquant,
 )
+from curvjax.surgery.rounding.adaquant import about_mean
 from tests.compilations import compilations
 from tests.surgery.conftest import CONFIG
 from tests.surgery.rounding.test_gptq import error_of, grid, problem
@@ -199,6 +200,14 @@ def test_a_bias_makes_up_for_the_mean_of_the_error(biased, batch, result):
     path = "layers.0.self_attn.q_proj.bias"
     assert np.array_equal(parameters(without.model)[path], parameters(biased)[path])
     assert not np.allclose(np.asarray(without.model.layers[0].self_attn.q_proj(x))[real].mean(axis=0), means["old"])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_mean_that_hides_the_deviation_leaves_no_negative_error(seed):
+    inputs = jnp.asarray(1000 + 0.1 * np.random.default_rng(seed).normal(size=(4000, 16)), jnp.float32)
+    moment = jnp.matmul(inputs.T, inputs, precision="highest") / 4000
+    found = about_mean(moment, jnp.mean(inputs, axis=0))
+    assert np.linalg.eigvalsh(np.asarray(found, np.float64)).min() >= 0
 
 
 def test_the_bias_and_the_moment_about_the_mean_are_those_of_the_formula(biased, batch, result):

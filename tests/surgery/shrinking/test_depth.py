@@ -45,6 +45,17 @@ def test_a_shorter_model_comes_back_from_a_hugging_face_directory(model, logits,
     assert jnp.array_equal(logits(again), logits(short))
 
 
+def test_layers_left_alike_are_those_of_a_plain_model(model, tmp_path, logits):
+    sizes = {"intermediate_sizes": (*[12] * 11, 5), "kv_heads": (*[1] * 11, 2), "num_kv_heads": 2}
+    uneven = Decoder(dataclasses.replace(model.config, qkv_bias=False, **sizes), rngs=nnx.Rngs(1))
+    short = drop_layers(uneven, [11])
+    config = short.config
+    assert (config.intermediate_size, config.intermediate_sizes, config.kv_heads) == (12, (), ())
+    assert config.num_kv_heads == 1
+    save_hf(short, tmp_path / "short")
+    assert jnp.array_equal(logits(load_hf(tmp_path / "short").model), logits(short))
+
+
 MIXED = {"window": 3, "windowed": (True, False) * 6}
 UNEVEN = {"intermediate_sizes": (*[12] * 10, 5, 7), "kv_heads": (*[1] * 9, 2, 1, 1), "num_kv_heads": 1}
 
