@@ -68,6 +68,8 @@ class Settings:
         default_factory=lambda: TrainSettings(steps=100, select_every=20, patience=3, checkpoint_every=10_000)
     )
     """Of all arms."""
+    label: str = ""
+    """Ends the record's name."""
     work: Path = Path("runs/learning")
     """Where finished parts are kept."""
 
@@ -94,7 +96,8 @@ def main(settings: Settings) -> None:
         before = stages(f"{name}-before", dict, asdict(settings), lambda task=task: tested(loaded.model, task))
         arms = {arm: trained(arm, name, task, loaded, settings, stages) for arm in settings.arms}
         found = {"task": name, "before": before["nll"], "arms": {arm: told(arms, arm) for arm in arms}}
-        write_json(FOLDER / f"{loaded.origin.name}_{name}.json", about | found)
+        parts = [loaded.origin.name, name, *([settings.label] if settings.label else [])]
+        write_json(FOLDER / f"{'_'.join(parts)}.json", about | found)
         print(table(name, found), flush=True)
 
 
