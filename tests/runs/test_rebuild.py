@@ -201,6 +201,12 @@ def test_factors_take_the_place_of_kernels_where_they_are_smaller(loaded, plans,
     assert np.allclose(logits(load_model(saved.directory).model), logits(thinner.model), rtol=0, atol=1e-4)
 
 
+def test_a_rank_above_a_smaller_side_leaves_that_projection_and_cuts_the_others(loaded, plans):
+    found = rebuild(loaded, given(plans["rank"], {"layers.1": 9}), Factorize(metric="svd"))  # keys: 16 x 8
+    assert set(found.evidence["left"]) == {f"layers.1.self_attn.{name}_proj" for name in "qkvo"}
+    assert found.evidence["ranks"] == {f"layers.1.mlp.{name}_proj": 9 for name in ("gate", "up", "down")}
+
+
 @pytest.mark.parametrize(
     ("amounts", "message"),
     [
