@@ -16,7 +16,7 @@ RIVALS = ("gradient-norm", "trace")
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The demonstration's sizes; the defaults take 25 minutes of two cores, 15 without the task."""
+    """The demonstration's sizes; the defaults take 25 to 40 minutes of two cores, two thirds without the task."""
 
     data: str = "demo:squad"
     """Text for gains, pruning and perplexity, split by document into calibration, selection and test."""
