@@ -18,7 +18,8 @@ from curvjax.runs.allocate import allocate
 from curvjax.runs.batches import as_text, require_measurable, split_sequences
 from curvjax.runs.evaluate import EvaluateSettings
 from curvjax.runs.evidence import OF_TWO_TEXTS
-from curvjax.runs.export import Coded, ExportSettings, export_codes, require_options, require_own_weights
+from curvjax.runs.export import export_codes, require_own_weights
+from curvjax.runs.export_settings import Coded, ExportSettings, require_options
 from curvjax.runs.measure import ScoreSettings
 from curvjax.runs.open import open_model
 from curvjax.runs.placement import AdapterTrials

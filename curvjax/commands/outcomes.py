@@ -11,8 +11,9 @@ from curvjax.commands.scoring import Argument, Flat
 from curvjax.interop import CodedExport
 from curvjax.report import write_report
 from curvjax.runs.evaluate import EvaluateSettings, evaluate, read_all
-from curvjax.runs.export import ExportSettings, Kind, export
+from curvjax.runs.export import export
 from curvjax.runs.export_experts import MergedAdapter
+from curvjax.runs.export_settings import ExportSettings, Kind
 from curvjax.runs.open import ModelSettings, open_model, open_parameters
 from curvjax.runs.progress import bars, labelled
 from curvjax.runs.run import run

@@ -12,7 +12,7 @@ one by one from the host, so one compilation per *kind* of block serves all laye
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from curvjax.curvature.linearized import Linearized, linearize, pull, push
 from curvjax.layers import Unit, layer_prefix, split, within_layer
 
 Weights = Mapping[str, Array]
+Tree = TypeVar("Tree")
 
 
 class LayeredLoss(NamedTuple):
@@ -360,9 +361,13 @@ def _gradient(
     return pull_back(cotangent)[0]
 
 
-def widened(values: Weights) -> dict[str, Array]:
-    """In at least float32: a vector of bfloat16 would certify nothing."""
-    return {path: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for path, value in values.items()}
+def widened(values: Tree) -> Tree:
+    """All floats in at least float32: a vector of bfloat16 would certify nothing."""
+
+    def wide(x: Array) -> Array:
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(wide, values)
 
 
 def cast_like(values: Weights, like: Weights) -> dict[str, Array]:

@@ -91,8 +91,9 @@ def allocate(
     posed = program.pose(scores.shapes)
     own = _own_setting(rule, rule_setting)
     found = share_out(posed, program, values, rule, **own)
-    provable = rule == PROGRAM and control == "none" and scores.bounded and not program.floor and not best
-    provable = provable and not (posed.positive and (scores.lower == 0).any())  # a bracket that reaches 0 is open there
+    open_at_zero = posed.positive and (scores.lower == 0).any()
+    asked = rule == PROGRAM and control == "none" and not program.floor and not best
+    provable = asked and scores.bounded and not open_at_zero
     settings = plain(program)
     where = own | ({"best": best, "from_layer": from_layer} if best or from_layer else {})
     allocation = Allocation(

@@ -7,15 +7,7 @@ from pathlib import Path
 from curvjax.allocation import Bits, Program
 from curvjax.interop import new_folder
 from curvjax.layers import layer_index
-from curvjax.models import (
-    Decoder,
-    Loaded,
-    config_to_hf,
-    model_hash,
-    require_decoder,
-    rounded_as_stored,
-    save_hf,
-)
+from curvjax.models import Decoder, Loaded, config_to_hf, model_hash, require_decoder, rounded_as_stored, save_hf
 from curvjax.records import Allocation, Rebuilt
 from curvjax.runs.allocate import program_of
 from curvjax.runs.progress import Progress, labelled, silent

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from curvjax.curvature import LayeredModel, vectors
-from curvjax.curvature.layered import LayeredLoss, unit_parameters
+from curvjax.curvature.layered import LayeredLoss, unit_parameters, widened
 from curvjax.layers import Unit, layer_prefix
 from curvjax.runs.activations import streams_before
 from curvjax.runs.measure import ScoreSettings
@@ -89,18 +89,11 @@ def slope_keys(seed: int, unit: int, directions: int) -> Array:
 
 def _places(model: LayeredModel, parts: Sequence[Any], units: Sequence[Unit]) -> Iterator[tuple[int, _Place]]:
     # in at least float32: in bfloat16 steps so short would be lost in the weights, and their effect in the losses
-    model = model._replace(blocks=[_wide(block) for block in model.blocks], outer=_wide(model.outer))
+    model = model._replace(blocks=[widened(block) for block in model.blocks], outer=widened(model.outer))
     for layer, streams in streams_before(model, parts):
         for k, unit in enumerate(units):
             if unit.index == layer:
                 yield k, _Place(model, layer, *unit_parameters(model, unit), streams, parts)
-
-
-def _wide(weights: Any) -> Any:
-    def wide(x: Array) -> Array:
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(wide, weights)
 
 
 def _directions(place: _Place, unit: int, settings: ScoreSettings) -> Iterator[Mapping[str, Array]]:

@@ -32,7 +32,8 @@ from curvjax.interop import load_peft, save_peft
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, load_model, save_hf
 from curvjax.records import Allocation, Budget, Origin, UnitAmount, machine, versions, write_json
-from curvjax.runs.export import RECIPE_FILE, ExportSettings, export_peft_config, export_recipe
+from curvjax.runs.export import RECIPE_FILE, export_peft_config, export_recipe
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.runs.text import TextSettings, packed_text
 from curvjax.storage import Format
 from curvjax.surgery import (

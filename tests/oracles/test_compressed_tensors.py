@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import curvjax as cj
 from curvjax.interop import save_compressed_tensors
-from curvjax.runs.export import ExportSettings, export_codes
+from curvjax.runs.export import export_codes
+from curvjax.runs.export_settings import ExportSettings
 from tests.interop.coded_models import TOKENS, coded, decoder, logits, widths_of
 
 pytestmark = pytest.mark.oracle

@@ -13,7 +13,8 @@ import curvjax as cj
 from curvjax.interop import save_gguf, save_gguf_lora
 from curvjax.models import gguf_rows, load_model
 from curvjax.models.demo import demonstration_files
-from curvjax.runs.export import ExportSettings, export_codes
+from curvjax.runs.export import export_codes
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.surgery import dequantized, drop_layers, projections
 from curvjax.surgery.shrinking.structured import prune_channels, prune_heads
 from tests.interop.coded_models import coded, logits

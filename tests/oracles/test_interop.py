@@ -14,7 +14,8 @@ from flax import nnx
 from curvjax.data import Batch
 from curvjax.interop import load_peft, save_peft, save_peft_experts
 from curvjax.models import load_hf, save_hf
-from curvjax.runs.export import ExportSettings, export_peft_config
+from curvjax.runs.export import export_peft_config
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.surgery import (
     LoRA,
     add_experts,

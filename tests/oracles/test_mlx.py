@@ -13,7 +13,8 @@ import curvjax as cj
 from curvjax.interop import save_mlx, save_nemotron
 from curvjax.models import load_hf
 from curvjax.models.side_files import read_side_files
-from curvjax.runs.export import ExportSettings, export_codes
+from curvjax.runs.export import export_codes
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.surgery.shrinking.structured import prune_channels
 from tests.interop.coded_models import TOKENS, coded, decoder, logits, widths_of
 from tests.interop.test_nemotron import narrower

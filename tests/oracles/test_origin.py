@@ -10,7 +10,8 @@ import transformers
 
 from curvjax.models import config_from_hf, load_model, save_checkpoint, save_hf
 from curvjax.models.hf_names import stored_layer
-from curvjax.runs.export import ExportSettings, export_peft_config, export_recipe
+from curvjax.runs.export import export_peft_config, export_recipe
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.surgery import drop_layers, prune_magnitude
 from tests.interop.problems import planned
 from tests.models.families import FAMILIES, golden, weights, write_checkpoint

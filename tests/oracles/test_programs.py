@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from curvjax.layers import layer_index
 from curvjax.models import Decoder, Loaded, gguf_rows, save_hf
 from curvjax.records import Allocation, Budget, Origin, UnitAmount
-from curvjax.runs.export import ExportSettings, export_peft_config, export_recipe
+from curvjax.runs.export import export_peft_config, export_recipe
 from curvjax.runs.export_plans import export_widths
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.storage import UNTOUCHED, Format
 from curvjax.surgery import by_projection, projections
 from curvjax.testing import CONFIG, tiny_model

@@ -15,7 +15,6 @@ from curvjax.runs import export as exporting
 from curvjax.runs.adapt import TrainSettings, adapt
 from curvjax.runs.allocate import allocate
 from curvjax.runs.export import (
-    ExportSettings,
     export,
     export_gguf_lora,
     export_peft,
@@ -23,6 +22,7 @@ from curvjax.runs.export import (
     export_recipe,
     export_safetensors,
 )
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.runs.score import score
 from curvjax.surgery import LoRA, LoRAMixture, drop_layers, merge_experts, merge_lora
 from tests.runs.stand_ins import stand_in_fit

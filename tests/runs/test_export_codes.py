@@ -11,8 +11,9 @@ from flax import nnx
 import curvjax as cj
 from curvjax.models import Decoder
 from curvjax.runs import export as exporting
-from curvjax.runs.export import ExportSettings, export
+from curvjax.runs.export import export
 from curvjax.runs.export_plans import export_widths
+from curvjax.runs.export_settings import ExportSettings
 from curvjax.storage import Format
 from curvjax.surgery import Channels, Nearest
 from curvjax.testing import CONFIG, tiny_model

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -102,7 +102,7 @@ def sliding_windows(layers: int, slides: Slides = AS_PUBLISHED) -> list[range]:
     first = [range(size) for size in range(1, ends + 1)]
     inside = [range(at, min(at + slides.size, layers)) for at in range(begin, layers - ends, slides.stride)]
     last = [range(start, layers) for start in range(layers - ends, layers)]
-    return _without_repeats([*first, *inside, *last])
+    return [window for window, _ in groupby([*first, *inside, *last])]  # a window after itself is one
 
 
 def quantize_sliding(
@@ -214,10 +214,6 @@ def _check(slides: Slides) -> None:
     if not min(slides.clip_rate, slides.rank_rate) >= 0:
         msg = f"rates must be at least 0; got {slides.clip_rate} and {slides.rank_rate}."
         raise ValueError(msg)
-
-
-def _without_repeats(windows: Sequence[range]) -> list[range]:
-    return [window for place, window in enumerate(windows) if place == 0 or window != windows[place - 1]]
 
 
 def _begun(kernel: jax.Array, form: Format, slides: Slides, place: int) -> Learned:
