@@ -22,6 +22,7 @@ from curvjax.surgery.growing.lora import adapters, merge_lora
 from curvjax.surgery.growing.rerank import cut, truncated
 from curvjax.surgery.growing.starts import Looking, kernel_gradients, whitened_gradients
 from curvjax.surgery.projections import rebuilt
+from experiments.learning.placements import placed
 
 Worth = dict[str, Float[np.ndarray, " r"]]
 Curvature = Literal["ggn", "kfac"]
@@ -46,7 +47,7 @@ PLANS = {
     "gora": Shared("gora", rule="proportional"),
     "fim-lora": Shared("fim-lora", rule="proportional"),
 }
-"""By scores. Besides these: uniform; from-N, all of the ranks from layer N up; and those of `SPECTRA`."""
+"""By scores. Besides these: uniform; from-N and best-N-SCORE, see `placed`; and those of `SPECTRA` and `HALF_WAY`."""
 SPECTRA = {"spectrum": kernel_gradients, "whitened": whitened_gradients}
 """By what each further rank is worth to first order: its squared singular value of the gradient, plain or whitened."""
 HALF_WAY = ("half-way", "half-way-prices")
@@ -54,7 +55,9 @@ HALF_WAY = ("half-way", "half-way-prices")
 of what the projection receives, as `cj.rerank` has it, or what the loss on the text rises by without it."""
 
 
-def plan(name: str, loaded: Loaded, rank: int, text: Text, half_way: Callable[[Allocation], Decoder]) -> Allocation:
+def plan(
+    name: str, loaded: Loaded, rank: int, text: Text, fresh: Text, half_way: Callable[[Allocation], Decoder]
+) -> Allocation:
     """An allocation whose mean rank, weighted by parameters, is at most `rank`.
 
     Args:
@@ -62,14 +65,14 @@ def plan(name: str, loaded: Loaded, rank: int, text: Text, half_way: Callable[[A
       loaded: the model.
       rank: of all projections, where they are equal.
       text: training rows.
+      fresh: training rows of other documents.
       half_way: trains adapters of an allocation for half of the steps.
 
     Raises:
       ValueError: if the name is none of the above.
     """
-    first = name.removeprefix("from-")
-    if first != name and first.isdigit():
-        return allocate(measured("gradient-norm", loaded, text), Ranks(rank, minimum=0), from_layer=int(first))
+    if name.startswith(("from-", "best-")):
+        return placed(name, loaded, rank, text, fresh, half_way)
     if name in PLANS:
         how = PLANS[name]
         scores = measured(how.score, loaded, text, how.curvature)
@@ -85,7 +88,7 @@ def plan(name: str, loaded: Loaded, rank: int, text: Text, half_way: Callable[[A
         trained = half_way(allocate(norms, Ranks(2 * rank), rule="uniform"))
         values = worth_of_trained(trained, text, measure=name == "half-way-prices")
     else:
-        known = ", ".join(["uniform", "from-N", *PLANS, *SPECTRA, *HALF_WAY])
+        known = ", ".join(["uniform", "from-N", "best-N-SCORE", *PLANS, *SPECTRA, *HALF_WAY])
         raise ValueError(f"{name} is no plan; there are {known}.")
     cost = {unit.name: unit.cost for unit in equal.units}
     ranks = greedy({unit: values[unit] / cost[unit] for unit in cost}, cost, equal.budget.requested)

@@ -29,6 +29,7 @@ from curvjax.data import (
     read_documents,
     read_task,
     split_documents,
+    take,
 )
 from curvjax.data.demonstration import request_records
 from curvjax.evaluation import perplexity, ranked_choice
@@ -36,9 +37,11 @@ from curvjax.evaluation.perplexity import clustered_mean
 from curvjax.models import Decoder, Loaded, load_model
 from curvjax.records import Allocation, Rebuilt, machine, versions, write_json
 from curvjax.runs.adapt import TrainSettings, adapt
+from curvjax.runs.rebuild import rebuild
 from curvjax.runs.stages import Stages
 from curvjax.runs.text import Text, TextSettings, packed_text
 from curvjax.surgery import SURGERIES, LoRA
+from experiments.learning.placements import step_cost
 from experiments.learning.plans import plan
 
 FOLDER = Path(__file__).parent
@@ -101,10 +104,13 @@ def main(settings: Settings) -> None:
         print(table(name, found), flush=True)
 
 
-def looked_at(task: Task, loaded: Loaded, settings: Settings) -> Text:
-    """Training rows that plans are made by: 1024 tokens."""
+def looked_at(task: Task, loaded: Loaded, settings: Settings) -> tuple[Text, Text]:
+    """Training rows that plans are made by, 1024 tokens, and as many of other documents."""
     rows = TextSettings(tokens=1024, length=settings.training.length)
-    return packed_text(task.documents[: settings.documents[0]], loaded, rows, source="training")
+    documents = task.documents[: settings.documents[0]]
+    half = len(documents) // 2
+    first, fresh = (packed_text(part, loaded, rows, source="training") for part in (documents[:half], documents[half:]))
+    return first, fresh
 
 
 def read(name: str, loaded: Loaded, settings: Settings) -> Task:
@@ -150,8 +156,8 @@ def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings,
 
     def shared() -> Allocation:
         if not ranks:
-            text = looked_at(task, loaded, settings)
-            ranks.append(plan(shares or "uniform", loaded, settings.rank, text, half_way))
+            text, fresh = looked_at(task, loaded, settings)
+            ranks.append(plan(shares or "uniform", loaded, settings.rank, text, fresh, half_way))
         return ranks[0]
 
     def half_way(ranks: Allocation) -> Decoder:
@@ -160,6 +166,10 @@ def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings,
         return adapted(
             way, task, loaded, ranks, half, 0, middle, stages.directory / "half-way" / f"{name}-{shares}"
         ).model
+
+    def step() -> dict[str, float]:
+        rows = take(looked_at(task, loaded, settings)[0].batch, range(settings.training.rows))
+        return step_cost(rebuild(loaded, shared(), LoRA()).model, rows)
 
     def run(seed: int, rate: float) -> dict[str, Any]:
         inputs = asdict(settings) | {"task": name, "arm": arm, "seed": seed, "rate": rate}
@@ -171,7 +181,13 @@ def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings,
 
     trials = chosen_rate(lambda rate: run(0, rate)["selection"], settings.rates)
     best = min(trials, key=lambda rate: trials[rate])
-    return {"rate": best, "trials": trials, "seeds": [run(seed, best) for seed in settings.seeds]}
+    inputs = asdict(settings.training) | {"task": name, "shares": shares, "rank": settings.rank}
+    return {
+        "rate": best,
+        "trials": trials,
+        "seeds": [run(seed, best) for seed in settings.seeds],
+        "step": stages(f"{name}-{shares}-step", dict, inputs, step) if way in STARTS else None,
+    }
 
 
 def chosen_rate(loss: Callable[[float], float], rates: tuple[float, ...]) -> dict[float, float]:
@@ -243,6 +259,7 @@ def told(arms: dict[str, dict[str, Any]], arm: str) -> dict[str, Any]:
         "nll": [run["nll"] for run in arms[arm]["seeds"]],
         **apart(arms[arm]["seeds"], arms["uniform"]["seeds"]),
         "best_steps": [run["best_step"] for run in arms[arm]["seeds"]],
+        "step": arms[arm]["step"],
     }
 
 

@@ -58,7 +58,8 @@ def main(settings: CarriedSettings) -> None:
     texts = read_texts(loaded, Settings(seed=settings.seed, tokens=settings.tokens))
     method = surgery_named(settings.method)
     judged = {"selection": texts.selection, **texts.tests}
-    path = FOLDER / f"carried_{settings.method.replace('/', '-')}_{settings.record}"
+    name = settings.method.translate(str.maketrans({"/": "-", ":": "of", '"': None}))
+    path = FOLDER / f"carried_{name}_{settings.record}"
     kept: dict[str, Any] = read_json(path)["arms"] if path.is_file() else {}
     for name, amounts in asked.items():
         if name not in kept:

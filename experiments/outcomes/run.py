@@ -59,6 +59,8 @@ class Settings:
     """Of the program."""
     budgets: tuple[float, ...] = (0.6,)
     """Shares to remove, mean bits, or mean ranks of factors, weighted by parameters."""
+    pattern: int = 0
+    """Of sparsity: shares n / PATTERN only, for a method of the pattern n:PATTERN."""
     method: str = ""
     """The surgery, with settings after a slash, r-sparse/ratio=1; that of `METHODS` if empty."""
     evidence: int = 512
@@ -100,10 +102,11 @@ def main(settings: Settings) -> None:
     )
     with bars() as progress:
         common = {"validation": texts.validation, "progress": progress}
-        first = PROGRAMS[settings.target](settings.budgets[0])
+        own = {"pattern": settings.pattern} if settings.pattern else {}
+        first = PROGRAMS[settings.target](settings.budgets[0], **own)
         found = measured_for(loaded, texts.evidence, chosen, settings.measured, first, **common)
         for budget in settings.budgets:
-            program = PROGRAMS[settings.target](budget)
+            program = PROGRAMS[settings.target](budget, **own)
             compared = compare(loaded, texts.evidence, program, chosen, settings.measured, found=found, **common)
             where = settings.work / f"{settings.target}-{method.name}-{budget:g}-{settings.seed}"
             read = {"text": texts.text, "selection": texts.selection, "tests": texts.tests}
