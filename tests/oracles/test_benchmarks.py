@@ -12,6 +12,7 @@ from experiments.benchmarks import (
     damping_grid,
     fisher,
     gpu_estimate,
+    huge_pages,
     prices,
     prices_memory,
     products,
@@ -23,7 +24,7 @@ from experiments.benchmarks.measuring import SCHEMA
 
 pytestmark = pytest.mark.oracle
 
-QUICK = (products, all_gains, damping_grid, fisher, scaling, compile_time, prices, prices_memory)
+QUICK = (products, all_gains, damping_grid, fisher, scaling, compile_time, huge_pages, prices, prices_memory)
 
 
 @pytest.fixture
