@@ -104,7 +104,7 @@ def descend(
     require_counted(program, method)
     posed = program.pose(shapes)
     x = _start(program, posed, shapes, start)
-    steps = ladder(program, posed, shapes, x, step=settings.step) if rounds is exchange_rounds else None
+    steps = ladder(program, posed, shapes, x, rung=settings.rung) if rounds is exchange_rounds else None
     if steps is not None:
         _require_start(steps, x, program)
     nearest = _nearest(posed)

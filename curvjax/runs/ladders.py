@@ -19,12 +19,12 @@ def ladder(
     shapes: Sequence[UnitShape],
     start: Float[np.ndarray, " K"],
     *,
-    step: float,
+    rung: float,
 ) -> Ladder:
     """The entries of a program over units, each with its cost.
 
     Widths are those allowed. N of M are shares n / M, from the most that may go to none: what an entry costs is the
-    weights that stay. Ranks are those allowed, or those at the start and in steps of `step` of the rank at which two
+    weights that stay. Ranks are those allowed, or those at the start and in steps of `rung` of the rank at which two
     factors are as large as their kernel; at that rank, the last entry, a projection stays as it is.
 
     Args:
@@ -32,7 +32,7 @@ def ladder(
       posed: the program over the units.
       shapes: K units; for ranks single projections.
       start: `[K]` where moves begin: widths, shares or ranks.
-      step: between two ranks, as a share.
+      rung: between two ranks, as a share.
     """
     size, held = np.asarray([shape.weights for shape in shapes], np.float64), frozen_units(shapes, program.frozen)
     if isinstance(program, Sparsity):
@@ -47,7 +47,7 @@ def ladder(
         return Ladder(widths[place], np.take_along_axis(menu.cost, place, 1), posed.requested)
     least, whole = rank_bounds(posed, shapes)
     amount = _padded([
-        _ranks(program, int(x), int(a), int(b), step) for x, a, b in zip(start, least, whole, strict=True)
+        _ranks(program, int(x), int(a), int(b), rung) for x, a, b in zip(start, least, whole, strict=True)
     ])
     return Ladder(amount, posed.cost[:, None] * amount, posed.requested)
 
@@ -76,11 +76,11 @@ def _even(shapes: Sequence[UnitShape]) -> Float[np.ndarray, " K"]:
     return np.asarray([math.prod(side) / sum(side) for side in sides])
 
 
-def _ranks(program: Ranks, start: int, least: int, whole: int, step: float) -> list[int]:
+def _ranks(program: Ranks, start: int, least: int, whole: int, rung: float) -> list[int]:
     """Of one unit, rising."""
     if program.allowed:
         return sorted({min(rank, whole) for rank in program.allowed if rank >= least})
-    by = max(1, round(step * whole))
+    by = max(1, round(rung * whole))
     return sorted({*range(start, least - 1, -by), *range(start, whole, by), whole})
 
 

@@ -38,9 +38,10 @@ class DescendSettings:
     """Units whose first price by gradient is set beside the central difference of the objective, two forward passes
     each."""
     step: float = 0.05
-    """Of measured moves: shares of a unit's weights by which SparseGPT prunes it more and less, or shares of parameters
-    between two ranks of factors."""
-    exchanged: tuple[float, ...] = (0.1, 0.05, 0.025)
+    """Of measured moves of shares: by how much of its weights SparseGPT prunes a unit more and less."""
+    rung: float = 0.2
+    """Of ladders of ranks: share of a projection's parameters between two ranks of factors."""
+    exchanged: tuple[float, ...] = (0.3, 0.1, 0.05, 0.025)
     """Of ladders: shares of all weights that may move at once; each is judged, and the best one stepped from."""
     movers: int = 60
     """Units whose moves are measured again in later rounds, those nearest to moving, or furthest from the mean price;
@@ -59,8 +60,9 @@ class DescendSettings:
         if min(self.iterations, self.patience, self.rows) < 1 or min(self.movers, self.checked, self.portion) < 0:
             msg = f"need iterations, patience, rows >= 1 and movers, checked, portion >= 0; got {self}."
             raise ValueError(msg)
-        if not (0 < self.rate < 1 and 0 < self.decay <= 1 and 0 < self.band < 0.5 and 0 < self.step < 0.5):
-            msg = f"need rate in (0, 1), decay in (0, 1], band and step in (0, 0.5); got {self}."
+        below = {"rate": 1, "band": 0.5, "step": 0.5, "rung": 0.5}
+        if not (all(0 < getattr(self, name) < most for name, most in below.items()) and 0 < self.decay <= 1):
+            msg = f"need rate in (0, 1), decay in (0, 1], band, step and rung in (0, 0.5); got {self}."
             raise ValueError(msg)
         if not self.exchanged or not all(0 < share <= 1 for share in self.exchanged):
             msg = f"exchanged must be shares in (0, 1], at least one; got {self.exchanged}."

@@ -11,10 +11,10 @@ SIZE = np.asarray([a * b for a, b in SIDES], np.float64)
 COST = np.asarray([a + b for a, b in SIDES], np.float64)
 
 
-def of(program, start=None, *, step=0.05):
+def of(program, start=None, *, rung=0.05):
     posed = program.pose(SHAPES)
     start = np.full(len(SHAPES), program.budget) if start is None else start
-    return ladder(program, posed, SHAPES, np.asarray(start, np.float64), step=step)
+    return ladder(program, posed, SHAPES, np.asarray(start, np.float64), rung=rung)
 
 
 def test_n_of_m_are_shares_from_the_most_to_none_and_cost_what_stays():
@@ -45,7 +45,7 @@ def test_uniform_ranks_keep_one_share_of_the_parameters_to_within_a_rank():
 
 
 def test_ranks_go_in_steps_from_the_start_to_the_one_at_which_nothing_is_saved():
-    found = of(Ranks(5, minimum=2), [5, 5, 3, 5], step=0.2)
+    found = of(Ranks(5, minimum=2), [5, 5, 3, 5], rung=0.2)
     np.testing.assert_array_equal(found.amount[0], [3, 5, 7, 9, 10])  # whole at 9.6: 10, in steps of 2
     np.testing.assert_array_equal(found.amount[2], [2, 3, 4, 5, 6])
     np.testing.assert_array_equal(found.amount[3], [3, 5, 7, 8, 8])

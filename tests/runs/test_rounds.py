@@ -227,5 +227,6 @@ def test_pairs_without_moves_are_refused_by_name(shallow, parts):
     refused("a rotated model is not priced .* descend with rotate=False", Bits(3), RSQ(group=8))
     refused("within Sparsity, Bits, Ranks and what inherits from one; got .*Half", Half(), Wanda())
     refused("their granularity is module, not layer", Ranks(4), Factorize())
-    with pytest.raises(ValueError, match="band and step in"):
-        DescendSettings(step=0.5)
+    for name in ("band", "step", "rung"):
+        with pytest.raises(ValueError, match="band, step and rung in"):
+            DescendSettings(**{name: 0.5})
