@@ -41,6 +41,8 @@ class CarriedSettings:
     """The surgery that builds, with settings after a slash: gptq/act_order=false."""
     tokens: int = 16384
     """To calibrate on, as for the record."""
+    tested: int = 4096
+    """Of each test text."""
     seed: int = 0
     """Of the record's texts."""
 
@@ -55,11 +57,12 @@ def main(settings: CarriedSettings) -> None:
     if missing := sorted({UNIFORM, *settings.arms} - set(asked)):
         msg = f"the record has no arms {missing}; it has {[arm.method for arm in found.arms]}."
         raise SystemExit(msg)
-    texts = read_texts(loaded, Settings(seed=settings.seed, tokens=settings.tokens))
+    texts = read_texts(loaded, Settings(seed=settings.seed, tokens=settings.tokens, tested=settings.tested))
     method = surgery_named(settings.method)
     judged = {"selection": texts.selection, **texts.tests}
     name = settings.method.translate(str.maketrans({"/": "-", ":": "of", '"': None}))
-    path = FOLDER / f"carried_{name}_{settings.record}"
+    more = "" if settings.tested == CarriedSettings.tested else f"_{settings.tested}"
+    path = FOLDER / f"carried_{name}{more}_{settings.record}"
     kept: dict[str, Any] = read_json(path)["arms"] if path.is_file() else {}
     for name, amounts in asked.items():
         if name not in kept:
