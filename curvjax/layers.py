@@ -134,12 +134,6 @@ def merge(*parts: Mapping[str, Leaf]) -> dict[str, Leaf]:
     return merged
 
 
-def block_parameters(params: Mapping[str, Leaf]) -> tuple[dict[str, dict[str, Leaf]], dict[str, Leaf]]:
-    """Parameters by decoder layer, `layers.3 -> {path: leaf}` in layer order, and those outside the stack."""
-    inside = {unit.name: split(params, unit)[0] for unit in layer_units(params)}
-    return inside, {path: leaf for path, leaf in params.items() if layer_index(path) < 0}
-
-
 def _grouped(members: Iterable[tuple[str, str]]) -> tuple[Unit, ...]:
     groups: dict[str, list[str]] = {}
     for name, path in members:

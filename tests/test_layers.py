@@ -44,9 +44,6 @@ def test_split_and_merge_are_inverse():
     inside, outside = layers.split(params, layers.layer_units(PATHS)[10])
     assert set(inside) == {path for path in PATHS if path.startswith("layers.10.")}
     assert layers.merge(inside, outside) == params
-    blocks, rest = layers.block_parameters(params)
-    assert list(blocks) == [f"layers.{k}" for k in range(12)]
-    assert layers.merge(rest, *blocks.values()) == params
     assert layers.within_layer(PATHS[3]) == "self_attn.q_proj.kernel"
     assert layers.module_path(PATHS[3]) == "layers.1.self_attn.q_proj"
 
