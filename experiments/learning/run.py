@@ -225,6 +225,7 @@ def once(
         return {"selection": 1e9, "lost": str(lost)}
     looks = found.evidence["selection"]
     spent = {"seconds": time.perf_counter() - started, "state_size": found.evidence["optimizer"]["state_size"]}
+    spent["total"] = found.total
     return {"selection": min(looks["losses"]), "best_step": looks["best_step"]} | spent | tested(found.model, task)
 
 
@@ -259,6 +260,7 @@ def told(arms: dict[str, dict[str, Any]], arm: str) -> dict[str, Any]:
         "nll": [run["nll"] for run in arms[arm]["seeds"]],
         **apart(arms[arm]["seeds"], arms["uniform"]["seeds"]),
         "best_steps": [run["best_step"] for run in arms[arm]["seeds"]],
+        "total": [run.get("total") for run in arms[arm]["seeds"]],
         "step": arms[arm]["step"],
     }
 
