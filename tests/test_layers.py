@@ -44,6 +44,10 @@ def test_split_and_merge_are_inverse():
     inside, outside = layers.split(params, layers.layer_units(PATHS)[10])
     assert set(inside) == {path for path in PATHS if path.startswith("layers.10.")}
     assert layers.merge(inside, outside) == params
+    blocks = [layers.split(params, unit)[0] for unit in layers.layer_units(PATHS)]
+    rest = {path: i for path, i in params.items() if layers.layer_index(path) < 0}
+    assert len(blocks) == 12
+    assert layers.merge(rest, *blocks) == params
     assert layers.within_layer(PATHS[3]) == "self_attn.q_proj.kernel"
     assert layers.module_path(PATHS[3]) == "layers.1.self_attn.q_proj"
 

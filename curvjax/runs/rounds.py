@@ -60,8 +60,8 @@ class DescendSettings:
         if min(self.iterations, self.patience, self.rows) < 1 or min(self.movers, self.checked, self.portion) < 0:
             msg = f"need iterations, patience, rows >= 1 and movers, checked, portion >= 0; got {self}."
             raise ValueError(msg)
-        below = {"rate": 1, "band": 0.5, "step": 0.5, "rung": 0.5}
-        if not (all(0 < getattr(self, name) < most for name, most in below.items()) and 0 < self.decay <= 1):
+        narrow = all(0 < share < 0.5 for share in (self.band, self.step, self.rung))
+        if not (narrow and 0 < self.rate < 1 and 0 < self.decay <= 1):
             msg = f"need rate in (0, 1), decay in (0, 1], band, step and rung in (0, 0.5); got {self}."
             raise ValueError(msg)
         if not self.exchanged or not all(0 < share <= 1 for share in self.exchanged):

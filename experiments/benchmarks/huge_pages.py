@@ -11,11 +11,10 @@ Expected:  fewer seconds, nearly all of them the kernel's: XLA gives its tempora
 
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -33,6 +32,8 @@ class HugePages(Settings):
 
     processes: int = 3
     """Of each kind, in turns."""
+    rows: int = 4
+    """Rows in memory at a time; 0: all."""
 
 
 def measure(settings: HugePages) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def measure(settings: HugePages) -> dict[str, Any]:
     kernel: dict[str, list[float]] = {"huge": [], "small": []}
     for _ in range(settings.processes):
         for kind, value in (("huge", HUGE), ("small", "")):
-            with environment(value):
+            with patch.dict(os.environ, {NAME: value}):  # what the next process begins with
                 (found, spent), _ = apart(gradients, settings)
             costs[kind] += found
             kernel[kind].append(spent)
@@ -55,26 +56,15 @@ def measure(settings: HugePages) -> dict[str, Any]:
 def gradients(settings: HugePages) -> tuple[list, float]:
     """The costs of some gradients, and seconds of the kernel for each."""
     studied = subject(settings)
-    gradient = whole_model.gradient(studied, rows=4 if studied.batch.tokens.shape[0] > 4 else 0)
+    gradient = whole_model.gradient(studied, rows=settings.rows)
     jax.block_until_ready(gradient())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_stime
     found = [timed(gradient)[1] for _ in range(settings.repeats)]
     return found, (resource.getrusage(resource.RUSAGE_SELF).ru_stime - before) / settings.repeats
 
 
-@contextmanager
-def environment(value: str) -> Iterator[None]:
-    """What the next processes begin with."""
-    before = os.environ.get(NAME)
-    os.environ[NAME] = value
-    yield
-    os.environ.pop(NAME)
-    if before is not None:
-        os.environ[NAME] = before
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    return command(measure, HugePages(tokens=2048), {"processes": 1}, arguments)
+    return command(measure, HugePages(tokens=2048), {"processes": 1, "rows": 1}, arguments)
 
 
 if __name__ == "__main__":

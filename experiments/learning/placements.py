@@ -1,36 +1,36 @@
 """Where adapters are when only some layers have any, and what a step of learning then takes."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from curvjax.allocation import Ranks
 from curvjax.data import Batch
 from curvjax.evaluation import perplexity
 from curvjax.layers import layer_index
-from curvjax.models import Decoder, Loaded
+from curvjax.models import Decoder, Linear, Loaded
 from curvjax.records import Allocation, Scores
 from curvjax.runs.allocate import allocate
 from curvjax.runs.evidence import measure_evidence
 from curvjax.runs.measure import ScoreSettings, scored_units
 from curvjax.runs.score import score
 from curvjax.runs.text import Text
-from curvjax.scores import PLANS
+from curvjax.scores import PLANS, SCORES
 from curvjax.surgery.growing.lora import adapters
-from curvjax.surgery.growing.rerank import cut, truncated
-from curvjax.surgery.projections import rebuilt
+from curvjax.surgery.projections import linear_with, rebuilt
 from curvjax.training import Recipe, begin_training
 from curvjax.training.step import _step
 
-RANDOM = "random"
+RANDOM = "random-"
 PRICES = "prices"
 """What the loss on the training rows rises by without the adapters of a layer, half-way learned in all layers."""
 
 
 def placed(
-    name: str, loaded: Loaded, rank: int, text: Text, fresh: Text, half_way: Callable[..., Decoder]
+    name: str, loaded: Loaded, rank: int, text: Text, fresh: Text, half_way: Callable[[Allocation], Decoder]
 ) -> Allocation:
     """Equal ranks in some layers and none in the others, at the parameters that `rank` in all layers has.
 
@@ -46,19 +46,12 @@ def placed(
     norms = score(loaded, text, "gradient-norm")
     how, count, *rest = name.split("-", 2)
     if how == "from":
-        return among(norms, rank, {unit.name for unit in norms.units if unit.index >= int(count)})
-    values = worth(rest[0], loaded, norms, int(count), rank, text, fresh, half_way)
-    order = np.argsort(-values, kind="stable")[: int(count)]
-    return among(norms, rank, {norms.units[k].name for k in order})
+        return allocate(norms, Ranks(rank, minimum=0), rule="uniform", from_layer=int(count))
+    scores = _scores(rest[0], loaded, norms, int(count), rank, text, fresh, half_way)
+    return allocate(scores, Ranks(rank, minimum=0), rule="uniform", best=int(count))
 
 
-def among(norms: Scores, rank: int, chosen: set[str]) -> Allocation:
-    """The whole budget to the chosen layers."""
-    left = tuple(unit.name for unit in norms.units if unit.name not in chosen)
-    return allocate(norms, Ranks(rank, minimum=0, frozen=left), rule="uniform")
-
-
-def worth(
+def _scores(
     name: str,
     loaded: Loaded,
     norms: Scores,
@@ -66,32 +59,35 @@ def worth(
     rank: int,
     text: Text,
     fresh: Text,
-    half_way: Callable[..., Decoder],
-) -> np.ndarray:
-    """`[K]` of each layer, larger: it is chosen first."""
+    half_way: Callable[[Allocation], Decoder],
+) -> Scores:
     settings = ScoreSettings(rtol=0.1, rows=4)
-    if name.startswith(RANDOM):
-        return np.random.default_rng(int(name.removeprefix(f"{RANDOM}-"))).random(len(norms.units))
+    if name in SCORES:
+        return score(loaded, text, name, settings=settings, validation=fresh)
     if name == "rdp":
         units = scored_units(loaded.model, settings)
         evidence = measure_evidence(loaded.model, text, units, PLANS["rdp"].needs, settings).evidence
-        return np.asarray(PLANS["rdp"].of(evidence, total=count))
-    if name == PRICES:
-        return rises(half_way(allocate(norms, Ranks(rank), rule="uniform")), text)
-    return score(loaded, text, name, settings=settings, validation=fresh).values
+        values = np.asarray(PLANS["rdp"].of(evidence, total=count))
+    elif name == PRICES:
+        values = rises(half_way(allocate(norms, Ranks(rank), rule="uniform")), text)
+    else:
+        values = np.random.default_rng(int(name.removeprefix(RANDOM))).random(len(norms.units))
+    units = tuple(replace(unit, value=value) for unit, value in zip(norms.units, values.tolist(), strict=True))
+    return replace(norms, score=name, units=units)
 
 
-def rises(model: Decoder, text: Text) -> np.ndarray:
+def rises(model: Decoder, text: Text) -> Float[np.ndarray, " K"]:
     """`[K]` nats a token that the loss rises by without the adapters of each layer."""
-    cuts = {path: cut(adapter) for path, adapter in adapters(model).items()}
 
     def loss(index: int) -> float:
-        edits = {
-            path: partial(truncated, cut=each, rank=0) for path, each in cuts.items() if layer_index(path) == index
-        }
-        return perplexity(rebuilt(model, edits), text.batch).nll
+        without = dict.fromkeys((path for path in adapters(model) if layer_index(path) == index), _plain)
+        return perplexity(rebuilt(model, without), text.batch).nll
 
     return np.asarray([loss(index) for index in range(len(model.layers))]) - perplexity(model, text.batch).nll
+
+
+def _plain(adapter: Linear) -> Linear:
+    return linear_with(adapter.kernel[...], adapter.bias)
 
 
 def step_cost(model: Decoder, batch: Batch) -> dict[str, float]:

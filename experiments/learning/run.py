@@ -15,6 +15,7 @@ seeds agreeing.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,11 @@ def worked_arithmetic() -> list[Document]:
 def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings, stages: Stages) -> dict[str, Any]:
     """The rate chosen with seed 0, then every seed at it."""
     way, _, shares = arm.partition("@")
-    ranks: list[Allocation] = []  # made when first needed: a finished arm measures nothing
+    looked = cache(lambda: looked_at(task, loaded, settings))
 
+    @cache  # made when first needed: a finished arm measures nothing
     def shared() -> Allocation:
-        if not ranks:
-            text, fresh = looked_at(task, loaded, settings)
-            ranks.append(plan(shares or "uniform", loaded, settings.rank, text, fresh, half_way))
-        return ranks[0]
+        return plan(shares or "uniform", loaded, settings.rank, *looked(), half_way)
 
     def half_way(ranks: Allocation) -> Decoder:
         half = replace(settings, training=replace(settings.training, steps=settings.training.steps // 2))
@@ -168,7 +167,7 @@ def trained(arm: str, name: str, task: Task, loaded: Loaded, settings: Settings,
         ).model
 
     def step() -> dict[str, float]:
-        rows = take(looked_at(task, loaded, settings)[0].batch, range(settings.training.rows))
+        rows = take(looked()[0].batch, range(settings.training.rows))
         return step_cost(rebuild(loaded, shared(), LoRA()).model, rows)
 
     def run(seed: int, rate: float) -> dict[str, Any]:
@@ -225,7 +224,7 @@ def once(
         return {"selection": 1e9, "lost": str(lost)}
     looks = found.evidence["selection"]
     spent = {"seconds": time.perf_counter() - started, "state_size": found.evidence["optimizer"]["state_size"]}
-    spent["total"] = found.total
+    spent |= {"total": found.total}
     return {"selection": min(looks["losses"]), "best_step": looks["best_step"]} | spent | tested(found.model, task)
 
 
@@ -260,7 +259,7 @@ def told(arms: dict[str, dict[str, Any]], arm: str) -> dict[str, Any]:
         "nll": [run["nll"] for run in arms[arm]["seeds"]],
         **apart(arms[arm]["seeds"], arms["uniform"]["seeds"]),
         "best_steps": [run["best_step"] for run in arms[arm]["seeds"]],
-        "total": [run.get("total") for run in arms[arm]["seeds"]],
+        "total": [run["total"] for run in arms[arm]["seeds"]],
         "step": arms[arm]["step"],
     }
 

@@ -60,9 +60,9 @@ def main(settings: CarriedSettings) -> None:
     texts = read_texts(loaded, Settings(seed=settings.seed, tokens=settings.tokens, tested=settings.tested))
     method = surgery_named(settings.method)
     judged = {"selection": texts.selection, **texts.tests}
-    name = settings.method.translate(str.maketrans({"/": "-", ":": "of", '"': None}))
+    builder = settings.method.translate(str.maketrans({"/": "-", ":": "of", '"': None}))
     more = "" if settings.tested == CarriedSettings.tested else f"_{settings.tested}"
-    path = FOLDER / f"carried_{name}{more}_{settings.record}"
+    path = FOLDER / f"carried_{builder}{more}_{settings.record}"
     kept: dict[str, Any] = read_json(path)["arms"] if path.is_file() else {}
     for name, amounts in asked.items():
         if name not in kept:

@@ -103,10 +103,9 @@ def main(settings: Settings) -> None:
     with bars() as progress:
         common = {"validation": texts.validation, "progress": progress}
         own = {"pattern": settings.pattern} if settings.pattern else {}
-        first = PROGRAMS[settings.target](settings.budgets[0], **own)
-        found = measured_for(loaded, texts.evidence, chosen, settings.measured, first, **common)
-        for budget in settings.budgets:
-            program = PROGRAMS[settings.target](budget, **own)
+        programs = [PROGRAMS[settings.target](budget, **own) for budget in settings.budgets]
+        found = measured_for(loaded, texts.evidence, chosen, settings.measured, programs[0], **common)
+        for budget, program in zip(settings.budgets, programs, strict=True):
             compared = compare(loaded, texts.evidence, program, chosen, settings.measured, found=found, **common)
             where = settings.work / f"{settings.target}-{method.name}-{budget:g}-{settings.seed}"
             read = {"text": texts.text, "selection": texts.selection, "tests": texts.tests}
